@@ -1,0 +1,45 @@
+# make demo   install, generate data, train DiffMM and a baseline, show recommendations
+# make test   install with the development tools and run the default tests
+
+VENV ?= .venv
+PYTHON ?= $(shell for p in python3.11 python3.10 python3 python; do \
+	$$p -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] < (3, 12))' 2>/dev/null && echo $$p && break; done)
+RUN := $(VENV)/bin/python launch.py
+
+.PHONY: demo test check-python
+
+demo: $(VENV)/.installed datasets/demo/manifest.json
+	@$(RUN) train --config configs/demo.yaml model.name=popularity run.path=runs/demo/popularity > /dev/null
+	@$(RUN) train --config configs/demo.yaml
+	@$(RUN) export runs/demo/diffmm --out bundles/demo --force
+	@echo; echo "Test figures, popularity against DiffMM:"
+	@$(RUN) compare runs/demo/popularity runs/demo/diffmm
+	@echo "The five best items for three users:"
+	@$(RUN) recommend bundles/demo --users user_0,user_1,user_2 --k 5
+	@echo "Run folder:  runs/demo/diffmm"
+	@echo "TensorBoard: $(VENV)/bin/tensorboard --logdir runs/demo"
+
+test: $(VENV)/.installed-dev
+	@$(VENV)/bin/python -m pytest
+
+datasets/demo/manifest.json: | $(VENV)/.installed
+	@$(RUN) prepare synthetic --out datasets/demo
+
+$(VENV)/.installed: pyproject.toml | check-python
+	@$(call install,.)
+	@touch $@
+
+$(VENV)/.installed-dev: pyproject.toml | check-python
+	@$(call install,.[dev])
+	@touch $@ $(VENV)/.installed
+
+check-python:
+	@test -n "$(PYTHON)" || { echo "error: Python 3.10 or 3.11 is needed and was not found; install one or set PYTHON=/path/to/it" >&2; exit 1; }
+
+define install
+test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); \
+	echo "error: $(PYTHON) cannot make a virtual environment; install its venv module (Debian: apt install python3-venv)" >&2; exit 1; }; \
+echo "installing into $(VENV) (about two minutes the first time)"; \
+$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --editable "$(1)" || { \
+	echo "error: the packages could not be installed; is the package index reachable?" >&2; exit 1; }
+endef

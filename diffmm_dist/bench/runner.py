@@ -1,0 +1,76 @@
+"""Training once per seed and summarising what came out."""
+
+import sys
+from collections.abc import Mapping, Sequence
+from statistics import mean, median, stdev
+from typing import Any
+
+from diffmm_dist import storage
+from diffmm_dist.bench.calibration import PRODUCT, ProductTimer
+from diffmm_dist.bench.machine import machine
+from diffmm_dist.config.schema import Config
+from diffmm_dist.train.worker import run_worker
+
+
+def bench_seeds(config: Config, seeds: Sequence[int], out: str) -> None:
+    """Train a configuration once per seed, in this process, and write a JSON file.
+
+    Times are also given in units of one matrix product timed between the epochs of the same run. A run that was
+    interrupted is resumed; its times are those of all its epochs, its products those of this process.
+
+    Args:
+        config: run.path gets one folder per seed.
+        seeds: the seeds.
+        out: the JSON file.
+    """
+    runs = [_run(config, seed) for seed in seeds]
+    storage.write_json(
+        out,
+        {
+            "command": " ".join(["python", *sys.argv]),
+            "machine": machine(),
+            "calibration": PRODUCT,
+            "config": config.model_dump(mode="json"),
+            "runs": runs,
+            "summary": summarize(runs),
+        },
+    )
+
+
+def _run(config: Config, seed: int) -> dict[str, Any]:
+    tree = config.model_dump()
+    tree["run"] = {"seed": seed, "path": storage.join(config.run.path, f"seed-{seed}")}
+    timer = ProductTimer()
+    result = run_worker(Config.model_validate(tree), stop_requested=lambda: False, recorders=[timer])
+    return {key: value for key, value in result.items() if key != "config"} | in_products(result, timer.seconds)
+
+
+def in_products(result: Mapping[str, Any], product_seconds: Sequence[float]) -> dict[str, Any]:
+    """Return the median times of a run divided by the median time of the product; nothing if none was timed."""
+    if not product_seconds:
+        return {}
+    unit = median(product_seconds)
+    return {
+        "product_seconds": unit,
+        "products_per_epoch": result["seconds_per_epoch"] / unit,
+        "products_per_phase": {name: value / unit for name, value in result["seconds_per_phase"].items()},
+    }
+
+
+def summarize(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return mean, sample standard deviation and values of every metric, and medians of the times."""
+    summary: dict[str, Any] = {}
+    for split in ("valid", "test"):
+        for name in runs[0][split]:
+            values = [run[split][name] for run in runs]
+            spread = stdev(values) if len(values) > 1 else 0.0
+            summary[f"{split}/{name}"] = {"mean": mean(values), "spread": spread, "values": values}
+    timed = [run for run in runs if "products_per_epoch" in run]
+    if timed:
+        summary["products_per_epoch"] = median(run["products_per_epoch"] for run in timed)
+        summary["products_per_phase"] = {
+            name: median(run["products_per_phase"][name] for run in timed) for name in timed[0]["products_per_phase"]
+        }
+    summary["seconds_per_epoch"] = median(run["seconds_per_epoch"] for run in runs)
+    summary["peak_rss_gib"] = max(run["peak_rss_gib"] for run in runs)
+    return summary

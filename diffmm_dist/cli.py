@@ -1,0 +1,314 @@
+"""The command line: one short function per command, and one place that turns errors into a sentence and a status."""
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from diffmm_dist.config import render
+from diffmm_dist.config.load import load_config
+from diffmm_dist.errors import UserError, one_line
+from diffmm_dist.monitoring.log import metric_cells, print_table, set_up_logging
+
+# Commands import what they need when they run: `--help` and a misspelt key must not wait for torch.
+
+app = typer.Typer(
+    help="Multi-modal graph-diffusion recommendation.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+prepare_app = typer.Typer(help="Make a dataset: import raw data or generate some.", no_args_is_help=True)
+config_app = typer.Typer(help="Show configurations.", no_args_is_help=True)
+bench_app = typer.Typer(help="Measure quality, time and memory.", no_args_is_help=True)
+app.add_typer(prepare_app, name="prepare")
+app.add_typer(config_app, name="config")
+app.add_typer(bench_app, name="bench")
+
+Out = Annotated[str, typer.Option(help="Where to write: a folder or an s3:// prefix.")]
+Force = Annotated[bool, typer.Option("--force", help="Replace what is there.")]
+ConfigFile = Annotated[Path, typer.Option("--config", help="YAML file; see docs/configuration.md.")]
+Overrides = Annotated[list[str] | None, typer.Argument(help="section.key=value, winning over the file.")]
+
+
+@prepare_app.command("diffmm")
+def prepare_diffmm(
+    folder: Annotated[str, typer.Argument(help="Holds trnMat.pkl, valMat.pkl, tstMat.pkl and *_feat.npy.")],
+    out: Out,
+    force: Force = False,
+) -> None:
+    """Import a published DiffMM folder; its pickles may hold sparse matrices and nothing else."""
+    from diffmm_dist.data.importers.diffmm import import_diffmm
+
+    report = import_diffmm(folder, out, force=force)
+    _show_dataset(out)
+    for name in report.missing:
+        print(f"left out: {folder}/{name} is not there")
+    for note in report.notes:
+        print(f"note: {note}")
+
+
+@prepare_app.command("synthetic")
+def prepare_synthetic(
+    out: Out,
+    users: Annotated[int, typer.Option(help="Number of users.")] = 2000,
+    items: Annotated[int, typer.Option(help="Number of items.")] = 1500,
+    interactions: Annotated[int, typer.Option(help="Number of interactions, of all splits together.")] = 24_000,
+    modality: Annotated[list[str] | None, typer.Option(help="NAME:WIDTH, repeatable.")] = None,
+    seed: Annotated[int, typer.Option(help="Seed.")] = 7,
+    force: Force = False,
+) -> None:
+    """Generate a dataset whose modality features carry the users' tastes."""
+    from diffmm_dist.data.synthetic import SyntheticSpec, generate
+
+    widths = dict(_modality(text) for text in modality or ("visual:64", "textual:32"))
+    generate(SyntheticSpec(users, items, interactions, widths, seed), out, force=force)
+    _show_dataset(out)
+
+
+def _modality(text: str) -> tuple[str, int]:
+    name, _, width = text.partition(":")
+    if not (name.isidentifier() and width.isdecimal()):
+        raise UserError(f"--modality {text} must be a name and a width, such as visual:64")
+    return name, int(width)
+
+
+@app.command()
+def inspect(
+    dataset: Annotated[str, typer.Argument(help="A prepared dataset.")],
+    verify: Annotated[bool, typer.Option("--verify", help="Read every file and compare its checksum.")] = False,
+) -> None:
+    """Show what a dataset holds."""
+    _show_dataset(dataset, verify=verify)
+
+
+def _show_dataset(uri: str, *, verify: bool = False) -> None:
+    from diffmm_dist.data.dataset import Dataset
+
+    dataset = Dataset.open(uri)
+    if verify:
+        dataset.verify()
+    manifest = dataset.manifest
+    train = dataset.interactions("train")
+    cold_users, cold_items = int((train.row_counts == 0).sum()), int((train.column_counts == 0).sum())
+    rows = [
+        ["users", f"{dataset.num_users:,}", f"{cold_users:,} without training interactions"],
+        ["items", f"{dataset.num_items:,}", f"{cold_items:,} without training interactions"],
+    ]
+    for split in ("train", "valid", "test"):
+        count = manifest.num_interactions(split)
+        density = count / (dataset.num_users * dataset.num_items)
+        rows.append([f"{split} interactions", f"{count:,}", f"density {density:.4%}"])
+    rows += [[name, f"{entry.width} wide", entry.dtype] for name, entry in manifest.modalities.items()]
+    rows.append(["made by", str(manifest.made_by.get("importer", "")), f"fingerprint {manifest.fingerprint[:12]}"])
+    if verify:
+        rows.append(["checksums", f"{len(manifest.files())} files", "all match"])
+    print_table(f"dataset {uri}", ["", "", ""], rows)
+
+
+@app.command()
+def train(config: ConfigFile, overrides: Overrides = None) -> None:
+    """Train a model, or go on training it: the same command again resumes the run."""
+    settings = load_config(config, overrides or [])
+    if settings.cluster.num_workers == 0:
+        from diffmm_dist.train.local_job import run_here as run
+    else:
+        from diffmm_dist.train.ray_job import run_on_ray as run
+    _show_result(run(settings), settings.run.path)
+
+
+def _show_result(result: dict, path: str) -> None:  # type: ignore[type-arg]
+    names = ("recall", "ndcg", "precision", "hit_rate", "mrr", "coverage")
+    cutoffs = sorted({int(key.split("@")[1]) for key in result["test"] or result["valid"]})
+    rows = [
+        [f"{split} @{k}", *metric_cells(result[split], [f"{name}@{k}" for name in names])]
+        for split in ("valid", "test")
+        if result[split]
+        for k in cutoffs
+    ]
+    model = result["config"]["model"]["name"]
+    print_table(
+        f"{model}, seed {result['seed']}: epoch {result['best_epoch']} of 0..{result['epochs'] - 1}, "
+        f"{_protocol(result['protocol'])}",
+        ["", *names],
+        rows,
+    )
+    phases = ", ".join(f"{name} {value:.2f} s" for name, value in result["seconds_per_phase"].items())
+    print(
+        f"an epoch takes {result['seconds_per_epoch']:.2f} s ({phases}); peak memory {result['peak_rss_gib']:.2f} GiB"
+    )
+    print(f"run folder: {path}    TensorBoard: tensorboard --logdir {path}")
+
+
+def _protocol(name: str) -> str:
+    if name == "published":
+        return "PUBLISHED PROTOCOL: chosen on test, so these are no honest test figures"
+    return "chosen on validation"
+
+
+@app.command()
+def compare(
+    runs: Annotated[list[str], typer.Argument(help="Folders of finished runs.")],
+    k: Annotated[int, typer.Option(help="Cut-off.")] = 20,
+) -> None:
+    """Show the test figures of several finished runs side by side."""
+    from diffmm_dist.train.run_folder import RunFolder
+
+    rows = []
+    for path in runs:
+        result = RunFolder.existing(path)[0].result()
+        if result is None:
+            raise UserError(f"run {path} has not finished; run its `train` command again")
+        test = metric_cells(result["test"], [f"recall@{k}", f"ndcg@{k}", f"coverage@{k}"])
+        model = result["config"]["model"]["name"]
+        rows.append([model, *test, str(result["best_epoch"]), f"{result['seconds_per_epoch']:.2f}", result["protocol"]])
+    columns = ["test", f"recall@{k}", f"ndcg@{k}", f"coverage@{k}", "best epoch", "s/epoch", "protocol"]
+    print_table("", columns, rows)
+
+
+@app.command()
+def evaluate(
+    run: Annotated[str, typer.Argument(help="Run folder.")],
+    split: Annotated[str, typer.Option(help="valid or test.")] = "test",
+    k: Annotated[str, typer.Option(help="Cut-offs, comma-separated.")] = "10,20,50",
+) -> None:
+    """Evaluate the best epoch of a run at any cut-offs, under the run's protocol."""
+    if split not in ("valid", "test"):
+        raise UserError(f"--split {split} is neither valid nor test")
+    cutoffs = _positive_numbers(k, "--k")
+    from diffmm_dist.train.trained import load_trained
+    from diffmm_dist.train.worker import prepare_process
+
+    prepare_process(0)
+    trained = load_trained(run)
+    metrics = trained.evaluation(cutoffs).measure(trained.model, split)
+    if not metrics:
+        raise UserError(f"dataset {trained.dataset.uri} has no {split} interactions to evaluate on")
+    names = ("recall", "ndcg", "precision", "hit_rate", "mrr", "coverage")
+    rows = [[f"@{cutoff}", *metric_cells(metrics, [f"{name}@{cutoff}" for name in names])] for cutoff in cutoffs]
+    protocol = _protocol(trained.config.eval.protocol)
+    print_table(f"{split} of {run}: epoch {trained.best_epoch}, {protocol}", ["", *names], rows)
+
+
+def _positive_numbers(text: str, option: str) -> list[int]:
+    numbers = [int(part) if part.strip().isdecimal() else 0 for part in text.split(",")]
+    if min(numbers) < 1:
+        raise UserError(f"{option} {text} must be whole numbers of at least 1, such as 10,20,50")
+    return sorted(set(numbers))
+
+
+@app.command()
+def export(run: Annotated[str, typer.Argument(help="Run folder.")], out: Out, force: Force = False) -> None:
+    """Write the best epoch's embeddings, ids, settings and weights as a bundle."""
+    from diffmm_dist.export.bundle import export_bundle
+    from diffmm_dist.train.trained import load_trained
+
+    trained = load_trained(run)
+    export_bundle(trained, out, force=force)
+    print(f"{out}: {trained.config.model.name}, epoch {trained.best_epoch} of {run}")
+
+
+@app.command()
+def recommend(
+    bundle: Annotated[str, typer.Argument(help="A bundle written by `export`.")],
+    users: Annotated[str | None, typer.Option(help="Original user ids, comma-separated.")] = None,
+    every_user: Annotated[bool, typer.Option("--all", help="Recommend to every user.")] = False,
+    k: Annotated[int, typer.Option(min=1, help="Recommendations per user.")] = 20,
+    include_seen: Annotated[bool, typer.Option("--include-seen", help="Recommend known items too.")] = False,
+    out: Annotated[str | None, typer.Option(help="Parquet file to write; a table is printed without it.")] = None,
+) -> None:
+    """Recommend items, in original ids."""
+    if (users is None) == (not every_user):
+        raise UserError("give either --users ID,ID or --all")
+    if every_user and out is None:
+        raise UserError("--all needs --out FILE.parquet")
+    import torch
+
+    from diffmm_dist.export.bundle import read_bundle
+    from diffmm_dist.export.recommend import recommend as recommend_blocks
+    from diffmm_dist.export.recommend import user_rows_of, write_recommendations
+
+    source = read_bundle(bundle)
+    rows = torch.arange(len(source.user_ids)) if users is None else user_rows_of(source, users.split(","))
+    tables = recommend_blocks(source, rows, k=k, include_seen=include_seen)
+    if out is not None:
+        print(f"{out}: {write_recommendations(tables, out):,} recommendations to {rows.numel():,} users")
+        return
+    cells = [
+        [str(row["user"]), str(row["rank"]), str(row["item"]), f"{row['score']:.4f}"]
+        for table in tables
+        for row in table.to_pylist()
+    ]
+    print_table("", ["user", "rank", "item", "score"], cells)
+
+
+@config_app.command("show")
+def config_show(config: ConfigFile, overrides: Overrides = None) -> None:
+    """Print the resolved configuration."""
+    print(render.to_yaml(load_config(config, overrides or [])), end="")
+
+
+@config_app.command("reference")
+def config_reference() -> None:
+    """Print docs/configuration.md."""
+    print(render.reference_markdown(), end="")
+
+
+@bench_app.command("train")
+def bench_train(
+    config: ConfigFile,
+    out: Annotated[str, typer.Option(help="JSON file to write.")],
+    seeds: Annotated[str, typer.Option(help="Seeds, comma-separated.")] = "421,422,423",
+    overrides: Overrides = None,
+) -> None:
+    """Train once per seed; write means, spreads, memory, and times in units of one matrix product."""
+    from diffmm_dist.bench.runner import bench_seeds
+
+    settings = load_config(config, overrides or [])
+    bench_seeds(settings, _positive_numbers(seeds, "--seeds"), out)
+    print(out)
+
+
+@bench_app.command("propagate")
+def bench_propagate(
+    dataset: Annotated[str, typer.Argument(help="A prepared dataset.")],
+    out: Annotated[str, typer.Option(help="JSON file to write.")],
+    width: Annotated[int, typer.Option(min=1, help="Columns of the rows.")] = 64,
+) -> None:
+    """Time the propagation kernels on a dataset's graph."""
+    from diffmm_dist.bench.cases import bench_propagate as run
+
+    run(dataset, width, out)
+    print(out)
+
+
+@bench_app.command("report")
+def bench_report(files: Annotated[list[str], typer.Argument(help="JSON files of `bench train`.")]) -> None:
+    """Print the tables of docs/benchmarks from JSON files."""
+    from diffmm_dist.bench.report import markdown
+
+    print(markdown(files), end="")
+
+
+def main() -> None:
+    """Run the command line; exit 1 with one sentence for what the user can put right, 130 after Ctrl-C."""
+    set_up_logging()
+    try:
+        app()
+    except UserError as error:
+        _fail(f"error: {one_line(error)}", 1)
+    except KeyboardInterrupt:
+        _fail("interrupted", 130)
+    except Exception as error:
+        if type(error).__name__ != "StoppedError":  # its module would have to import torch first
+            raise
+        _fail(f"stopped at {error}; a checkpoint is saved, the same command goes on from there", 130)
+
+
+def _fail(text: str, status: int) -> None:
+    if os.environ.get("DIFFMM_DEBUG") == "1":
+        raise
+    print(text, file=sys.stderr)
+    sys.exit(status)

@@ -1,0 +1,201 @@
+"""Every setting, with its type, its range and one sentence; docs/configuration.md is generated from here.
+
+Hyper-parameters carry the field's names; the published flag that each one replaces stands in docs/evaluation.md.
+"""
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Probability = Annotated[float, Field(ge=0.0, le=1.0, allow_inf_nan=False)]
+NonNegative = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
+Positive = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
+Count = Annotated[int, Field(ge=1)]
+Projection = Literal["matrix", "affine"]
+
+
+class Section(BaseModel):
+    """A group of settings: immutable, and unknown keys are errors."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class DataConfig(Section):
+    """What to train on."""
+
+    path: str
+    """Prepared dataset: a folder or an s3:// prefix written by `prepare`."""
+    modalities: tuple[str, ...] | None = None
+    """Names of the modalities to use, in this order; null uses all that the dataset has."""
+
+
+class RunConfig(Section):
+    """Where a run lives and what makes it repeatable."""
+
+    path: str
+    """Run folder; running the same command again resumes from it."""
+    seed: Annotated[int, Field(ge=0)] = 421
+    """Seed of every random number of the run."""
+
+
+class ModelConfig(Section):
+    """The recommender."""
+
+    name: Literal["diffmm", "lightgcn", "popularity"] = "diffmm"
+    """Model to train; a model reads only the sections that it needs."""
+    embedding_dim: Count = 64
+    """Width d of all embeddings."""
+    num_layers: Annotated[int, Field(ge=0)] = 1
+    """Propagation layers L over the real graph."""
+    modality_projection: Projection | dict[str, Projection] = "matrix"
+    """Features to embeddings: `matrix` (no bias, LeakyReLU 0.2) or `affine`, or a map from modality to one of them."""
+    residual_weight: NonNegative = 0.5
+    """Weight omega of the row-normalised first layer in the final embedding."""
+    modal_graph_weight: NonNegative = 0.2
+    """Weight lambda_adj of the generated graphs in the first layer."""
+
+
+class DiffusionConfig(Section):
+    """Diffusion over interaction rows and the graphs generated from it (DiffMM)."""
+
+    num_timesteps: Count = 5
+    """Diffusion steps T."""
+    noise_scale: Positive = 0.1
+    """Factor on both ends of the variance schedule."""
+    noise_min: Positive = 1e-4
+    """Lower end of the variance schedule."""
+    noise_max: Positive = 0.02
+    """Upper end of the variance schedule."""
+    sampling_steps: Annotated[int, Field(ge=0)] = 0
+    """Corruption steps before the reverse chain; 0 starts from the clean row."""
+    sampling_noise: bool = False
+    """Add posterior noise in the reverse chain."""
+    denoiser_hidden_dims: Annotated[tuple[Count, ...], Field(min_length=1)] = (1000,)
+    """Widths of the denoiser's hidden layers."""
+    time_embedding_dim: Annotated[int, Field(ge=2)] = 10
+    """Width of the sinusoidal time code."""
+    input_dropout_prob: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.5
+    """Dropout on the noisy row while the denoiser trains."""
+    normalize_input: bool = False
+    """L2-normalise each row before the denoiser's first layer."""
+    signal_weight: NonNegative = 0.1
+    """Weight lambda_0 of the modality signal (MSI) in the denoising loss."""
+    rebuild_topk: Count = 1
+    """Generated edges k per user and modality."""
+    edge_keep_prob: Probability = 0.5
+    """Probability of keeping each entry of a generated graph, drawn once per epoch; 1 keeps all."""
+
+
+class ContrastConfig(Section):
+    """Cross-modal contrast (DiffMM)."""
+
+    contrastive_weight: NonNegative = 1e-2
+    """Weight of the contrastive loss."""
+    temperature: Annotated[float, Field(ge=0.03, allow_inf_nan=False)] = 0.5
+    """Temperature tau; below 0.03 exp((cos - 1) / tau) leaves the range of float32."""
+    contrastive_anchor: Literal["main", "modal"] = "modal"
+    """Anchors: the `main` view against every modality, or each `modal` view against the later ones."""
+
+
+class TrainConfig(Section):
+    """Optimisation."""
+
+    epochs: Count = 50
+    """Epochs; raising it lets a finished run go on."""
+    batch_size: Count = 1024
+    """Global batch: interactions when ranking, users when denoising."""
+    learning_rate: Positive = 1e-3
+    """Learning rate of Adam."""
+    l2_weight: NonNegative = 1e-5
+    """Weight of the squared norm of the two ID tables."""
+
+
+class EvalConfig(Section):
+    """All-ranking evaluation."""
+
+    protocol: Literal["validation", "published"] = "validation"
+    """`validation`: best epoch on validation, test once for it; `published`: best epoch on test, to compare only."""
+    k: Annotated[tuple[Count, ...], Field(min_length=1)] = (10, 20, 50)
+    """Cut-offs of the metrics."""
+    metric: str = "recall@20"
+    """Metric that picks the best epoch."""
+    every_epochs: Count = 1
+    """Epochs between evaluations; the last epoch is always evaluated."""
+    batch_size: Count = 1024
+    """Users ranked at a time."""
+
+    @model_validator(mode="after")
+    def _metric_is_measured(self) -> "EvalConfig":
+        names = [f"{name}@{k}" for name in ("recall", "ndcg", "precision", "hit_rate", "mrr") for k in self.k]
+        if self.metric not in names:
+            raise ValueError(f"eval.metric '{self.metric}' is not measured with eval.k; use one of {', '.join(names)}")
+        return self
+
+
+class GraphConfig(Section):
+    """Propagation."""
+
+    kernel: Literal["auto", "dgl", "csr"] = "auto"
+    """Sparse kernel; `auto` times both on this graph at the first start. Both give the same bits."""
+
+
+class CheckpointConfig(Section):
+    """Checkpoints."""
+
+    every_epochs: Count = 1
+    """Epochs between checkpoints; a new best epoch and the last one are always saved."""
+    every_steps: Annotated[int, Field(ge=0)] = 0
+    """Steps between checkpoints inside an epoch; 0 saves at the end of epochs only."""
+    keep: Count = 1
+    """Newest checkpoints to keep, besides the best."""
+
+
+class ClusterConfig(Section):
+    """Where the program runs."""
+
+    num_workers: Annotated[int, Field(ge=0, le=1)] = 0
+    """0 trains in this process; 1 starts one worker through Ray Train."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Device of the worker; `auto` takes a GPU where there is one."""
+    threads_per_worker: Annotated[int, Field(ge=0)] = 0
+    """CPU threads of a worker; 0 uses every core of the machine. Another number of threads may change the last bits."""
+
+
+class MonitoringConfig(Section):
+    """What is written while training."""
+
+    tensorboard: bool = True
+    """Write TensorBoard events into the run folder."""
+
+
+class Config(Section):
+    """A whole run."""
+
+    data: DataConfig
+    run: RunConfig
+    model: ModelConfig = ModelConfig()
+    diffusion: DiffusionConfig = DiffusionConfig()
+    contrast: ContrastConfig = ContrastConfig()
+    train: TrainConfig = TrainConfig()
+    eval: EvalConfig = EvalConfig()
+    graph: GraphConfig = GraphConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    cluster: ClusterConfig = ClusterConfig()
+    monitoring: MonitoringConfig = MonitoringConfig()
+
+    @model_validator(mode="after")
+    def _noise_range(self) -> "Config":
+        diffusion = self.diffusion
+        if diffusion.noise_min > diffusion.noise_max:
+            raise ValueError(
+                f"diffusion.noise_min {diffusion.noise_min} is above diffusion.noise_max {diffusion.noise_max}; "
+                "swap them"
+            )
+        if diffusion.noise_scale * diffusion.noise_max >= 1:
+            raise ValueError("diffusion.noise_scale * diffusion.noise_max must stay below 1; lower one of them")
+        if diffusion.sampling_steps > diffusion.num_timesteps:
+            raise ValueError(
+                f"diffusion.sampling_steps {diffusion.sampling_steps} exceeds diffusion.num_timesteps "
+                f"{diffusion.num_timesteps}; lower it"
+            )
+        return self

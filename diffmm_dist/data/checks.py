@@ -1,0 +1,29 @@
+"""Checks of ids and features, the same whether they are written or read."""
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from diffmm_dist.errors import UserError
+
+
+def check_ids(ids: npt.NDArray[np.int64], count: int, *, kind: str, where: str) -> None:
+    """Raise a ``UserError`` naming the first id that is not in ``0 .. count - 1``."""
+    bad = np.flatnonzero((ids < 0) | (ids >= count))
+    if bad.size:
+        raise UserError(
+            f"{where}: {kind} id {ids[bad[0]]} in row {bad[0]} is out of range; there are {count} {kind}s, "
+            f"numbered from 0 ({bad.size} such rows)"
+        )
+
+
+def check_finite(rows: npt.NDArray[Any], *, modality: str, first_row: int = 0) -> None:
+    """Raise a ``UserError`` naming the modality and the first feature row that holds NaN or infinity."""
+    bad = np.flatnonzero(~np.isfinite(rows).all(axis=1))
+    if bad.size:
+        kind = "NaN" if np.isnan(rows[bad[0]]).any() else "infinity"
+        raise UserError(
+            f"modality '{modality}': the features of item row {first_row + bad[0]} hold {kind} ({bad.size} such rows "
+            "in this block); clean or impute them first"
+        )

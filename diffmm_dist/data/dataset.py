@@ -1,0 +1,164 @@
+"""Reading a prepared dataset."""
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import torch
+from pydantic import ValidationError
+from torch import Tensor
+
+from diffmm_dist import storage
+from diffmm_dist.data import schema
+from diffmm_dist.data.checks import check_finite, check_ids
+from diffmm_dist.data.schema import Manifest, RowFile
+from diffmm_dist.data.stream import read_batches
+from diffmm_dist.errors import UserError, closest
+from diffmm_dist.parallel.ranges import Range
+from diffmm_dist.sparse import CSR
+
+
+class Dataset:
+    """A prepared dataset: the manifest at once, the data when asked for.
+
+    Attributes:
+        uri: where it is.
+        manifest: what it holds.
+    """
+
+    def __init__(self, uri: str, manifest: Manifest) -> None:
+        self.uri = uri
+        self.manifest = manifest
+
+    @classmethod
+    def open(cls, uri: str) -> "Dataset":
+        """Open a dataset.
+
+        Raises:
+            UserError: there is none, or its manifest is not one of ours.
+        """
+        place = storage.join(uri, schema.MANIFEST)
+        if not storage.exists(place):
+            what = "has no manifest.json, so it is not a complete dataset" if storage.exists(uri) else "does not exist"
+            raise UserError(f"dataset {uri} {what}; make one with `prepare`")
+        content = storage.read_json(place)
+        if not isinstance(content, dict) or content.get("format") != schema.FORMAT_NAME:
+            raise UserError(f"{place} is not a manifest of diffmm_dist; make a dataset with `prepare`")
+        if content.get("version") != schema.FORMAT_VERSION:
+            raise UserError(
+                f"{place} has format version {content.get('version')!r}, this program reads version "
+                f"{schema.FORMAT_VERSION}; prepare the dataset again"
+            )
+        try:
+            return cls(uri, Manifest.model_validate(content))
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(str(part) for part in first["loc"])
+            raise UserError(f"{place} is damaged at '{where}': {first['msg']}; prepare the dataset again") from error
+
+    @property
+    def num_users(self) -> int:
+        """U."""
+        return self.manifest.num_users
+
+    @property
+    def num_items(self) -> int:
+        """I."""
+        return self.manifest.num_items
+
+    def interactions(self, split: str, users: Range | None = None) -> CSR:
+        """Return the interactions of a split as rows of users.
+
+        Args:
+            split: train, valid or test.
+            users: the users to read, all by default; row 0 is the first of them. Files that hold none of them are
+                not opened.
+
+        Raises:
+            UserError: a file is damaged or holds an id out of range.
+        """
+        users = users or Range(0, self.num_users)
+        user_parts: list[npt.NDArray[np.int64]] = []
+        item_parts: list[npt.NDArray[np.int64]] = []
+        for name, files in self.manifest.interactions.items():
+            for file in files:
+                if name != split or file.user_stop <= users.start or file.user_start >= users.stop:
+                    continue
+                uri = storage.join(self.uri, file.path)
+                for batch in read_batches(uri, expected=schema.INTERACTIONS, rows=file.rows):
+                    user_ids, item_ids = (column.to_numpy(zero_copy_only=False) for column in batch.columns)
+                    check_ids(user_ids, self.num_users, kind="user", where=uri)
+                    check_ids(item_ids, self.num_items, kind="item", where=uri)
+                    ours = (user_ids >= users.start) & (user_ids < users.stop)
+                    user_parts.append(user_ids[ours] - users.start)
+                    item_parts.append(item_ids[ours])
+        rows = torch.from_numpy(np.concatenate([np.empty(0, np.int64), *user_parts]))
+        columns = torch.from_numpy(np.concatenate([np.empty(0, np.int64), *item_parts]))
+        return CSR.from_pairs(rows, columns, num_rows=users.size, num_columns=self.num_items)
+
+    def features(self, modality: str, items: Range | None = None) -> Tensor:
+        """Return the features of a modality, float32 (items, width).
+
+        Raises:
+            UserError: there is no such modality, a file is damaged, or a value is not finite.
+        """
+        if modality not in self.manifest.modalities:
+            known = list(self.manifest.modalities)
+            raise UserError(
+                f"dataset {self.uri} has no modality '{modality}'{closest(modality, known)}; "
+                f"it has {', '.join(known) or 'none'}"
+            )
+        entry = self.manifest.modalities[modality]
+        items = items or Range(0, self.num_items)
+        out = np.empty((items.size, entry.width), dtype=np.float32)
+        filled = 0
+        for file in entry.files:
+            filled += self._read_features(file, modality, items, out)
+        if filled != items.size:
+            raise UserError(
+                f"dataset {self.uri} has {filled} feature rows of modality '{modality}' for {items.size} items; "
+                "prepare the dataset again"
+            )
+        return torch.from_numpy(out)
+
+    def _read_features(self, file: RowFile, modality: str, items: Range, out: npt.NDArray[np.float32]) -> int:
+        """Copy the rows of one file that fall into ``items`` into ``out`` and return how many they are."""
+        if file.row_start >= items.stop or file.row_start + file.rows <= items.start:
+            return 0
+        entry = self.manifest.modalities[modality]
+        expected = schema.feature_schema(entry.width, entry.dtype)
+        first, copied = file.row_start, 0
+        for batch in read_batches(storage.join(self.uri, file.path), expected=expected, rows=file.rows):
+            values = batch.column(0).flatten().to_numpy(zero_copy_only=False).reshape(-1, entry.width)
+            check_finite(values, modality=modality, first_row=first)
+            start, stop = max(first, items.start), min(first + batch.num_rows, items.stop)
+            if start < stop:
+                out[start - items.start : stop - items.start] = values[start - first : stop - first]
+                copied += stop - start
+            first += batch.num_rows
+        return copied
+
+    def original_ids(self, kind: str) -> pa.ChunkedArray:
+        """Return the original ids of all ``users`` or ``items``, int64 or string, in internal order."""
+        ids = self.manifest.user_ids if kind == "users" else self.manifest.item_ids
+        expected = schema.id_schema(schema.ID_TYPES[ids.dtype])
+        batches: list[pa.RecordBatch] = []
+        for file in ids.files:
+            batches += read_batches(storage.join(self.uri, file.path), expected=expected, rows=file.rows)
+        return pa.Table.from_batches(batches, schema=expected).column("id")
+
+    def verify(self) -> None:
+        """Compare every file with its checksum.
+
+        Raises:
+            UserError: naming the files that are missing or differ.
+        """
+        bad = [file.path for file in self.manifest.files() if not self._matches(file.path, file.sha256)]
+        if bad:
+            raise UserError(
+                f"dataset {self.uri} is damaged: {', '.join(bad)} missing or changed since it was prepared; "
+                "prepare it again"
+            )
+
+    def _matches(self, path: str, checksum: str) -> bool:
+        uri = storage.join(self.uri, path)
+        return storage.exists(uri) and storage.sha256(uri) == checksum

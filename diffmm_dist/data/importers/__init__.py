@@ -1,0 +1,1 @@
+"""Importers: raw data to the Arrow dataset."""

@@ -1,0 +1,148 @@
+"""The folders published with DiffMM: pickled SciPy matrices and NumPy features."""
+
+from dataclasses import dataclass
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import scipy.sparse as sp
+
+from diffmm_dist.data.schema import Split
+from diffmm_dist.data.writer import dataset_writer
+from diffmm_dist.errors import UserError, one_line
+from diffmm_dist.unpickle import load_pickle
+
+MATRICES: dict[Split, str] = {"train": "trnMat.pkl", "valid": "valMat.pkl", "test": "tstMat.pkl"}
+FEATURES = {"visual": "image_feat.npy", "textual": "text_feat.npy", "acoustic": "audio_feat.npy"}
+_ROWS_PER_CHUNK = 16_384
+
+_FORMATS = ("coo", "csr", "csc", "dok")
+ALLOWED_CLASSES = frozenset(
+    {
+        (f"scipy.sparse.{prefix}{name}", f"{name}_{kind}")
+        for name in _FORMATS
+        for prefix in ("", "_")  # public in old SciPy, private in new
+        for kind in ("matrix", "array")
+    }
+    | {("numpy", "ndarray"), ("numpy", "dtype")}
+    | {("copyreg", "_reconstructor"), ("builtins", "dict")}  # how a dictionary of keys is rebuilt
+    | {(f"numpy.{core}.multiarray", name) for core in ("core", "_core") for name in ("_reconstruct", "scalar")}
+)
+
+
+@dataclass(frozen=True)
+class ImportReport:
+    """What an import found, for the user to read.
+
+    Attributes:
+        missing: files that the folder does not have and that were left out.
+        notes: one sentence for each oddity of the data.
+    """
+
+    missing: tuple[str, ...]
+    notes: tuple[str, ...]
+
+
+def import_diffmm(folder: str, out: str, *, force: bool = False) -> ImportReport:
+    """Convert a published DiffMM folder into a dataset.
+
+    Non-zero entries become interactions; ids are the matrices' row and column numbers.
+
+    Args:
+        folder: holds trnMat.pkl, tstMat.pkl, valMat.pkl if there is one, and any of image/text/audio_feat.npy.
+        out: the dataset to write.
+        force: replace a dataset that is already there.
+
+    Raises:
+        UserError: a file is missing, damaged, unsafe or does not fit the others.
+    """
+    source = Path(folder)
+    if not source.is_dir():
+        raise UserError(f"{folder} is not a folder; give the one that holds {MATRICES['train']}")
+    missing = [name for name in (*MATRICES.values(), *FEATURES.values()) if not (source / name).exists()]
+    matrices = {split: _read_matrix(source / name) for split, name in MATRICES.items() if name not in missing}
+    for needed in (MATRICES["train"], MATRICES["test"]):
+        if needed in missing:
+            raise UserError(f"{source / needed} is missing; a DiffMM folder must have it")
+    num_users, num_items = matrices["train"].shape
+    for split, matrix in matrices.items():
+        if matrix.shape != (num_users, num_items):
+            raise UserError(
+                f"{source / MATRICES[split]} has shape {matrix.shape} but {MATRICES['train']} has "
+                f"({num_users}, {num_items}); they must agree"
+            )
+    features = {
+        modality: _open_features(source / name, num_items, modality)
+        for modality, name in FEATURES.items()
+        if name not in missing
+    }
+    with dataset_writer(out, num_users=num_users, num_items=num_items, force=force) as writer:
+        writer.made_by = {"importer": "diffmm", "source": source.resolve().name}
+        for split, matrix in matrices.items():
+            rows = np.repeat(np.arange(num_users), np.diff(matrix.indptr)).astype(np.int64)
+            writer.add_interactions(split, rows, matrix.indices.astype(np.int64))
+        for modality, rows in features.items():
+            for start in range(0, num_items, _ROWS_PER_CHUNK):
+                writer.add_features(modality, _storable(rows[start : start + _ROWS_PER_CHUNK]))
+        writer.add_ids("users", pa.array(np.arange(num_users)))
+        writer.add_ids("items", pa.array(np.arange(num_items)))
+    return ImportReport(tuple(missing), tuple(_overlaps(matrices)))
+
+
+def _read_matrix(path: Path) -> sp.csr_matrix:
+    """Read one pickled matrix as CSR of ones, checking its coordinates before SciPy's own code relies on them."""
+    with path.open("rb") as file:
+        loaded = load_pickle(file, allowed=ALLOWED_CLASSES, source=str(path))
+    if not sp.issparse(loaded):
+        raise UserError(f"{path} holds a {type(loaded).__name__}, not a sparse matrix")
+    try:
+        if loaded.format in ("csr", "csc"):
+            loaded.check_format(full_check=True)
+        matrix = loaded.tocoo()
+        rows, columns, values = (np.asarray(part) for part in (matrix.row, matrix.col, matrix.data))
+        num_rows, num_columns = (int(size) for size in matrix.shape)
+    except Exception as error:  # attributes come from the pickle and can be anything
+        raise UserError(f"{path} holds a damaged sparse matrix: {one_line(error)}") from error
+    kinds = (rows.dtype.kind, columns.dtype.kind, values.dtype.kind)
+    if kinds[0] not in "iu" or kinds[1] not in "iu" or kinds[2] not in "iufb":
+        raise UserError(f"{path} holds a sparse matrix of {values.dtype}; numbers are needed")
+    for kind, ids, count in (("user", rows, num_rows), ("item", columns, num_columns)):
+        if ids.size and not 0 <= ids.min() <= ids.max() < count:
+            bad = ids[(ids < 0) | (ids >= count)][0]
+            raise UserError(f"{path}: {kind} id {bad} is out of range; the matrix has {count} {kind}s")
+    present = values != 0
+    ones = np.ones(int(present.sum()), dtype=np.float32)
+    return sp.csr_matrix((ones, (rows[present], columns[present])), shape=(num_rows, num_columns))
+
+
+def _open_features(path: Path, num_items: int, modality: str) -> npt.NDArray[Any]:
+    try:
+        rows: npt.NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
+    except Exception as error:  # numpy raises several kinds for a file that is not its own
+        raise UserError(f"{path} is not a readable .npy file: {one_line(error)}") from error
+    if rows.ndim != 2 or rows.dtype.kind != "f":
+        raise UserError(f"{path} holds {rows.dtype} of shape {rows.shape}; float rows (items, width) are needed")
+    if rows.shape[0] != num_items:
+        raise UserError(
+            f"{path}: modality '{modality}' has {rows.shape[0]} feature rows but there are {num_items} items; "
+            "give one row per item"
+        )
+    return rows
+
+
+def _storable(rows: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Return float16 as it is and anything wider as float32."""
+    return np.asarray(rows, dtype=rows.dtype if rows.dtype == np.float16 else np.float32)
+
+
+def _overlaps(matrices: dict[Split, sp.csr_matrix]) -> list[str]:
+    """Say how many interactions stand in two splits, since a masked one can never be ranked."""
+    notes = []
+    for first, second in combinations(matrices, 2):
+        shared = int(matrices[first].multiply(matrices[second]).nnz)
+        if shared:
+            notes.append(f"{shared} interactions stand in both {first} and {second}; they are masked when ranking")
+    return notes

@@ -1,0 +1,106 @@
+"""The prepared dataset's format: its manifest and the Arrow schemas of its files (docs/data-format.md)."""
+
+import hashlib
+from typing import Annotated, Any, Literal
+
+import pyarrow as pa
+from pydantic import BaseModel, ConfigDict, Field
+
+FORMAT_NAME: Literal["diffmm_dist dataset"] = "diffmm_dist dataset"
+FORMAT_VERSION: Literal[1] = 1
+MANIFEST = "manifest.json"
+Split = Literal["train", "valid", "test"]
+SPLITS: tuple[Split, ...] = ("train", "valid", "test")
+ROWS_PER_BATCH = 65_536
+
+INTERACTIONS = pa.schema([pa.field("user", pa.int64(), nullable=False), pa.field("item", pa.int64(), nullable=False)])
+
+ID_TYPES = {"int64": pa.int64(), "string": pa.string()}
+
+Natural = Annotated[int, Field(ge=0)]
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class FileEntry(_Record):
+    """One data file: where it is inside the dataset, how much it holds, and its checksum."""
+
+    # A manifest from elsewhere must not lead out of its dataset.
+    path: Annotated[str, Field(pattern=r"^[\w=-][\w=.-]*(/[\w=-][\w=.-]*)*$")]
+    rows: Natural
+    sha256: str
+
+
+class InteractionFile(FileEntry):
+    """Interactions of the users ``user_start <= user < user_stop``."""
+
+    user_start: Natural
+    user_stop: Natural
+
+
+class RowFile(FileEntry):
+    """Rows of consecutive users or items, from ``row_start`` on."""
+
+    row_start: Natural
+
+
+class Modality(_Record):
+    """Features of one modality: one row of ``width`` numbers per item, in item order."""
+
+    width: Annotated[int, Field(ge=1)]
+    dtype: Literal["float16", "float32"]
+    files: tuple[RowFile, ...]
+
+
+class Ids(_Record):
+    """Original ids, in internal order."""
+
+    dtype: Literal["int64", "string"]
+    files: tuple[RowFile, ...]
+
+
+class Manifest(_Record):
+    """What a dataset holds; written last, so a folder without it is no dataset."""
+
+    format: Literal["diffmm_dist dataset"] = FORMAT_NAME
+    version: Literal[1] = FORMAT_VERSION
+    num_users: Annotated[int, Field(ge=1)]
+    num_items: Annotated[int, Field(ge=1)]
+    interactions: dict[Split, tuple[InteractionFile, ...]]
+    modalities: dict[str, Modality]
+    user_ids: Ids
+    item_ids: Ids
+    made_by: dict[str, Any]
+
+    def num_interactions(self, split: str) -> int:
+        """Return the number of interactions of a split."""
+        return sum(file.rows for name, files in self.interactions.items() if name == split for file in files)
+
+    def files(self) -> list[FileEntry]:
+        """Return every file that the dataset consists of."""
+        groups: list[tuple[FileEntry, ...]] = [
+            *self.interactions.values(),
+            *(modality.files for modality in self.modalities.values()),
+            self.user_ids.files,
+            self.item_ids.files,
+        ]
+        return [file for group in groups for file in group]
+
+    @property
+    def fingerprint(self) -> str:
+        """A hash of all contents, independent of where the dataset lies and of who made it when."""
+        contents = [f"{file.path}:{file.sha256}" for file in self.files()]
+        return hashlib.sha256("\n".join([str(self.num_users), str(self.num_items), *contents]).encode()).hexdigest()
+
+
+def feature_schema(width: int, dtype: str) -> pa.Schema:
+    """Return the schema of a feature file: one fixed-size list per item."""
+    value = pa.float16() if dtype == "float16" else pa.float32()
+    return pa.schema([pa.field("features", pa.list_(value, width), nullable=False)])
+
+
+def id_schema(kind: pa.DataType) -> pa.Schema:
+    """Return the schema of an id file: the original id of each row, int64 or string."""
+    return pa.schema([pa.field("id", kind, nullable=False)])

@@ -1,0 +1,23 @@
+"""The one error type for what a user can put right."""
+
+
+class UserError(ValueError):
+    """Something that the user wrote, pointed at or ran into; its text is one sentence: what, where, what to do.
+
+    The command line prints the text and exits with a non-zero status; any other exception is a bug of ours and
+    keeps its traceback.
+    """
+
+
+def closest(name: str, choices: list[str]) -> str:
+    """Return ``"; did you mean 'x'?"`` for the choice nearest to ``name``, or an empty string."""
+    from difflib import get_close_matches
+
+    nearest = get_close_matches(name, choices, n=1, cutoff=0.5)
+    return f"; did you mean '{nearest[0]}'?" if nearest else ""
+
+
+def one_line(error: BaseException) -> str:
+    """Return an exception's text on one line: the system's reason if it has one, its class name if it has no text."""
+    reason = getattr(error, "strerror", None) or str(error)
+    return " ".join(reason.split()) or type(error).__name__

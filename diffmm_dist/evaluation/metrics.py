@@ -1,0 +1,84 @@
+"""Ranking metrics as sums over users, so that workers can add theirs up.
+
+Shape suffixes: B users, K list length.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from diffmm_dist.parallel.collectives import all_reduce_sum
+from diffmm_dist.parallel.world import World
+from diffmm_dist.sparse import CSR
+
+NAMES = ("recall", "ndcg", "precision", "hit_rate", "mrr")
+
+
+class MetricSums:
+    """Collects metrics of ranked lists.
+
+    For a user with true items T and the first K items of a list (specification of DiffMM, section 8):
+    recall = hits / |T|; precision = hits / K; hit rate = [hits > 0]; mrr = 1 / rank of the first hit (0 without one);
+    ndcg = sum over hits of 1 / log2(rank + 1), divided by the same for min(|T|, K) hits in the first places; ranks
+    start from 1. Coverage is the share of the catalogue that stands in at least one list.
+
+    Args:
+        ks: cut-offs.
+        num_items: I.
+        device: where the lists are.
+    """
+
+    def __init__(self, ks: Sequence[int], *, num_items: int, device: torch.device) -> None:
+        self._ks = tuple(sorted(set(ks)))
+        self._num_items = num_items
+        self._sums = torch.zeros(len(self._ks), len(NAMES), dtype=torch.float64, device=device)
+        self._users = torch.zeros((), dtype=torch.float64, device=device)
+        self._seen = torch.zeros(len(self._ks), num_items, dtype=torch.int32, device=device)
+
+    def add(self, lists_BK: Tensor, truth: CSR) -> None:
+        """Add users.
+
+        Args:
+            lists_BK: ranked item ids, best first; -1 where a list has ended.
+            truth: the true items of the same users, at least one each.
+        """
+        num_rows, width = lists_BK.shape
+        rows = torch.arange(num_rows, device=lists_BK.device)[:, None].expand(-1, width)
+        hits = truth.contains(rows, lists_BK) & (lists_BK >= 0)
+        sizes = truth.row_counts
+        ranks = torch.arange(1, width + 1, device=lists_BK.device, dtype=torch.float64)
+        gains = 1 / torch.log2(ranks + 1)
+        for index, k in enumerate(self._ks):
+            top = hits[:, :k]
+            count = top.sum(dim=1).to(torch.float64)
+            ideal = torch.cumsum(_padded(gains, k), 0)[sizes.clamp(max=k) - 1]
+            first = (top / ranks[:k]).amax(dim=1)
+            per_user = (
+                count / sizes,
+                (top * gains[:k]).sum(dim=1) / ideal,
+                count / k,
+                (count > 0).to(torch.float64),
+                first,
+            )
+            self._sums[index] += torch.stack(per_user, dim=1).sum(dim=0)
+            shown = lists_BK[:, :k]
+            self._seen[index, shown[shown >= 0]] = 1
+        self._users += num_rows
+
+    def result(self, world: World) -> dict[str, float]:
+        """Return every metric over the users of all workers, such as ``{"recall@20": 0.1}``."""
+        sums = all_reduce_sum(self._sums, world)
+        users = all_reduce_sum(self._users, world).clamp(min=1)
+        seen = all_reduce_sum(self._seen, world) > 0
+        means = (sums / users).tolist()
+        values = {f"{name}@{k}": means[i][j] for i, k in enumerate(self._ks) for j, name in enumerate(NAMES)}
+        coverage = {f"coverage@{k}": float(seen[i].sum()) / self._num_items for i, k in enumerate(self._ks)}
+        return values | coverage
+
+
+def _padded(gains: Tensor, k: int) -> Tensor:
+    """Return the gains of the first k ranks, also where lists are shorter than k."""
+    if gains.numel() >= k:
+        return gains[:k]
+    return 1 / torch.log2(torch.arange(2, k + 2, device=gains.device, dtype=gains.dtype))

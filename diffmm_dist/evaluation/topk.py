@@ -1,0 +1,68 @@
+"""Top-K lists with a fixed order among ties: the higher score first, then the lower id.
+
+Shape suffixes: B rows, C columns, K list length.
+"""
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+
+def topk(scores_BC: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """Return the k largest scores of each row and their columns, both (B, min(k, C)); ties by the lower column."""
+    k = min(k, scores_BC.shape[1])
+    if k == 1:
+        values, columns = scores_BC.max(dim=1, keepdim=True)  # documented to return the first of equal maxima
+        return values, columns
+    values, columns = torch.topk(scores_BC, k, dim=1)
+    if k < scores_BC.shape[1]:
+        _choose_lowest_of_last(scores_BC, values, columns)
+    return _order(*_by_column(values, columns))
+
+
+def merge_topk(blocks: Iterable[tuple[int, Tensor]], k: int) -> tuple[Tensor, Tensor]:
+    """Return ``topk`` of a matrix that comes as blocks of columns, in order, holding one block at a time.
+
+    Args:
+        blocks: (first column, scores (B, columns of the block)).
+        k: list length.
+    """
+    best: tuple[Tensor, Tensor] | None = None
+    for first_column, scores in blocks:
+        values, columns = topk(scores, k)
+        columns = columns + first_column
+        if best is not None:
+            # Earlier blocks have the lower columns and stand first, so a stable sort keeps the order of ties.
+            values, columns = torch.cat([best[0], values], dim=1), torch.cat([best[1], columns], dim=1)
+            values, columns = _order(values, columns)
+        best = values[:, :k], columns[:, :k]
+    assert best is not None
+    return best
+
+
+def _choose_lowest_of_last(scores_BC: Tensor, values_BK: Tensor, columns_BK: Tensor) -> None:
+    """Where more columns tie for the last place than fit, put the lowest of them into the list, in place."""
+    last_B1 = values_BK.amin(dim=1, keepdim=True)
+    tied_in_row = (scores_BC == last_B1).sum(dim=1)
+    tied_in_list = (values_BK == last_B1).sum(dim=1)
+    rows = torch.nonzero(tied_in_row > tied_in_list).flatten()
+    if not rows.numel():
+        return
+    above = scores_BC[rows] > last_B1[rows]
+    tied = scores_BC[rows] == last_B1[rows]
+    room = columns_BK.shape[1] - above.sum(dim=1, keepdim=True)
+    chosen = above | (tied & (tied.cumsum(dim=1) <= room))
+    columns_BK[rows] = torch.nonzero(chosen)[:, 1].view(rows.numel(), -1)
+    values_BK[rows] = scores_BC[rows].gather(1, columns_BK[rows])
+
+
+def _by_column(values_BK: Tensor, columns_BK: Tensor) -> tuple[Tensor, Tensor]:
+    columns, order = columns_BK.sort(dim=1)
+    return values_BK.gather(1, order), columns
+
+
+def _order(values_BK: Tensor, columns_BK: Tensor) -> tuple[Tensor, Tensor]:
+    """Sort lists by falling value, keeping the present order of equal ones."""
+    values, order = values_BK.sort(dim=1, descending=True, stable=True)
+    return values, columns_BK.gather(1, order)

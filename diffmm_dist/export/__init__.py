@@ -1,0 +1,1 @@
+"""What a user takes home: a bundle of embeddings and ids, and recommendations from it."""

@@ -1,0 +1,160 @@
+"""The export bundle: everything needed to recommend, readable with pyarrow alone (docs/data-format.md).
+
+``users.arrow`` and ``items.arrow`` hold the original id and the embedding of each row, ``seen.arrow`` the pairs of row
+numbers that users know already, ``config.arrow`` the run's settings, ``weights.safetensors`` the model's tensors, and
+``bundle.json``, written last, what there is.
+"""
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from diffmm_dist import storage
+from diffmm_dist.config.render import flatten
+from diffmm_dist.data.schema import ROWS_PER_BATCH
+from diffmm_dist.errors import UserError, one_line
+from diffmm_dist.sparse import CSR
+from diffmm_dist.train.trained import TrainedRun
+
+MARKER = "bundle.json"
+FORMAT_NAME = "diffmm_dist bundle"
+FORMAT_VERSION = 1
+USERS, ITEMS, SEEN, CONFIG, WEIGHTS = (
+    "users.arrow", "items.arrow", "seen.arrow", "config.arrow", "weights.safetensors"
+)  # fmt: skip
+
+
+def export_bundle(run: TrainedRun, out: str, *, force: bool = False) -> None:
+    """Write the bundle of a trained run to a folder or an s3:// prefix.
+
+    Seen are the training and the validation interactions: what was known when the best epoch was chosen.
+
+    Raises:
+        UserError: the place is taken or cannot be written.
+    """
+    user_rows, item_rows = run.model.embeddings()
+    seen = _union(run.data.interactions.to(torch.device("cpu")), run.dataset.interactions("valid"))
+    settings = flatten(run.config)
+    weights = {name: tensor.contiguous().cpu() for name, tensor in run.model.state_dict().items()}
+    with storage.staged_folder(out, marker=MARKER, force=force) as staging:
+        _write_table(storage.join(staging, USERS), _embedding_table(run.dataset.original_ids("users"), user_rows))
+        _write_table(storage.join(staging, ITEMS), _embedding_table(run.dataset.original_ids("items"), item_rows))
+        _write_table(
+            storage.join(staging, SEEN), pa.table({"user": seen.row_ids.numpy(), "item": seen.indices.numpy()})
+        )
+        _write_table(
+            storage.join(staging, CONFIG),
+            pa.table({"key": list(settings), "value": [json.dumps(value) for value in settings.values()]}),
+        )
+        storage.write_bytes(storage.join(staging, WEIGHTS), safetensors.torch.save(weights))
+        names = (USERS, ITEMS, SEEN, CONFIG, WEIGHTS)
+        storage.write_json(
+            storage.join(staging, MARKER),
+            {
+                "format": FORMAT_NAME,
+                "version": FORMAT_VERSION,
+                "model": run.config.model.name,
+                "best_epoch": run.best_epoch,
+                "num_users": user_rows.shape[0],
+                "num_items": item_rows.shape[0],
+                "embedding_dim": user_rows.shape[1],
+                "dataset": run.dataset.manifest.fingerprint,
+                "files": {name: storage.sha256(storage.join(staging, name)) for name in names},
+            },
+        )
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A bundle in memory.
+
+    Attributes:
+        user_ids: original ids, int64 or string, in row order.
+        item_ids: likewise.
+        user_rows: float32 (U, d).
+        item_rows: float32 (I, d).
+        seen: what users know already (U x I).
+    """
+
+    user_ids: pa.ChunkedArray
+    item_ids: pa.ChunkedArray
+    user_rows: Tensor
+    item_rows: Tensor
+    seen: CSR
+
+
+def read_bundle(uri: str) -> Bundle:
+    """Read a bundle.
+
+    Raises:
+        UserError: there is none, or a file of it is missing or damaged.
+    """
+    place = storage.join(uri, MARKER)
+    if not storage.exists(place):
+        raise UserError(f"{uri} is not a complete bundle (it has no {MARKER}); make one with `export`")
+    marker = storage.read_json(place)
+    if not isinstance(marker, dict) or marker.get("format") != FORMAT_NAME or marker.get("version") != FORMAT_VERSION:
+        raise UserError(f"{place} is not a bundle of this version of diffmm_dist; export the run again")
+    users, items, seen = (_read_table(storage.join(uri, name)) for name in (USERS, ITEMS, SEEN))
+    if (users.num_rows, items.num_rows) != (marker["num_users"], marker["num_items"]):
+        raise UserError(f"{uri} holds other numbers of users and items than its {MARKER} says; export the run again")
+    return Bundle(
+        users.column("id"),
+        items.column("id"),
+        _matrix(users),
+        _matrix(items),
+        CSR.from_pairs(
+            torch.from_numpy(seen.column("user").to_numpy().copy()),
+            torch.from_numpy(seen.column("item").to_numpy().copy()),
+            num_rows=users.num_rows,
+            num_columns=items.num_rows,
+        ),
+    )
+
+
+def _embedding_table(ids: pa.ChunkedArray, rows: Tensor) -> pa.Table:
+    flat = pa.array(rows.cpu().numpy().reshape(-1))
+    embeddings = pa.FixedSizeListArray.from_arrays(flat, rows.shape[1])
+    return pa.table({"id": ids, "embedding": embeddings})
+
+
+def _matrix(table: pa.Table) -> Tensor:
+    column = table.column("embedding")
+    values: npt.NDArray[np.float32] = np.concatenate(
+        [np.empty(0, np.float32), *(chunk.flatten().to_numpy(zero_copy_only=False) for chunk in column.chunks)]
+    )
+    return torch.from_numpy(values.reshape(table.num_rows, column.type.list_size))
+
+
+def _union(first: CSR, second: CSR) -> CSR:
+    return CSR.from_pairs(
+        torch.cat([first.row_ids, second.row_ids]),
+        torch.cat([first.indices, second.indices]),
+        num_rows=first.num_rows,
+        num_columns=first.num_columns,
+    )
+
+
+def _write_table(uri: str, table: pa.Table) -> None:
+    options = pa.ipc.IpcWriteOptions(compression="zstd")
+    with (
+        storage.replacing_file(uri) as file,
+        pa.PythonFile(file, mode="w") as sink,
+        pa.ipc.new_file(sink, table.schema, options=options) as writer,
+    ):
+        writer.write_table(table, max_chunksize=ROWS_PER_BATCH)
+
+
+def _read_table(uri: str) -> Any:
+    try:
+        with storage.open_input(uri) as source:
+            return pa.ipc.open_file(source).read_all()
+    except pa.ArrowException as error:
+        raise UserError(f"{uri} is damaged ({one_line(error)}); export the run again") from error

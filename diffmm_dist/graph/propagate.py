@@ -1,0 +1,130 @@
+"""Propagation over a relation: the one function through which all sparse products go, and the choice of its kernel."""
+
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from diffmm_dist.errors import UserError
+from diffmm_dist.graph.hetero import REAL, HeteroGraph, import_dgl
+from diffmm_dist.graph.relation import Edges, Relation
+
+
+def propagate(graph: HeteroGraph, relation: str, user_rows: Tensor, item_rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Return A^ [user_rows; item_rows] of one relation, with autograd.
+
+    Several modalities that share the relation go through at once with their columns side by side.
+
+    Args:
+        graph: the graph.
+        relation: name of the relation.
+        user_rows: float32 (U, d).
+        item_rows: float32 (I, d).
+
+    Returns:
+        The user rows (U, d) and the item rows (I, d) of the product.
+    """
+    product: tuple[Tensor, Tensor] = _Propagate.apply(user_rows, item_rows, graph, graph.relations[relation])  # type: ignore[no-untyped-call]
+    return product
+
+
+def sum_of_layers(graph: HeteroGraph, rows: tuple[Tensor, Tensor], *, num_layers: int) -> tuple[Tensor, Tensor]:
+    """Return sum_{l=0..L} A^^l [user rows; item rows] over the real graph, (U, d) and (I, d)."""
+    users, items = layer = rows
+    for _ in range(num_layers):
+        layer = propagate(graph, REAL, *layer)
+        users, items = users + layer[0], items + layer[1]
+    return users, items
+
+
+class _Propagate(torch.autograd.Function):
+    """The backward pass is the same product with all edges reversed: A^ transposed."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, user_rows: Tensor, item_rows: Tensor, graph: HeteroGraph, relation: Relation
+    ) -> tuple[Tensor, Tensor]:
+        ctx.graph, ctx.relation = graph, relation
+        return _product(graph, relation, relation.to_users, relation.to_items, user_rows, item_rows)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        relation: Relation = ctx.relation
+        to_users, to_items = relation.to_items.reversed, relation.to_users.reversed
+        users, items = _product(ctx.graph, relation, to_users, to_items, *gradients)
+        return users, items, None, None
+
+
+def _product(
+    graph: HeteroGraph, relation: Relation, to_users: Edges, to_items: Edges, user_rows: Tensor, item_rows: Tensor
+) -> tuple[Tensor, Tensor]:
+    users = graph.neighbor_sum(to_users, item_rows * relation.item_scale)
+    users.mul_(relation.user_scale * relation.edge_scale).addcmul_(relation.user_loop, user_rows)
+    items = graph.neighbor_sum(to_items, user_rows * relation.user_scale)
+    items.mul_(relation.item_scale * relation.edge_scale).addcmul_(relation.item_loop, item_rows)
+    return users, items
+
+
+@dataclass(frozen=True)
+class KernelChoice:
+    """A kernel and why it was chosen.
+
+    Attributes:
+        kernel: ``csr`` or ``dgl``.
+        reason: for the log.
+    """
+
+    kernel: str
+    reason: str
+
+
+def choose_kernel(requested: str, real: Relation, *, width: int) -> KernelChoice:
+    """Return the kernel to use; ``auto`` times both on this graph, forward and backward.
+
+    Args:
+        requested: ``csr``, ``dgl`` or ``auto``.
+        real: the real graph.
+        width: columns of the rows to propagate.
+
+    Raises:
+        UserError: ``dgl`` is asked for and cannot run here.
+    """
+    device = real.user_scale.device
+    if requested == "csr":
+        return KernelChoice("csr", "as configured")
+    if device.type != "cpu":
+        if requested == "dgl":
+            raise UserError(f"graph.kernel=dgl computes on the CPU only, and this worker uses {device}; set it to csr")
+        return KernelChoice("csr", f"DGL's package computes on the CPU only, and this worker uses {device}")
+    try:
+        import_dgl()
+    except UserError as error:
+        if requested == "dgl":
+            raise
+        return KernelChoice("csr", str(error))
+    if requested == "dgl":
+        return KernelChoice("dgl", "as configured")
+    seconds = _time_kernels(("csr", "dgl"), real, width)
+    winner = min(seconds, key=lambda kernel: seconds[kernel])
+    timings = ", ".join(f"{kernel} {1e3 * value:.1f} ms" for kernel, value in seconds.items())
+    return KernelChoice(winner, f"fastest on this graph: {timings}, forward and backward")
+
+
+def _time_kernels(kernels: Sequence[str], real: Relation, width: int, repeats: int = 5) -> dict[str, float]:
+    """Return each kernel's shortest time, forward and backward; they take turns, so a busy moment hits them all."""
+    graphs = {kernel: HeteroGraph({REAL: real}, kernel=kernel) for kernel in kernels}
+    user_rows = torch.ones(real.user_scale.shape[0], width, requires_grad=True)
+    item_rows = torch.ones(real.item_scale.shape[0], width, requires_grad=True)
+    seconds = dict.fromkeys(kernels, math.inf)
+    for repeat in range(repeats + 1):
+        for kernel, graph in graphs.items():
+            start = time.perf_counter()
+            users, items = propagate(graph, REAL, user_rows, item_rows)
+            (users.sum() + items.sum()).backward()
+            if repeat > 0:  # the first builds what the kernel keeps
+                seconds[kernel] = min(seconds[kernel], time.perf_counter() - start)
+    return seconds

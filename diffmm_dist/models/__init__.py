@@ -1,0 +1,1 @@
+"""Recommenders; each folder holds a model, its phases and a page with its equations and deviations."""

@@ -1,0 +1,89 @@
+"""What the trainer asks of a recipe: a model with embeddings to rank with, and the phases of its epoch."""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from diffmm_dist.parallel.random import Stream
+from diffmm_dist.parallel.world import World
+
+
+@dataclass(frozen=True)
+class PhaseContext:
+    """Where in the run a phase is.
+
+    Attributes:
+        world: this worker among all.
+        seed: the run's seed.
+        epoch: from 0.
+    """
+
+    world: World
+    seed: int
+    epoch: int
+
+    def stream(self, purpose: str, *more: int | str) -> Stream:
+        """Return the random stream of a purpose in this epoch."""
+        return Stream.of(self.seed, purpose, self.epoch, *more)
+
+
+class Phase(ABC):
+    """One pass of an epoch, step by step, so that it can be watched, stopped and resumed at any step.
+
+    ``begin`` may depend only on the context and on saved state (parameters, buffers, optimisers): after an
+    interruption it is called again, and the steps go on from the one that was next.
+
+    Attributes:
+        name: first part of the tags, such as ``denoise``.
+        unit: what the phase goes through, such as ``users``.
+        num_examples: how many of them in an epoch, for all workers.
+    """
+
+    name: str
+    unit: str
+    num_examples: int
+
+    @property
+    @abstractmethod
+    def optimizer(self) -> Optimizer | None:
+        """The optimiser whose state is saved with the run, or None."""
+
+    @abstractmethod
+    def begin(self, context: PhaseContext) -> int:
+        """Prepare an epoch and return its number of steps, the same on every worker."""
+
+    @abstractmethod
+    def step(self, index: int) -> dict[str, Tensor]:
+        """Do one step; return scalars whose mean over the steps is recorded as ``<phase>/<name>``."""
+
+    def finish(self) -> dict[str, float]:
+        """Conclude the epoch; return further values to record under the phase's name."""
+        return {}
+
+
+@dataclass(frozen=True)
+class Optimization:
+    """How phases optimise.
+
+    Attributes:
+        batch_size: global batch.
+        learning_rate: of Adam.
+        l2_weight: weight of the squared norm of the ID tables.
+    """
+
+    batch_size: int
+    learning_rate: float
+    l2_weight: float
+
+
+class Recommender(ABC, nn.Module):
+    """A model whose score of a user and an item is the inner product of two embeddings."""
+
+    @abstractmethod
+    def embeddings(self) -> tuple[Tensor, Tensor]:
+        """Return the final user (U, d) and item (I, d) embeddings, without gradient."""
+
+    def restored(self) -> None:
+        """Rebuild what follows from parameters and buffers after they were loaded."""

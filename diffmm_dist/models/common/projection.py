@@ -1,0 +1,42 @@
+"""Modality features to embeddings.
+
+Shape suffixes: I items, F feature width, D embedding.
+"""
+
+import math
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from diffmm_dist.models.common.initialization import fill_uniform, xavier_table
+from diffmm_dist.parallel.random import Stream
+
+_NEGATIVE_SLOPE = 0.2
+
+
+class MatrixProjection(nn.Module):
+    """LeakyReLU_0.2(F W): no bias, Xavier-uniform."""
+
+    def __init__(self, width: int, embedding_dim: int, stream: Stream) -> None:
+        super().__init__()
+        self.weight = xavier_table(width, embedding_dim, stream)
+
+    def forward(self, features_IF: Tensor) -> Tensor:
+        """Return (I, D)."""
+        return F.leaky_relu(features_IF @ self.weight, _NEGATIVE_SLOPE)
+
+
+class AffineProjection(nn.Linear):
+    """F W^T + b: no activation, weights and bias uniform within 1 / sqrt(width)."""
+
+    def __init__(self, width: int, embedding_dim: int, stream: Stream) -> None:
+        super().__init__(width, embedding_dim)
+        bound = 1 / math.sqrt(width)
+        fill_uniform(self.weight, bound, stream.child("weight"))
+        fill_uniform(self.bias, bound, stream.child("bias"))
+
+
+PROJECTIONS: dict[str, type[MatrixProjection] | type[AffineProjection]] = {
+    "matrix": MatrixProjection,
+    "affine": AffineProjection,
+}

@@ -1,0 +1,1 @@
+"""DiffMM: multi-modal graph diffusion."""

@@ -1,0 +1,228 @@
+"""DiffMM's recommendation network (equations and deviations in README.md).
+
+Symbols of the specification: E_u, E_i ID embeddings; e^m row-normalised projected features; kappa = softmax(w) modality
+weights; A^ the real graph, A^_m the generated graph of modality m.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from diffmm_dist.data.training import TrainingData
+from diffmm_dist.diffusion.denoiser import Denoiser
+from diffmm_dist.diffusion.schedule import DiffusionSchedule
+from diffmm_dist.errors import UserError
+from diffmm_dist.graph.hetero import REAL, HeteroGraph
+from diffmm_dist.graph.propagate import propagate, sum_of_layers
+from diffmm_dist.graph.relation import Relation
+from diffmm_dist.models.base import Recommender
+from diffmm_dist.models.common.initialization import xavier_table
+from diffmm_dist.models.common.projection import PROJECTIONS
+from diffmm_dist.parallel.random import Stream
+from diffmm_dist.sparse import CSR
+
+Rows = tuple[Tensor, Tensor]
+
+
+@dataclass(frozen=True)
+class DiffusionSettings:
+    """Settings of the denoisers and of the graphs that they generate; see the configuration reference."""
+
+    num_timesteps: int
+    noise_scale: float
+    noise_min: float
+    noise_max: float
+    sampling_steps: int
+    sampling_noise: bool
+    denoiser_hidden_dims: Sequence[int]
+    time_embedding_dim: int
+    input_dropout_prob: float
+    normalize_input: bool
+    signal_weight: float
+    rebuild_topk: int
+    edge_keep_prob: float
+
+
+class DiffMM(Recommender):
+    """DiffMM.
+
+    Args:
+        data: the training data, with the features of at least one modality.
+        graph: has the real relation.
+        seed: of the initial values and of the edge drop.
+        embedding_dim: d.
+        num_layers: L.
+        modality_projection: ``matrix`` or ``affine``, or one of them for each modality.
+        residual_weight: omega.
+        modal_graph_weight: lambda_adj.
+        diffusion: settings of the denoisers.
+
+    Raises:
+        UserError: the data have no modality, or the projections do not name each of them.
+    """
+
+    def __init__(
+        self,
+        data: TrainingData,
+        graph: HeteroGraph,
+        *,
+        seed: int,
+        embedding_dim: int,
+        num_layers: int,
+        modality_projection: str | Mapping[str, str],
+        residual_weight: float,
+        modal_graph_weight: float,
+        diffusion: DiffusionSettings,
+    ) -> None:
+        super().__init__()
+        self.modalities = tuple(data.features)
+        self.data = data
+        self.diffusion = diffusion
+        self.schedule = DiffusionSchedule(
+            diffusion.num_timesteps,
+            noise_scale=diffusion.noise_scale,
+            noise_min=diffusion.noise_min,
+            noise_max=diffusion.noise_max,
+        )
+        self._seed = seed
+        self._graph = graph
+        self._num_layers = num_layers
+        self._residual_weight = residual_weight
+        self._modal_graph_weight = modal_graph_weight
+        kinds = _projection_of_each(self.modalities, modality_projection)
+        stream = Stream.of(seed, "init")
+        self.user_embedding = xavier_table(data.num_users, embedding_dim, stream.child("user_embedding"))
+        self.item_embedding = xavier_table(data.num_items, embedding_dim, stream.child("item_embedding"))
+        self.modality_logits = nn.Parameter(torch.full((len(self.modalities),), 1 / len(self.modalities)))
+        self.projections = nn.ModuleDict()
+        self.denoisers = nn.ModuleDict()
+        for name, features in data.features.items():
+            self.register_buffer(f"features_{name}", features, persistent=False)
+            self.projections[name] = PROJECTIONS[kinds[name]](
+                features.shape[1], embedding_dim, stream.child("projection", name)
+            )
+            self.denoisers[name] = self._new_denoiser(stream.child("denoiser", name))
+        topk = min(diffusion.rebuild_topk, data.num_items)
+        self.generated_items: Tensor
+        self.generated_epoch: Tensor
+        self.register_buffer(
+            "generated_items", torch.zeros(len(self.modalities), data.num_users, topk, dtype=torch.int64)
+        )
+        self.register_buffer("generated_epoch", torch.tensor(-1))
+
+    def _new_denoiser(self, stream: Stream) -> Denoiser:
+        denoiser = Denoiser(
+            self.data.num_items,
+            self.diffusion.denoiser_hidden_dims,
+            time_embedding_dim=self.diffusion.time_embedding_dim,
+            normalize_input=self.diffusion.normalize_input,
+        )
+        denoiser.initialize(stream)
+        return denoiser
+
+    def projected(self, modality: str) -> Tensor:
+        """Return G^m, the projected features (I, d)."""
+        rows: Tensor = self.projections[modality](self.get_buffer(f"features_{modality}"))
+        return rows
+
+    def denoiser(self, modality: str) -> Denoiser:
+        """Return the denoiser of a modality."""
+        denoiser = self.denoisers[modality]
+        assert isinstance(denoiser, Denoiser)
+        return denoiser
+
+    def modality_weights(self) -> Tensor:
+        """Return kappa (M,)."""
+        return F.softmax(self.modality_logits, dim=0)
+
+    def forward(self, *, with_views: bool = True) -> tuple[Rows, dict[str, Rows]]:
+        """Return the final embeddings H and, if asked for, the contrastive view C^m of each modality.
+
+        The aggregates X^m = A^ [E_u; e^m] and Y^m = A^ [X^m_u; E_i] enter H only through their kappa-weighted sums,
+        and propagation is linear with sum kappa = 1, so the sums are taken before propagating: two products over the
+        real graph instead of two per modality.
+        """
+        ids = self.user_embedding, self.item_embedding
+        modal_items = {name: F.normalize(self.projected(name), dim=1) for name in self.modalities}
+        kappa = dict(zip(self.modalities, self.modality_weights(), strict=True))
+        x_users, x_items = self._propagate(REAL, ids[0], sum_rows(kappa[m] * modal_items[m] for m in kappa))
+        y_users, y_items = self._propagate(REAL, x_users, ids[1])
+        z = {name: self._propagate(generated(name), *ids) for name in self.modalities}
+        weight = self._modal_graph_weight
+        first = (
+            x_users + y_users + weight * sum_rows(kappa[m] * z[m][0] for m in kappa),
+            x_items + y_items + weight * sum_rows(kappa[m] * z[m][1] for m in kappa),
+        )
+        users, items = sum_of_layers(self._graph, first, num_layers=self._num_layers)
+        final = (
+            users + self._residual_weight * F.normalize(first[0], dim=1),
+            items + self._residual_weight * F.normalize(first[1], dim=1),
+        )
+        return final, self._views(modal_items) if with_views else {}
+
+    def _views(self, modal_items: Mapping[str, Tensor]) -> dict[str, Rows]:
+        """Return C^m = sum_l A^^l A^_m [E_u; e^m] of each modality, their columns side by side on the real graph."""
+        starts = [self._propagate(generated(m), self.user_embedding, rows) for m, rows in modal_items.items()]
+        users, items = (torch.cat(rows, dim=1) for rows in zip(*starts, strict=True))
+        users, items = sum_of_layers(self._graph, (users, items), num_layers=self._num_layers)
+        width = self.user_embedding.shape[1]
+        pairs = zip(users.split(width, dim=1), items.split(width, dim=1), strict=True)
+        return dict(zip(modal_items, pairs, strict=True))
+
+    def _propagate(self, relation: str, users: Tensor, items: Tensor) -> Rows:
+        return propagate(self._graph, relation, users, items)
+
+    @torch.no_grad()
+    def embeddings(self) -> Rows:
+        """Return the final embeddings, without gradient."""
+        final, _ = self.forward(with_views=False)
+        return final
+
+    def use_generated_items(self, epoch: int) -> None:
+        """Build A^_m of every modality from ``generated_items`` and drop its entries for an epoch."""
+        self.generated_epoch.fill_(epoch)
+        relations = {}
+        for index, name in enumerate(self.modalities):
+            relation = Relation.normalized(self.generated_edges(index))
+            stream = Stream.of(self._seed, "edge_drop", epoch, name)
+            relations[generated(name)] = relation.dropped(self.diffusion.edge_keep_prob, stream)
+        self._graph = self._graph.with_relations(relations)
+
+    def generated_edges(self, index: int) -> CSR:
+        """Return the generated edges (U x I) of the modality with this index."""
+        items = self.generated_items[index]
+        users = torch.arange(items.shape[0], device=items.device)[:, None].expand_as(items)
+        return CSR.from_pairs(
+            users.reshape(-1), items.reshape(-1), num_rows=items.shape[0], num_columns=self.data.num_items
+        )
+
+    def restored(self) -> None:
+        """Rebuild the generated graphs that the loaded state was trained with."""
+        if (epoch := int(self.generated_epoch)) >= 0:
+            self.use_generated_items(epoch)
+
+
+def generated(modality: str) -> str:
+    """Return the name of a modality's generated relation."""
+    return f"generated_{modality}"
+
+
+def sum_rows(rows: Iterable[Tensor]) -> Tensor:
+    """Return the sum of tensors of one shape."""
+    return torch.stack(list(rows)).sum(dim=0)
+
+
+def _projection_of_each(modalities: Sequence[str], choice: str | Mapping[str, str]) -> Mapping[str, str]:
+    if not modalities:
+        raise UserError("model.name=diffmm needs at least one modality; add item features or use model.name=lightgcn")
+    if isinstance(choice, str):
+        return dict.fromkeys(modalities, choice)
+    if set(choice) != set(modalities):
+        raise UserError(
+            f"model.modality_projection names {', '.join(choice)} but the modalities are {', '.join(modalities)}; "
+            "name each of them once"
+        )
+    return choice

@@ -1,0 +1,208 @@
+"""DiffMM's epoch: denoise (train the denoisers), rebuild (generate graphs), recommend (train the rest)."""
+
+from dataclasses import dataclass
+from itertools import combinations
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.optim import Adam, Optimizer
+
+from diffmm_dist.data.batches import EpochBatches
+from diffmm_dist.diffusion.gaussian import ReverseChain, training_losses
+from diffmm_dist.evaluation.topk import merge_topk
+from diffmm_dist.losses.contrastive import info_nce
+from diffmm_dist.losses.regularization import squared_norm
+from diffmm_dist.models.base import Optimization, Phase, PhaseContext
+from diffmm_dist.models.common.ranking import RankingBatch, RankingPhase
+from diffmm_dist.models.diffmm.model import DiffMM, Rows
+
+
+@dataclass(frozen=True)
+class ContrastSettings:
+    """Settings of the contrastive loss; see the configuration reference."""
+
+    contrastive_weight: float
+    temperature: float
+    contrastive_anchor: Literal["main", "modal"]
+
+
+def diffmm_phases(model: DiffMM, optimization: Optimization, contrast: ContrastSettings) -> list[Phase]:
+    """Return denoise, rebuild and recommend."""
+    trained = [parameter for name, parameter in model.named_parameters() if not name.startswith("denoisers.")]
+
+    def losses(batch: RankingBatch) -> dict[str, Tensor]:
+        return recommend_losses(model, batch, optimization, contrast)
+
+    def modality_weights() -> dict[str, float]:
+        weights = model.modality_weights().tolist()
+        return {f"weight_{name}": weight for name, weight in zip(model.modalities, weights, strict=True)}
+
+    return [
+        DenoisePhase(model, optimization),
+        RebuildPhase(model, optimization),
+        RankingPhase(model.data, trained, losses, optimization, extra=modality_weights),
+    ]
+
+
+class DenoisePhase(Phase):
+    """One pass over all users in shuffled batches; every denoiser takes one Adam step per batch.
+
+    Timesteps, noise and dropout are keyed by (user, modality, epoch). Projected features and item embeddings stay as
+    they are: only the denoisers are trained here.
+    """
+
+    name = "denoise"
+    unit = "users"
+
+    def __init__(self, model: DiffMM, optimization: Optimization) -> None:
+        self.num_examples = model.data.num_users
+        self._model = model
+        self._batch_size = optimization.batch_size
+        # One Adam over all denoisers steps each as one of its own would: they all step at every batch.
+        self._adam = Adam(model.denoisers.parameters(), lr=optimization.learning_rate, fused=True)
+
+    @property
+    def optimizer(self) -> Optimizer:
+        """Adam over the denoisers."""
+        return self._adam
+
+    def begin(self, context: PhaseContext) -> int:
+        """Shuffle the users; project the features once, since nothing here changes them."""
+        users = self._model.data.users
+        self._context = context
+        self._batches = EpochBatches(
+            torch.arange(users.start, users.stop, device=context.world.device),
+            total=self.num_examples,
+            batch_size=self._batch_size,
+            stream=context.stream("users"),
+        )
+        with torch.no_grad():
+            self._modal_items = {name: self._model.projected(name) for name in self._model.modalities}
+        return self._batches.num_batches
+
+    def step(self, index: int) -> dict[str, Tensor]:
+        """Train every denoiser on one batch of users."""
+        rows = self._batches[index]
+        total = min(self._batch_size, self.num_examples - index * self._batch_size)
+        self._adam.zero_grad(set_to_none=True)
+        values: dict[str, Tensor] = {}
+        for name in self._model.modalities:  # one after the other: only one modality's activations live at a time
+            elbo, msi = self._losses(name, rows, total)
+            (elbo + self._model.diffusion.signal_weight * msi).backward()
+            values |= {f"elbo_{name}": elbo.detach(), f"msi_{name}": msi.detach()}
+        self._adam.step()
+        return values
+
+    def _losses(self, modality: str, rows: Tensor, total: int) -> tuple[Tensor, Tensor]:
+        """Return the mean elbo and modality signal over the global batch of ``total`` users."""
+        model, settings = self._model, self._model.diffusion
+        users = rows + model.data.users.start
+        num_items = model.data.num_items
+        dropout_mask = None
+        if (keep_prob := 1 - settings.input_dropout_prob) < 1:
+            stream = self._context.stream("input_dropout", modality)
+            dropout_mask = stream.dropout_rows(users, num_items, keep_prob=keep_prob)
+        losses = training_losses(
+            model.schedule,
+            model.denoiser(modality),
+            model.data.interactions.select(rows),
+            self._context.stream("timestep", modality).integers(users, settings.num_timesteps),
+            self._context.stream("noise", modality).normal_rows(users, num_items),
+            dropout_mask_BI=dropout_mask,
+            modal_items_ID=self._modal_items[modality],
+            item_table_ID=model.item_embedding.detach(),
+        )
+        return losses.elbo.sum() / total, losses.msi.sum() / total
+
+    def finish(self) -> dict[str, float]:
+        """Drop the gradients, so that they take no memory in other phases."""
+        self._adam.zero_grad(set_to_none=True)
+        return {}
+
+
+class RebuildPhase(Phase):
+    """Denoise every user's row and keep the top-k items per modality as the edges of a generated graph.
+
+    Items that a user has interacted with are candidates too, as published; ties go to the lower item.
+    """
+
+    name = "rebuild"
+    unit = "users"
+
+    def __init__(self, model: DiffMM, optimization: Optimization) -> None:
+        self.num_examples = model.data.num_users
+        self._model = model
+        self._batch_size = optimization.batch_size
+
+    @property
+    def optimizer(self) -> None:
+        """Nothing is trained."""
+        return None
+
+    def begin(self, context: PhaseContext) -> int:
+        """Prepare the reverse chains."""
+        settings = self._model.diffusion
+        self._context = context
+        self._chains = {
+            name: ReverseChain(
+                self._model.schedule,
+                self._model.denoiser(name),
+                sampling_steps=settings.sampling_steps,
+                sampling_noise=settings.sampling_noise,
+            )
+            for name in self._model.modalities
+        }
+        return -(-self._model.data.users.size // self._batch_size)
+
+    def step(self, index: int) -> dict[str, Tensor]:
+        """Generate the edges of one batch of users."""
+        data = self._model.data
+        start = index * self._batch_size
+        rows = torch.arange(
+            start, min(start + self._batch_size, data.users.size), device=data.interactions.indptr.device
+        )
+        selected = data.interactions.select(rows)
+        topk = self._model.generated_items.shape[2]
+        for modality, (name, chain) in enumerate(self._chains.items()):
+            stream = self._context.stream("reverse_chain", name)
+            _, items = merge_topk(chain.denoise(selected, rows + data.users.start, stream), topk)
+            self._model.generated_items[modality, rows] = items
+        return {}
+
+    def finish(self) -> dict[str, float]:
+        """Put the generated graphs in place; report which share of their edges is observed and which is new."""
+        self._chains.clear()
+        self._model.use_generated_items(self._context.epoch)
+        values: dict[str, float] = {}
+        for index, name in enumerate(self._model.modalities):
+            edges = self._model.generated_edges(index)
+            observed = self._model.data.interactions.contains(edges.row_ids, edges.indices)
+            share = float(observed.to(torch.float64).mean())
+            values |= {f"observed_share_{name}": share, f"new_share_{name}": 1 - share}
+        return values
+
+
+def recommend_losses(
+    model: DiffMM, batch: RankingBatch, optimization: Optimization, contrast: ContrastSettings
+) -> dict[str, Tensor]:
+    """Return the weighted terms of the recommendation loss (specification of DiffMM, section 7.4)."""
+    final, views = model(with_views=contrast.contrastive_weight > 0)
+    norm = squared_norm(model.user_embedding, model.item_embedding)
+    losses = {"bpr": batch.bpr(final, divisor=optimization.batch_size), "l2": optimization.l2_weight * norm}
+    nodes = batch.users, batch.pos_items
+    terms = [
+        info_nce(anchor[side], target[side], nodes[side], temperature=contrast.temperature)
+        for anchor, target in contrasted_pairs(final, list(views.values()), contrast.contrastive_anchor)
+        for side in (0, 1)
+    ]
+    if terms:  # there are none with a weight of 0, nor between modalities where there is only one
+        losses["contrast"] = contrast.contrastive_weight * torch.stack(terms).sum()
+    return losses
+
+
+def contrasted_pairs(final: Rows, views: list[Rows], anchor: Literal["main", "modal"]) -> list[tuple[Rows, Rows]]:
+    """Return (anchor view, contrasted view): the main view with each modality, or each modality with the later ones."""
+    if anchor == "main":
+        return [(final, view) for view in views]
+    return list(combinations(views, 2))

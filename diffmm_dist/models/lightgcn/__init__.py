@@ -1,0 +1,1 @@
+"""LightGCN-style baseline: ID embeddings over the real graph, no modalities, no diffusion."""

@@ -1,0 +1,41 @@
+"""LightGCN-style baseline (equations in README.md)."""
+
+import torch
+from torch import Tensor
+
+from diffmm_dist.data.training import TrainingData
+from diffmm_dist.graph.hetero import HeteroGraph
+from diffmm_dist.graph.propagate import sum_of_layers
+from diffmm_dist.models.base import Recommender
+from diffmm_dist.models.common.initialization import xavier_table
+from diffmm_dist.parallel.random import Stream
+
+
+class LightGCN(Recommender):
+    """Sum of the layers A^^l [E_u; E_i], l = 0 .. L.
+
+    Args:
+        data: the training data.
+        graph: has the real relation.
+        seed: of the initial values.
+        embedding_dim: d.
+        num_layers: L.
+    """
+
+    def __init__(
+        self, data: TrainingData, graph: HeteroGraph, *, seed: int, embedding_dim: int, num_layers: int
+    ) -> None:
+        super().__init__()
+        self._graph = graph
+        self._num_layers = num_layers
+        self.user_embedding = xavier_table(data.num_users, embedding_dim, Stream.of(seed, "init", "user_embedding"))
+        self.item_embedding = xavier_table(data.num_items, embedding_dim, Stream.of(seed, "init", "item_embedding"))
+
+    def forward(self) -> tuple[Tensor, Tensor]:
+        """Return the final user and item embeddings."""
+        return sum_of_layers(self._graph, (self.user_embedding, self.item_embedding), num_layers=self._num_layers)
+
+    @torch.no_grad()
+    def embeddings(self) -> tuple[Tensor, Tensor]:
+        """Return the final embeddings, without gradient."""
+        return self.forward()

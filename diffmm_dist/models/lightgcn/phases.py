@@ -1,0 +1,19 @@
+"""LightGCN's epoch: recommend."""
+
+from torch import Tensor
+
+from diffmm_dist.data.training import TrainingData
+from diffmm_dist.losses.regularization import squared_norm
+from diffmm_dist.models.base import Optimization, Phase
+from diffmm_dist.models.common.ranking import RankingBatch, RankingPhase
+from diffmm_dist.models.lightgcn.model import LightGCN
+
+
+def lightgcn_phases(model: LightGCN, data: TrainingData, optimization: Optimization) -> list[Phase]:
+    """Return the one phase: BPR and L2 of the ID tables over the interactions."""
+
+    def losses(batch: RankingBatch) -> dict[str, Tensor]:
+        norm = squared_norm(model.user_embedding, model.item_embedding)
+        return {"bpr": batch.bpr(model(), divisor=optimization.batch_size), "l2": optimization.l2_weight * norm}
+
+    return [RankingPhase(data, list(model.parameters()), losses, optimization)]

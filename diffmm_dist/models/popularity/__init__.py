@@ -1,0 +1,1 @@
+"""Popularity baseline: every user gets the items with the most training interactions."""

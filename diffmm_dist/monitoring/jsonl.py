@@ -1,0 +1,49 @@
+"""metrics.jsonl: one JSON object per epoch, the same keys as TensorBoard's tags."""
+
+import json
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from diffmm_dist.monitoring.recorder import Recorder
+
+
+def read_jsonl(path: Path) -> list[dict[str, Any]]:
+    """Return the records of a file, without a last line that a killed process left unfinished."""
+    if not path.exists():
+        return []
+    lines = path.read_text(encoding="utf-8").split("\n")
+    return [json.loads(line) for line in lines[:-1]]
+
+
+class JsonlRecorder(Recorder):
+    """Appends one line per epoch to a file.
+
+    Args:
+        path: the file; its folder exists.
+        start_epoch: first epoch that this process will record. Lines of later epochs, which a killed process wrote
+            after its last checkpoint, are dropped, so the file holds every epoch once.
+    """
+
+    def __init__(self, path: Path, *, start_epoch: int = 0) -> None:
+        kept = [record for record in read_jsonl(path) if record["epoch"] < start_epoch]
+        partial = path.with_name(path.name + ".partial")
+        partial.write_text("".join(_line(record) for record in kept), encoding="utf-8")
+        os.replace(partial, path)
+        self._file = path.open("a", encoding="utf-8")
+
+    def scalars(self, values: Mapping[str, float], *, epoch: int) -> None:
+        """Append one line; a value that is not finite is written as null."""
+        finite = {tag: value if math.isfinite(value) else None for tag, value in values.items()}
+        self._file.write(_line({"epoch": epoch, **finite}))
+        self._file.flush()
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+
+def _line(record: Mapping[str, Any]) -> str:
+    return json.dumps(record, allow_nan=False) + "\n"

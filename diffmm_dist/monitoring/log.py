@@ -1,0 +1,45 @@
+"""The log: plain lines on standard error, and tables on standard output."""
+
+import logging
+import sys
+from collections.abc import Mapping, Sequence
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.logging import RichHandler
+from rich.table import Table
+
+logger = logging.getLogger("diffmm_dist")
+
+
+def set_up_logging(*, verbose: bool = False) -> None:
+    """Send the log to standard error: a bare line each, coloured on a terminal."""
+    handler: logging.Handler
+    if sys.stderr.isatty():
+        handler = RichHandler(console=error_console(), show_time=False, show_level=False, show_path=False)
+    else:
+        handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter("%(message)s"))
+    logger.handlers[:] = [handler]
+    logger.propagate = False
+    logger.setLevel(logging.DEBUG if verbose else logging.INFO)
+
+
+def error_console() -> Console:
+    """Return a console on the present standard error, at least as wide as our lines where it is no terminal."""
+    return Console(stderr=True, soft_wrap=not sys.stderr.isatty())
+
+
+def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Print a table on standard output, the first column to the left and the others to the right."""
+    table = Table(show_header=any(columns), title=title or None, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
+    for index, column in enumerate(columns):
+        table.add_column(column, justify="left" if index == 0 else "right", no_wrap=index == 0)
+    for row in rows:
+        table.add_row(*row)
+    Console(width=None if sys.stdout.isatty() else 160).print(table)
+
+
+def metric_cells(metrics: Mapping[str, float], names: Sequence[str]) -> list[str]:
+    """Return metrics as table cells, a dash where one was not measured."""
+    return [f"{metrics[name]:.4f}" if name in metrics else "-" for name in names]

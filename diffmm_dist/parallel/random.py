@@ -1,0 +1,155 @@
+"""Counter-based random numbers: every value is a pure function of a key and an id.
+
+A ``Stream`` is keyed by (seed, purpose, epoch, ...) and asked for the values of given ids (users, interactions,
+edges). Results therefore do not depend on how many workers there are, which of them asks, in what order, in which
+batch, or how often a run was interrupted; there is no generator state to save.
+
+64-bit values use the SplitMix64 finaliser; rows of noise use a 32-bit multiply-xorshift hash of (row key, column),
+computed in slices that stay in the processor's cache, which is faster than torch's sequential generator.
+"""
+
+import hashlib
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+_SLICE_ELEMENTS = 1 << 19  # values of one slice: 2 MiB, so that the passes of the hash stay in cache
+
+
+def _signed(value: int, bits: int) -> int:
+    """Return an unsigned constant as the two's-complement integer that torch's signed types hold."""
+    return value - (1 << bits) if value >> (bits - 1) else value
+
+
+_GOLDEN_64 = _signed(0x9E3779B97F4A7C15, 64)
+_MIX_64 = (_signed(0xBF58476D1CE4E5B9, 64), _signed(0x94D049BB133111EB, 64))
+_GOLDEN_32 = _signed(0x9E3779B9, 32)
+_MIX_32 = (_signed(0x7FEB352D, 32), _signed(0x846CA68B, 32))
+
+
+@dataclass(frozen=True)
+class Stream:
+    """Random values of one purpose, by id.
+
+    Attributes:
+        key: signed 64-bit key.
+    """
+
+    key: int
+
+    @classmethod
+    def of(cls, *parts: int | str) -> "Stream":
+        """Return the stream of a key such as ``(seed, "negatives", epoch)``."""
+        digest = hashlib.blake2b(repr(parts).encode(), digest_size=8).digest()
+        return cls(int.from_bytes(digest, "little", signed=True))
+
+    def child(self, *parts: int | str) -> "Stream":
+        """Return a stream of its own for a part of this one's purpose."""
+        return Stream.of(self.key, *parts)
+
+    def bits(self, ids: Tensor) -> Tensor:
+        """Return 64 random bits for each int64 id, as int64 of the same shape."""
+        return _mix_64((ids * _GOLDEN_64).add_(self.key))
+
+    def uniform(self, ids: Tensor) -> Tensor:
+        """Return a float64 in [0, 1) for each id."""
+        return ((self.bits(ids) >> 11) & ((1 << 53) - 1)).to(torch.float64).mul_(2.0**-53)
+
+    def integers(self, ids: Tensor, bounds: Tensor | int) -> Tensor:
+        """Return an int64 in [0, bound) for each id; the bias is below bound / 2^53."""
+        last = torch.as_tensor(bounds, device=ids.device) - 1
+        return torch.minimum((self.uniform(ids) * (last + 1)).to(torch.int64), last)
+
+    def permute(self, ids: Tensor, count: int) -> Tensor:
+        """Return the place of each id in a random permutation of ``0 .. count - 1``, int64.
+
+        A Feistel network over the next power of four, walked until the value falls below ``count``: a bijection that
+        needs neither the other ids nor memory for them.
+        """
+        half_bits = max(1, ((max(count, 2) - 1).bit_length() + 1) // 2)
+        places = self._feistel(ids, half_bits)
+        while bool((outside := places >= count).any()):
+            places[outside] = self._feistel(places[outside], half_bits)
+        return places
+
+    def _feistel(self, values: Tensor, half_bits: int) -> Tensor:
+        mask = (1 << half_bits) - 1
+        left, right = values >> half_bits, values & mask
+        for round_number in range(4):
+            scrambled = Stream(self.key ^ (round_number + 1)).bits(right) & mask
+            left, right = right, left ^ scrambled
+        return (left << half_bits) | right
+
+    def uniform_rows(self, ids: Tensor, num_columns: int) -> Tensor:
+        """Return float32 values in [-1, 1], one row per id: (len(ids), num_columns)."""
+        out = torch.empty(ids.numel(), num_columns, device=ids.device)
+        for rows, hashed in self._hashed_rows(ids, num_columns):
+            torch.add(hashed, 0.5, out=out[rows]).mul_(2.0**-31)
+        return out
+
+    def dropout_rows(self, ids: Tensor, num_columns: int, *, keep_prob: float) -> Tensor:
+        """Return float32 factors, 1 / keep_prob with that probability and else 0: (len(ids), num_columns)."""
+        out = torch.empty(ids.numel(), num_columns, device=ids.device)
+        threshold = min(round(keep_prob * 2.0**32), 2**32 - 1) - 2**31
+        for rows, hashed in self._hashed_rows(ids, num_columns):
+            torch.lt(hashed, threshold, out=out[rows]).mul_(1 / keep_prob)
+        return out
+
+    def normal_rows(self, ids: Tensor, num_columns: int) -> Tensor:
+        """Return standard normal float32 values, one row per id: (len(ids), num_columns).
+
+        Box-Muller: the first half of a row's hashes gives radii, the second half angles.
+        """
+        out = torch.empty(ids.numel(), num_columns, device=ids.device)
+        half = (num_columns + 1) // 2
+        rest = num_columns - half
+        buffer = torch.empty(3, min(_rows_per_slice(2 * half), ids.numel()), half, device=ids.device)
+        for rows, hashed in self._hashed_rows(ids, 2 * half):
+            radius, angle, cosine = buffer[:, : rows.stop - rows.start]
+            # The smallest argument keeps log() finite: 2^-26 is the resolution of float32 hashes near -2^31.
+            radius.copy_(hashed[:, :half]).mul_(2.0**-32).add_(0.5).clamp_(min=2.0**-26).log_().mul_(-2).sqrt_()
+            angle.copy_(hashed[:, half:]).mul_(2 * math.pi * 2.0**-32)
+            torch.mul(radius, torch.cos(angle, out=cosine), out=out[rows, :half])
+            torch.mul(radius[:, :rest], angle.sin_()[:, :rest], out=out[rows, half:])
+        return out
+
+    def _hashed_rows(self, ids: Tensor, num_columns: int) -> Iterator[tuple[slice, Tensor]]:
+        """Yield (rows, int32 hashes of these rows), a cache-sized slice of rows at a time in one reused buffer."""
+        keys = self.bits(ids)
+        low, high = _low_32(keys), _low_32(keys >> 32)
+        columns = torch.arange(num_columns, dtype=torch.int32, device=ids.device) * _GOLDEN_32
+        step = _rows_per_slice(num_columns)
+        buffer = torch.empty(2, min(step, ids.numel()), num_columns, dtype=torch.int32, device=ids.device)
+        for start in range(0, ids.numel(), step):
+            rows = slice(start, min(start + step, ids.numel()))
+            hashed, scratch = buffer[:, : rows.stop - start]
+            torch.bitwise_xor(columns, low[rows, None], out=hashed)
+            _xor_shifted(hashed, 16, scratch).mul_(_MIX_32[0]).add_(high[rows, None])
+            _xor_shifted(hashed, 15, scratch).mul_(_MIX_32[1])
+            yield rows, _xor_shifted(hashed, 16, scratch)
+
+
+def _rows_per_slice(num_columns: int) -> int:
+    return max(1, _SLICE_ELEMENTS // max(num_columns, 1))
+
+
+def _mix_64(x: Tensor) -> Tensor:
+    """Apply the SplitMix64 finaliser to int64 values, in place."""
+    scratch = torch.empty_like(x)
+    _xor_shifted(x, 30, scratch).mul_(_MIX_64[0])
+    _xor_shifted(x, 27, scratch).mul_(_MIX_64[1])
+    return _xor_shifted(x, 31, scratch)
+
+
+def _low_32(x: Tensor) -> Tensor:
+    """Return the lower 32 bits as int32."""
+    return (((x & 0xFFFFFFFF) ^ 0x80000000) - 0x80000000).to(torch.int32)
+
+
+def _xor_shifted(x: Tensor, places: int, scratch: Tensor) -> Tensor:
+    """Replace ``x`` by ``x ^ (x >>> places)`` in place, the shift filling with zeros as for unsigned integers."""
+    torch.bitwise_right_shift(x, places, out=scratch)
+    return x.bitwise_xor_(scratch.bitwise_and_((1 << (x.element_size() * 8 - places)) - 1))

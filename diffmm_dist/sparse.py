@@ -1,0 +1,100 @@
+"""The pattern of a 0/1 matrix in compressed sparse rows: interactions, masks, truths and edges.
+
+Shape suffixes: R rows, C columns, E stored entries.
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class CSR:
+    """Row pointers and sorted column indices of a 0/1 matrix; values are not stored.
+
+    Attributes:
+        indptr: int64 (R + 1,), where each row starts.
+        indices: int64 (E,), columns, ascending and without repeats inside a row unless built by ``select``.
+        num_columns: C.
+    """
+
+    indptr: Tensor
+    indices: Tensor
+    num_columns: int
+
+    @classmethod
+    def from_pairs(cls, rows: Tensor, columns: Tensor, *, num_rows: int, num_columns: int) -> "CSR":
+        """Build from int64 pairs (E,) in any order; repeated pairs count once."""
+        keys = torch.unique(rows * num_columns + columns)
+        rows, columns = keys.div(max(num_columns, 1), rounding_mode="floor"), keys % max(num_columns, 1)
+        return cls(_row_pointers(rows, num_rows), columns, num_columns)
+
+    @property
+    def num_rows(self) -> int:
+        """R."""
+        return self.indptr.numel() - 1
+
+    @property
+    def num_entries(self) -> int:
+        """E."""
+        return self.indices.numel()
+
+    @cached_property
+    def row_counts(self) -> Tensor:
+        """Entries of each row, int64 (R,)."""
+        return self.indptr.diff()
+
+    @cached_property
+    def column_counts(self) -> Tensor:
+        """Entries of each column, int64 (C,)."""
+        return torch.bincount(self.indices, minlength=self.num_columns)
+
+    @cached_property
+    def row_ids(self) -> Tensor:
+        """Row of each entry, int64 (E,)."""
+        return torch.repeat_interleave(self.row_counts)
+
+    @cached_property
+    def keys(self) -> Tensor:
+        """``row * C + column`` of each entry, ascending, int64 (E,)."""
+        return self.row_ids * self.num_columns + self.indices
+
+    def contains(self, rows: Tensor, columns: Tensor) -> Tensor:
+        """Return whether each pair is stored, bool of the pairs' shape."""
+        if self.num_entries == 0:
+            return torch.zeros_like(rows, dtype=torch.bool)
+        wanted = rows * self.num_columns + columns
+        places = torch.searchsorted(self.keys, wanted).clamp_(max=self.num_entries - 1)
+        return self.keys[places] == wanted
+
+    def select(self, rows: Tensor) -> "CSR":
+        """Return the given rows, in their order and with repeats, as a matrix of their own."""
+        counts = self.row_counts[rows]
+        indptr = torch.zeros(rows.numel() + 1, dtype=torch.int64, device=rows.device)
+        torch.cumsum(counts, 0, out=indptr[1:])
+        shift = torch.repeat_interleave(self.indptr[rows] - indptr[:-1], counts)
+        places = shift + torch.arange(shift.numel(), device=rows.device)
+        return CSR(indptr, self.indices[places], self.num_columns)
+
+    def transpose(self) -> "CSR":
+        """Return the C x R pattern, rows again ascending inside each of its rows."""
+        order = torch.argsort(self.indices, stable=True)
+        return CSR(_row_pointers(self.indices[order], self.num_columns), self.row_ids[order], self.num_rows)
+
+    def dense(self, dtype: torch.dtype = torch.float32) -> Tensor:
+        """Return the R x C matrix of zeros and ones; meant for a batch of rows."""
+        out = torch.zeros(self.num_rows, self.num_columns, dtype=dtype, device=self.indices.device)
+        out[self.row_ids, self.indices] = 1
+        return out
+
+    def to(self, device: torch.device) -> "CSR":
+        """Return the same pattern on a device."""
+        return CSR(self.indptr.to(device), self.indices.to(device), self.num_columns)
+
+
+def _row_pointers(sorted_rows: Tensor, num_rows: int) -> Tensor:
+    indptr = torch.zeros(num_rows + 1, dtype=torch.int64, device=sorted_rows.device)
+    torch.cumsum(torch.bincount(sorted_rows, minlength=num_rows), 0, out=indptr[1:])
+    return indptr

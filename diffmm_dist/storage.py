@@ -1,0 +1,230 @@
+"""Paths and s3:// addresses behind one small set of functions; the only place that imports s3fs.
+
+Endpoint and credentials of S3 come from the environment or the usual AWS profile, never from a configuration.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import IO, Any
+
+import fsspec
+import pyarrow as pa
+
+from diffmm_dist.errors import UserError, one_line
+
+_SHA256_CHUNK = 1 << 20
+
+
+def join(uri: str, *parts: str) -> str:
+    """Append path parts to a path or an address."""
+    return "/".join([uri.rstrip("/"), *parts])
+
+
+def is_remote(uri: str) -> bool:
+    """Tell an s3:// address from a local path; any other scheme is refused."""
+    scheme, separator, _ = uri.partition("://")
+    if not separator:
+        return False
+    if scheme != "s3":
+        raise UserError(f"{uri}: only local paths and s3:// addresses are supported")
+    return True
+
+
+def exists(uri: str) -> bool:
+    """Return whether a file or folder is there."""
+    file_system, path = _resolve(uri)
+    with _explained(uri, "look at"):
+        return bool(file_system.exists(path))
+
+
+def list_names(uri: str) -> list[str]:
+    """Return the sorted names inside a folder, empty where there is none."""
+    file_system, path = _resolve(uri)
+    with _explained(uri, "list"):
+        if not file_system.isdir(path):
+            return []
+        return sorted(entry.rstrip("/").rsplit("/", 1)[-1] for entry in file_system.ls(path, detail=False))
+
+
+def read_bytes(uri: str) -> bytes:
+    """Read a whole file."""
+    file_system, path = _resolve(uri)
+    with _explained(uri, "read"):
+        return bytes(file_system.cat_file(path))
+
+
+def read_json(uri: str) -> Any:
+    """Read a JSON file."""
+    try:
+        return json.loads(read_bytes(uri))
+    except ValueError as error:
+        raise UserError(f"{uri} is not valid JSON: {one_line(error)}") from error
+
+
+def write_bytes(uri: str, data: bytes) -> None:
+    """Write a whole file at once: a reader sees the old file or the new one, never a part."""
+    with replacing_file(uri) as file:
+        file.write(data)
+
+
+@contextmanager
+def replacing_file(uri: str) -> Iterator[IO[bytes]]:
+    """Write a file that appears under its name, complete, when the block ends well, and not at all otherwise."""
+    file_system, path = _resolve(uri)
+    with _explained(uri, "write"):
+        if is_remote(uri):
+            file = file_system.open(path, "wb")
+            try:
+                yield file
+            except BaseException:
+                file.discard()
+                file.closed = True  # or the garbage collector would finish the upload
+                raise
+            file.close()
+            return
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        partial = f"{path}.partial-{uuid.uuid4().hex[:8]}"
+        try:
+            with open(partial, "wb") as local:
+                yield local  # writers on top of it may close it
+            _sync(partial)
+            os.replace(partial, path)
+        finally:
+            if os.path.exists(partial):
+                os.remove(partial)
+
+
+def _sync(path: str) -> None:
+    """Make sure that a file's contents are on the disk before its name is."""
+    with open(path, "rb") as file:
+        os.fsync(file.fileno())
+
+
+def write_json(uri: str, value: Any) -> None:
+    """Write a JSON file at once."""
+    write_bytes(uri, (json.dumps(value, indent=2, allow_nan=False) + "\n").encode())
+
+
+@contextmanager
+def open_input(uri: str) -> Iterator[pa.NativeFile]:
+    """Open a file for random access: memory-mapped on disk, ranged reads on S3."""
+    file_system, path = _resolve(uri)
+    with _explained(uri, "read"):
+        if is_remote(uri):
+            file: pa.NativeFile = pa.PythonFile(file_system.open(path, "rb"), mode="r")
+        else:
+            file = pa.memory_map(path)
+    try:
+        yield file
+    finally:
+        file.close()
+
+
+def open_output(uri: str) -> IO[bytes]:
+    """Open a file for writing from its start; folders are made as needed."""
+    file_system, path = _resolve(uri)
+    with _explained(uri, "write"):
+        if not is_remote(uri):
+            os.makedirs(os.path.dirname(path), exist_ok=True)
+        file: IO[bytes] = file_system.open(path, "wb")
+        return file
+
+
+def sha256(uri: str) -> str:
+    """Return the SHA-256 of a file, in hexadecimal."""
+    digest = hashlib.sha256()
+    file_system, path = _resolve(uri)
+    with _explained(uri, "read"), file_system.open(path, "rb") as file:
+        while chunk := file.read(_SHA256_CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def remove_folder(uri: str) -> None:
+    """Remove a folder and all that is in it, if it is there."""
+    file_system, path = _resolve(uri)
+    with _explained(uri, "remove"):
+        if not is_remote(uri):
+            shutil.rmtree(path, ignore_errors=True)
+        elif file_system.exists(path):
+            file_system.rm(path, recursive=True)
+
+
+@contextmanager
+def staged_folder(uri: str, *, marker: str, force: bool) -> Iterator[str]:
+    """Build a folder aside and put it in place only when it is complete.
+
+    Yields the address of an empty staging folder. When the block ends without an exception the folder takes its
+    place in one rename (on S3, which has none, the ``marker`` file is moved last); otherwise it is removed and
+    whatever stood at ``uri`` is left as it was.
+
+    Args:
+        uri: the folder to make.
+        marker: name of the file without which the folder does not count as complete.
+        force: replace a folder that holds the marker.
+
+    Raises:
+        UserError: there is something at ``uri`` that may not be replaced.
+    """
+    is_ours = exists(join(uri, marker))
+    if is_ours and not force:
+        raise UserError(f"{uri} already exists; choose another place or pass --force to replace it")
+    if not is_ours and list_names(uri):
+        raise UserError(f"{uri} holds other files (no {marker} among them); choose an empty or new folder")
+    parent, slash, name = uri.rstrip("/").rpartition("/")
+    staging = f"{parent}{slash}.{name}.partial-{uuid.uuid4().hex[:8]}"
+    try:
+        yield staging
+        with _explained(uri, "write"):
+            (_commit_remote if is_remote(uri) else _commit_local)(staging, uri, marker)
+    except BaseException:
+        remove_folder(staging)
+        raise
+
+
+def _commit_local(staging: str, uri: str, marker: str) -> None:
+    assert os.path.exists(os.path.join(staging, marker))
+    old = f"{staging}-old"
+    if os.path.exists(uri):
+        os.rename(uri, old)
+    os.rename(staging, uri)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _commit_remote(staging: str, uri: str, marker: str) -> None:
+    file_system, source = _resolve(staging)
+    _, target = _resolve(uri)
+    if file_system.exists(target):
+        if file_system.exists(f"{target}/{marker}"):
+            file_system.rm_file(f"{target}/{marker}")
+        file_system.rm(target, recursive=True)
+    paths = [path for path in file_system.find(source) if path != f"{source}/{marker}"]
+    for path in [*paths, f"{source}/{marker}"]:
+        file_system.mv(path, target + path[len(source) :])
+    file_system.invalidate_cache()
+
+
+def _resolve(uri: str) -> tuple[Any, str]:
+    """Return the file system and the path on it."""
+    if is_remote(uri):
+        import s3fs
+
+        return s3fs.S3FileSystem(use_listings_cache=False), uri.removeprefix("s3://")
+    return fsspec.filesystem("file"), os.path.abspath(uri)
+
+
+@contextmanager
+def _explained(uri: str, action: str) -> Iterator[None]:
+    """Turn what the file system raises into one sentence that names the place."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise UserError(f"cannot {action} {uri}: it does not exist") from error
+    except OSError as error:
+        reason = one_line(error)
+        raise UserError(f"cannot {action} {uri}: {reason}") from error

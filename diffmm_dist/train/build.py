@@ -1,0 +1,146 @@
+"""From a configuration to the objects of a run; the one place that unpacks configuration into keyword arguments."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from diffmm_dist.config.schema import Config, ContrastConfig, DiffusionConfig
+from diffmm_dist.data.dataset import Dataset
+from diffmm_dist.data.training import TrainingData
+from diffmm_dist.errors import UserError
+from diffmm_dist.graph.hetero import REAL, HeteroGraph
+from diffmm_dist.graph.relation import Relation
+from diffmm_dist.models.base import Optimization, Phase, Recommender
+from diffmm_dist.models.diffmm.model import DiffMM, DiffusionSettings
+from diffmm_dist.models.diffmm.phases import ContrastSettings, diffmm_phases
+from diffmm_dist.models.lightgcn.model import LightGCN
+from diffmm_dist.models.lightgcn.phases import lightgcn_phases
+from diffmm_dist.models.popularity.model import Popularity
+from diffmm_dist.parallel.ranges import even_range
+from diffmm_dist.parallel.world import World
+from diffmm_dist.train.selection import Evaluation
+
+
+def choose_device(requested: str) -> torch.device:
+    """Return the device to compute on.
+
+    Raises:
+        UserError: a GPU is asked for where there is none.
+    """
+    if requested == "cuda" and not torch.cuda.is_available():
+        raise UserError("cluster.device=cuda but torch sees no GPU here; set it to auto or cpu")
+    return torch.device("cuda" if requested != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def load_training_data(config: Config, dataset: Dataset, world: World) -> TrainingData:
+    """Read the worker's slice of the training data onto its device.
+
+    Raises:
+        UserError: there is nothing to train on, a modality is missing, or a file is damaged.
+    """
+    users = even_range(dataset.num_users, rank=world.rank, size=world.size)
+    items = even_range(dataset.num_items, rank=world.rank, size=world.size)
+    if dataset.manifest.num_interactions("train") == 0:
+        raise UserError(f"dataset {dataset.uri} has no training interactions; prepare it with some")
+    modalities = config.data.modalities
+    if modalities is None:
+        modalities = tuple(dataset.manifest.modalities)
+    if config.model.name not in MODAL_MODELS:
+        modalities = ()
+    return TrainingData(
+        num_users=dataset.num_users,
+        num_items=dataset.num_items,
+        users=users,
+        items=items,
+        interactions=dataset.interactions("train", users).to(world.device),
+        first_interaction=0,
+        num_interactions=dataset.manifest.num_interactions("train"),
+        features={name: dataset.features(name, items).to(world.device) for name in modalities},
+    )
+
+
+def build_evaluation(
+    config: Config, dataset: Dataset, data: TrainingData, world: World, *, ks: Sequence[int] | None = None
+) -> Evaluation:
+    """Return the evaluation that the configuration asks for, at other cut-offs if given."""
+    return Evaluation(
+        dataset,
+        data.interactions,
+        protocol=config.eval.protocol,
+        ks=ks or config.eval.k,
+        batch_size=config.eval.batch_size,
+        world=world,
+    )
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A model and its phases."""
+
+    model: Recommender
+    phases: list[Phase]
+
+
+def build_recipe(config: Config, data: TrainingData, *, kernel: str, device: torch.device) -> Recipe:
+    """Build the configured model and its phases.
+
+    Raises:
+        UserError: the data do not fit the model.
+    """
+    return RECIPES[config.model.name](config, data, kernel, device)
+
+
+def _diffmm(config: Config, data: TrainingData, kernel: str, device: torch.device) -> Recipe:
+    model = DiffMM(
+        data,
+        _graph(data, kernel),
+        seed=config.run.seed,
+        embedding_dim=config.model.embedding_dim,
+        num_layers=config.model.num_layers,
+        modality_projection=config.model.modality_projection,
+        residual_weight=config.model.residual_weight,
+        modal_graph_weight=config.model.modal_graph_weight,
+        diffusion=_diffusion(config.diffusion),
+    ).to(device)
+    return Recipe(model, diffmm_phases(model, _optimization(config), _contrast(config.contrast)))
+
+
+def _lightgcn(config: Config, data: TrainingData, kernel: str, device: torch.device) -> Recipe:
+    model = LightGCN(
+        data,
+        _graph(data, kernel),
+        seed=config.run.seed,
+        embedding_dim=config.model.embedding_dim,
+        num_layers=config.model.num_layers,
+    ).to(device)
+    return Recipe(model, lightgcn_phases(model, data, _optimization(config)))
+
+
+def _popularity(config: Config, data: TrainingData, kernel: str, device: torch.device) -> Recipe:
+    return Recipe(Popularity(data).to(device), [])
+
+
+RECIPES: dict[str, Callable[[Config, TrainingData, str, torch.device], Recipe]] = {
+    "diffmm": _diffmm,
+    "lightgcn": _lightgcn,
+    "popularity": _popularity,
+}
+MODAL_MODELS = frozenset({"diffmm"})  # models that read item features
+
+
+def _graph(data: TrainingData, kernel: str) -> HeteroGraph:
+    return HeteroGraph({REAL: Relation.normalized(data.interactions)}, kernel=kernel)
+
+
+def _optimization(config: Config) -> Optimization:
+    train = config.train
+    return Optimization(batch_size=train.batch_size, learning_rate=train.learning_rate, l2_weight=train.l2_weight)
+
+
+def _diffusion(config: DiffusionConfig) -> DiffusionSettings:
+    return DiffusionSettings(**config.model_dump())
+
+
+def _contrast(config: ContrastConfig) -> ContrastSettings:
+    return ContrastSettings(**config.model_dump())

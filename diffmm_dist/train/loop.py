@@ -1,0 +1,159 @@
+"""The training loop: epochs of phases, evaluation, checkpoints."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from diffmm_dist.errors import UserError
+from diffmm_dist.models.base import Phase, PhaseContext
+from diffmm_dist.monitoring.log import logger
+from diffmm_dist.monitoring.progress import ProgressBar
+from diffmm_dist.monitoring.recorder import Recorder
+from diffmm_dist.monitoring.timing import peak_rss_gib
+from diffmm_dist.parallel.collectives import any_worker
+from diffmm_dist.parallel.world import World
+from diffmm_dist.train.checkpoint import Checkpoints
+from diffmm_dist.train.selection import Evaluation
+from diffmm_dist.train.state import Best, EpochValues, NonFiniteError, TrainState
+
+_STEPS_BETWEEN_FINITE_CHECKS = 16  # each check waits for the device
+
+
+class StoppedError(Exception):
+    """The run was asked to stop and has saved a checkpoint; its text says where."""
+
+
+@dataclass
+class TrainingRun:
+    """All that the loop works with.
+
+    Attributes:
+        world: this worker among all.
+        seed: the run's seed.
+        num_epochs: how many epochs the run has.
+        state: where it is.
+        evaluation: measures the model.
+        metric: what picks the best epoch.
+        evaluate_every_epochs: epochs between evaluations.
+        checkpoints: where checkpoints go.
+        save_every_epochs: epochs between checkpoints.
+        save_every_steps: steps between checkpoints inside an epoch, 0 for none.
+        recorder: where scalars go.
+        progress: the progress bar.
+        stop_requested: whether to save and stop after the present step.
+    """
+
+    world: World
+    seed: int
+    num_epochs: int
+    state: TrainState
+    evaluation: Evaluation
+    metric: str
+    evaluate_every_epochs: int
+    checkpoints: Checkpoints
+    save_every_epochs: int
+    save_every_steps: int
+    recorder: Recorder
+    progress: ProgressBar
+    stop_requested: Callable[[], bool]
+
+
+def train(run: TrainingRun) -> None:
+    """Run every epoch from where the state is.
+
+    Raises:
+        StoppedError: the run was asked to stop; a checkpoint is saved.
+        UserError: a loss became NaN or infinite, or a checkpoint cannot be written; the last good one is kept.
+    """
+    state = run.state
+    while state.cursor.epoch < run.num_epochs:
+        context = PhaseContext(run.world, run.seed, state.cursor.epoch)
+        try:
+            for phase in state.phases[state.cursor.phase :]:
+                _run_phase(run, phase, context)
+            _finish_epoch(run)
+        except NonFiniteError as error:
+            last = (run.checkpoints.names() or ["none yet"])[-1]
+            raise UserError(
+                f"{error}; the last good checkpoint is {last}; lower train.learning_rate or look at the features"
+            ) from error
+
+
+def _run_phase(run: TrainingRun, phase: Phase, context: PhaseContext) -> None:
+    cursor, values = run.state.cursor, run.state.epoch_values
+    with values.stopwatch.measure(phase.name):
+        num_steps = phase.begin(context)
+    run.progress.begin(f"epoch {cursor.epoch} {phase.name}", total=num_steps, done=cursor.step)
+    for index in range(cursor.step, num_steps):
+        with values.stopwatch.measure(phase.name):
+            values.add(phase.step(index))
+        cursor.step, cursor.global_step = index + 1, cursor.global_step + 1
+        run.progress.advance()
+        if index % _STEPS_BETWEEN_FINITE_CHECKS == 0:
+            values.check_finite(phase, cursor)
+        _save_inside_epoch(run, phase)
+    with values.stopwatch.measure(phase.name):
+        values.check_finite(phase, cursor)
+        values.conclude(phase, num_steps, phase.finish())
+    cursor.phase, cursor.step = cursor.phase + 1, 0
+
+
+def _save_inside_epoch(run: TrainingRun, phase: Phase) -> None:
+    """Save after the present step if it is time to, or if the run is to stop."""
+    cursor = run.state.cursor
+    stop = any_worker(run.stop_requested(), run.world)
+    if stop or (run.save_every_steps and cursor.global_step % run.save_every_steps == 0):
+        run.state.epoch_values.check_finite(phase, cursor)
+        _save(run)
+    if stop:
+        raise StoppedError(f"epoch {cursor.epoch}, phase '{phase.name}', step {cursor.step}")
+
+
+def _finish_epoch(run: TrainingRun) -> None:
+    state, epoch = run.state, run.state.cursor.epoch
+    is_last = epoch + 1 == run.num_epochs
+    values = state.epoch_values
+    is_best = False
+    if is_last or (epoch + 1) % run.evaluate_every_epochs == 0:
+        with values.stopwatch.measure("evaluate"):
+            metrics = run.evaluation.select(state.model)
+        values.values |= {f"{run.evaluation.split}/{name}": value for name, value in metrics.items()}
+        is_best = state.best is None or metrics[run.metric] > state.best.score
+        if is_best:
+            state.best = Best(epoch, metrics[run.metric], Checkpoints.name(epoch + 1))
+    _record(run, epoch)
+    state.cursor.epoch, state.cursor.phase = epoch + 1, 0
+    state.epoch_values = EpochValues()
+    if is_best or is_last or (epoch + 1) % run.save_every_epochs == 0:
+        _save(run)
+
+
+def _record(run: TrainingRun, epoch: int) -> None:
+    """Record the epoch's values, times, throughput and memory, and log a line."""
+    values, state = run.state.epoch_values, run.state
+    seconds = dict(values.stopwatch.seconds)
+    epoch_seconds = sum(value for name, value in seconds.items() if name != "checkpoint")
+    scalars = values.values | {f"time/{name}_s": value for name, value in seconds.items()}
+    scalars |= {"time/epoch_s": epoch_seconds, "mem/peak_gib": peak_rss_gib()}
+    for phase in state.phases:
+        scalars[f"throughput/{phase.name}_{phase.unit}_per_s"] = phase.num_examples / seconds[phase.name]
+    run.recorder.scalars(scalars, epoch=epoch)
+    parts = [f"{name} {value:.1f} s" for name, value in seconds.items()]
+    score = scalars.get(f"{run.evaluation.split}/{run.metric}")
+    if score is not None and state.best is not None:
+        parts.insert(
+            0, f"{run.evaluation.split} {run.metric} {score:.4f} (best {state.best.score:.4f}, {state.best.epoch})"
+        )
+    logger.info("epoch %d of 0..%d: %s", epoch, run.num_epochs - 1, ", ".join(parts))
+
+
+def _save(run: TrainingRun) -> None:
+    """Write a checkpoint; its time counts for the epoch in which the run goes on."""
+    state, cursor = run.state, run.state.cursor
+    state.check_finite()
+    with state.epoch_values.stopwatch.measure("checkpoint"):
+        run.checkpoints.save(
+            Checkpoints.name(cursor.epoch, cursor.phase, cursor.step),
+            state.tensors(),
+            state.scalars(),
+            best=state.best.checkpoint if state.best else None,
+        )

@@ -1,0 +1,65 @@
+"""A finished or running run, read back: its model as of the best epoch."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from diffmm_dist.config.schema import Config
+from diffmm_dist.data.dataset import Dataset
+from diffmm_dist.data.training import TrainingData
+from diffmm_dist.errors import UserError
+from diffmm_dist.models.base import Recommender
+from diffmm_dist.parallel.world import World
+from diffmm_dist.train.build import build_evaluation, build_recipe, choose_device, load_training_data
+from diffmm_dist.train.checkpoint import Checkpoints
+from diffmm_dist.train.run_folder import RunFolder
+from diffmm_dist.train.selection import Evaluation
+from diffmm_dist.train.state import load_model
+
+
+@dataclass(frozen=True)
+class TrainedRun:
+    """A run's best model and what it was trained with.
+
+    Attributes:
+        config: the run's configuration.
+        dataset: its dataset.
+        data: its training data.
+        model: the model as of the best epoch so far.
+        best_epoch: which.
+        world: where the model is.
+    """
+
+    config: Config
+    dataset: Dataset
+    data: TrainingData
+    model: Recommender
+    best_epoch: int
+    world: World
+
+    def evaluation(self, ks: Sequence[int]) -> Evaluation:
+        """Return the evaluation under the run's protocol, at these cut-offs."""
+        return build_evaluation(self.config, self.dataset, self.data, self.world, ks=ks)
+
+
+def load_trained(run_path: str) -> TrainedRun:
+    """Load the best model of a run.
+
+    Raises:
+        UserError: there is no such run, it has no best epoch yet, or its dataset is gone or changed.
+    """
+    folder, config = RunFolder.existing(run_path)
+    checkpoints = Checkpoints(folder.checkpoints, keep=config.checkpoint.keep)
+    names = checkpoints.names()
+    best = checkpoints.scalars(names[-1])["best"] if names else None
+    if best is None:
+        raise UserError(f"run {run_path} has not evaluated an epoch yet; let `train` go on until it has")
+    dataset = Dataset.open(config.data.path)
+    identity = folder.identity()
+    if dataset.manifest.fingerprint != identity["dataset"]:
+        raise UserError(f"dataset {config.data.path} is not the one that run {run_path} was trained on; restore it")
+    world = World.single(choose_device(config.cluster.device))
+    data = load_training_data(config, dataset, world)
+    kernel = identity.get("kernel", {}).get(config.graph.kernel, "csr")
+    model = build_recipe(config, data, kernel=kernel, device=world.device).model
+    load_model(model, checkpoints.tensors(best["checkpoint"], wanted=lambda name: name.startswith("model/")))
+    return TrainedRun(config, dataset, data, model, best["epoch"], world)

@@ -1,0 +1,203 @@
+"""One worker of a run, in plain torch: it runs in this process or in a Ray worker, and needs neither ray nor dgl."""
+
+import ctypes
+import os
+from collections.abc import Callable, Sequence
+from statistics import median
+from typing import Any
+
+import torch
+
+from diffmm_dist.config.schema import Config
+from diffmm_dist.data.dataset import Dataset
+from diffmm_dist.graph.propagate import choose_kernel
+from diffmm_dist.graph.relation import Relation
+from diffmm_dist.monitoring.jsonl import JsonlRecorder, read_jsonl
+from diffmm_dist.monitoring.log import logger
+from diffmm_dist.monitoring.progress import ProgressBar
+from diffmm_dist.monitoring.recorder import MultiRecorder, Recorder
+from diffmm_dist.monitoring.timing import peak_rss_gib
+from diffmm_dist.parallel.world import World
+from diffmm_dist.sparse import CSR
+from diffmm_dist.train.build import build_evaluation, build_recipe, choose_device, load_training_data
+from diffmm_dist.train.checkpoint import Checkpoints
+from diffmm_dist.train.loop import TrainingRun, train
+from diffmm_dist.train.run_folder import RunFolder
+from diffmm_dist.train.selection import Evaluation
+from diffmm_dist.train.state import TrainState, load_model
+
+Result = dict[str, Any]
+
+
+def run_worker(
+    config: Config,
+    *,
+    stop_requested: Callable[[], bool],
+    recorders: Sequence[Recorder] = (),
+    show_progress: bool | None = None,
+) -> Result:
+    """Train, or go on training, the configured run; return what result.json says.
+
+    Args:
+        config: the run.
+        stop_requested: polled after every step; when it says yes the run saves a checkpoint and stops.
+        recorders: besides the run folder's own.
+        show_progress: draw a progress bar; None draws it on a terminal.
+
+    Raises:
+        UserError: something that the user can put right.
+        StoppedError: the run was asked to stop and has saved a checkpoint.
+    """
+    prepare_process(config.cluster.threads_per_worker)
+    world = World.single(choose_device(config.cluster.device))
+    dataset = Dataset.open(config.data.path)
+    folder = RunFolder(config.run.path)
+    folder.claim(config, fingerprint=dataset.manifest.fingerprint)
+    try:
+        result = folder.result()
+        if result is not None and result["epochs"] >= _num_epochs(config):
+            logger.info("%s has already finished; its result stands in result.json", folder.path)
+            return result
+        return _train_in(folder, config, dataset, world, stop_requested, recorders, show_progress)
+    finally:
+        folder.release()
+
+
+def _train_in(
+    folder: RunFolder,
+    config: Config,
+    dataset: Dataset,
+    world: World,
+    stop_requested: Callable[[], bool],
+    recorders: Sequence[Recorder],
+    show_progress: bool | None,
+) -> Result:
+    data = load_training_data(config, dataset, world)
+    evaluation = build_evaluation(config, dataset, data, world)
+    kernel = _kernel(folder, config, data.interactions)
+    recipe = build_recipe(config, data, kernel=kernel, device=world.device)
+    state = TrainState(recipe.model, recipe.phases)
+    checkpoints = Checkpoints(folder.checkpoints, keep=config.checkpoint.keep)
+    _restore(state, checkpoints, folder, world)
+    start_epoch = state.cursor.epoch
+    own: list[Recorder] = [JsonlRecorder(folder.metrics, start_epoch=start_epoch)]
+    if config.monitoring.tensorboard:
+        from diffmm_dist.monitoring.tensorboard import TensorBoardRecorder
+
+        own.append(TensorBoardRecorder(folder.tensorboard, start_epoch=start_epoch))
+    recorder = MultiRecorder([*own, *recorders])
+    with ProgressBar(enabled=show_progress) as progress:
+        try:
+            train(
+                TrainingRun(
+                    world=world,
+                    seed=config.run.seed,
+                    num_epochs=_num_epochs(config),
+                    state=state,
+                    evaluation=evaluation,
+                    metric=config.eval.metric,
+                    evaluate_every_epochs=config.eval.every_epochs,
+                    checkpoints=checkpoints,
+                    save_every_epochs=config.checkpoint.every_epochs,
+                    save_every_steps=config.checkpoint.every_steps,
+                    recorder=recorder,
+                    progress=progress,
+                    stop_requested=stop_requested,
+                )
+            )
+        finally:
+            recorder.close()
+    result = _conclude(state, checkpoints, evaluation, folder, config)
+    folder.write_result(result)
+    return result
+
+
+def prepare_process(num_threads: int) -> None:
+    """Set up this process for repeatable and fast computation on the CPU.
+
+    Args:
+        num_threads: threads of torch; 0 for one per core.
+    """
+    torch.set_num_threads(num_threads or os.cpu_count() or 1)
+    torch.use_deterministic_algorithms(True)
+    # Nothing here reads memory that it has not written, so filling it first would only cost time.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    keep_freed_memory()
+
+
+def keep_freed_memory() -> None:
+    """Tell glibc to keep freed memory instead of giving it back to the system.
+
+    Every step allocates and frees the same large tensors; with glibc's defaults each of them is mapped, cleared page by
+    page and unmapped again, which takes longer than the arithmetic of an elementwise operation (docs/benchmarks).
+    """
+    trim_threshold, mmap_max = -1, -4
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError):  # not glibc: nothing to gain
+        return
+    mallopt(mmap_max, 0)
+    mallopt(trim_threshold, 2**31 - 1)
+
+
+def _num_epochs(config: Config) -> int:
+    """Return the epochs of the run; a model without phases is ready after one."""
+    return 1 if config.model.name == "popularity" else config.train.epochs
+
+
+def _kernel(folder: RunFolder, config: Config, interactions: CSR) -> str:
+    """Choose the kernel at the first start and remember it, so that a resumed run goes on with the same one."""
+    if config.model.name == "popularity":
+        return "csr"
+    remembered = folder.identity().get("kernel", {}).get(config.graph.kernel)
+    if remembered:
+        return str(remembered)
+    choice = choose_kernel(config.graph.kernel, Relation.normalized(interactions), width=config.model.embedding_dim)
+    logger.info("propagation kernel: %s (%s)", choice.kernel, choice.reason)
+    folder.remember({"kernel": {config.graph.kernel: choice.kernel}})
+    return choice.kernel
+
+
+def _restore(state: TrainState, checkpoints: Checkpoints, folder: RunFolder, world: World) -> None:
+    names = checkpoints.names()
+    if not names:
+        return
+    state.load_tensors(checkpoints.tensors(names[-1]))
+    state.load_scalars(checkpoints.scalars(names[-1]), world.device)
+    cursor = state.cursor
+    logger.info(
+        "resuming %s from checkpoint %s: epoch %d, phase %d, step %d (%d steps done)",
+        folder.path,
+        names[-1],
+        cursor.epoch,
+        cursor.phase,
+        cursor.step,
+        cursor.global_step,
+    )
+
+
+def _conclude(
+    state: TrainState, checkpoints: Checkpoints, evaluation: Evaluation, folder: RunFolder, config: Config
+) -> Result:
+    """Measure the best epoch and summarise the run."""
+    assert state.best is not None
+    load_model(state.model, checkpoints.tensors(state.best.checkpoint, wanted=lambda name: name.startswith("model/")))
+    records = read_jsonl(folder.metrics)
+    times = {tag for record in records for tag in record if tag.startswith("time/")} - {"time/epoch_s"}
+    return {
+        "protocol": config.eval.protocol,
+        "seed": config.run.seed,
+        "best_epoch": state.best.epoch,
+        "epochs": state.cursor.epoch,
+        "valid": evaluation.measure(state.model, "valid"),
+        "test": evaluation.measure(state.model, "test"),
+        "seconds_per_epoch": _median(records, "time/epoch_s"),
+        "seconds_per_phase": {tag[5:-2]: _median(records, tag) for tag in sorted(times)},
+        "peak_rss_gib": max([peak_rss_gib(), *(record["mem/peak_gib"] for record in records)]),
+        "config": config.model_dump(mode="json"),
+    }
+
+
+def _median(records: Sequence[dict[str, Any]], tag: str) -> float:
+    return float(median(record[tag] for record in records if tag in record))

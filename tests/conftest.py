@@ -1,0 +1,30 @@
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    torch.set_num_threads(1)
+
+
+@pytest.fixture
+def run_cli(capsys, monkeypatch):
+    """Run the command line in this process; returns (exit status, standard output, standard error)."""
+    from diffmm_dist import cli
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["launch.py", *map(str, arguments)])
+        status = 0
+        try:
+            cli.main()
+        except SystemExit as error:
+            status = error.code or 0
+        captured = capsys.readouterr()
+        return status, captured.out, captured.err
+
+    return run

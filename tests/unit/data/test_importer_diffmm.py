@@ -1,0 +1,147 @@
+import os
+import pickle
+
+import numpy as np
+import pytest
+import scipy.sparse as sp
+
+from diffmm_dist.data.dataset import Dataset
+from diffmm_dist.data.importers.diffmm import import_diffmm
+from diffmm_dist.errors import UserError
+from tests.support.builders import published_folder
+from tests.support.reference import dense
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return published_folder(tmp_path / "raw")
+
+
+def read(folder, out):
+    report = import_diffmm(str(folder), str(out))
+    return report, Dataset.open(str(out))
+
+
+def put(folder, name, value):
+    (folder / name).write_bytes(pickle.dumps(value))
+
+
+def test_everything_arrives(folder, tmp_path):
+    report, dataset = read(folder, tmp_path / "out")
+    for split, name in (("train", "trnMat"), ("valid", "valMat"), ("test", "tstMat")):
+        expected = pickle.loads((folder / f"{name}.pkl").read_bytes()).toarray()
+        assert dense(dataset.interactions(split)).tolist() == expected.tolist()
+    assert dataset.features("visual").tolist() == np.load(folder / "image_feat.npy").astype(np.float32).tolist()
+    assert dataset.features("acoustic").tolist() == np.load(folder / "audio_feat.npy").astype(np.float32).tolist()
+    assert dataset.manifest.modalities["visual"].dtype == "float16"
+    assert report.missing == ("text_feat.npy",)
+    assert dataset.original_ids("items").to_pylist() == list(range(9))
+
+
+def test_values_are_binarised_and_explicit_zeros_dropped(folder, tmp_path):
+    rows, columns = np.array([0, 0, 1, 2]), np.array([3, 3, 1, 2])
+    put(folder, "trnMat.pkl", sp.coo_matrix((np.array([2.0, 5.0, 1.0, 0.0]), (rows, columns)), shape=(12, 9)))
+    _, dataset = read(folder, tmp_path / "out")
+    train = dataset.interactions("train")
+    assert list(zip(train.row_ids.tolist(), train.indices.tolist(), strict=True)) == [(0, 3), (1, 1)]
+
+
+@pytest.mark.parametrize("kind", [sp.csr_matrix, sp.csc_matrix, sp.dok_matrix, sp.csr_array])
+def test_other_sparse_formats(folder, tmp_path, kind):
+    matrix = pickle.loads((folder / "trnMat.pkl").read_bytes())
+    put(folder, "trnMat.pkl", kind(matrix))
+    _, dataset = read(folder, tmp_path / "out")
+    assert dense(dataset.interactions("train")).tolist() == matrix.toarray().tolist()
+
+
+def test_overlapping_splits_are_noted(folder, tmp_path):
+    (folder / "valMat.pkl").write_bytes((folder / "trnMat.pkl").read_bytes())
+    report, dataset = read(folder, tmp_path / "out")
+    count = dataset.manifest.num_interactions("train")
+    assert report.notes == (f"{count} interactions stand in both train and valid; they are masked when ranking",)
+
+
+def test_missing_validation_gives_an_empty_split(folder, tmp_path):
+    (folder / "valMat.pkl").unlink()
+    report, dataset = read(folder, tmp_path / "out")
+    assert report.missing == ("valMat.pkl", "text_feat.npy")
+    assert dataset.manifest.num_interactions("valid") == 0
+
+
+class Evil:
+    def __reduce__(self):
+        return os.system, ("touch /tmp/diffmm-dist-was-here",)
+
+
+def broken_coo(**attributes):
+    matrix = sp.coo_matrix((np.ones(2), ([0, 1], [1, 2])), shape=(12, 9))
+    matrix.__dict__.update(attributes)
+    return matrix
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("trnMat.pkl", Evil(), r"refusing the pickle .*trnMat\.pkl: it asks for posix\.system"),
+        ("trnMat.pkl", np.ones((12, 9)), "holds a ndarray, not a sparse matrix"),
+        ("tstMat.pkl", sp.coo_matrix((3, 4)), r"tstMat\.pkl has shape \(3, 4\) but trnMat\.pkl has \(12, 9\)"),
+        ("trnMat.pkl", broken_coo(coords=(np.array([0, 12]), np.array([0, 1]))), "user id 12 is out of range"),
+        ("trnMat.pkl", broken_coo(coords=(np.array([0, 1]), np.array([0, -3]))), "item id -3 is out of range"),
+        ("trnMat.pkl", sp.csr_matrix(np.ones((12, 9)), dtype=complex), "sparse matrix of complex128"),
+    ],
+    ids=["forbidden class", "dense", "shape", "user id", "item id", "dtype"],
+)
+def test_bad_matrices(folder, tmp_path, name, value, message):
+    put(folder, name, value)
+    with pytest.raises(UserError, match=message):
+        read(folder, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    assert not os.path.exists("/tmp/diffmm-dist-was-here")
+
+
+def test_a_csr_that_points_outside_its_arrays_is_not_followed(folder, tmp_path):
+    matrix = sp.csr_matrix(np.ones((12, 9)))
+    matrix.indptr[5] = 10_000_000
+    put(folder, "trnMat.pkl", matrix)
+    with pytest.raises(UserError, match="damaged sparse matrix"):
+        read(folder, tmp_path / "out")
+
+
+@pytest.mark.parametrize("content", [b"", b"garbage", b"\x80\x05."])
+def test_no_pickle_at_all(folder, tmp_path, content):
+    (folder / "trnMat.pkl").write_bytes(content)
+    with pytest.raises(UserError, match=r"trnMat\.pkl is not a readable pickle"):
+        read(folder, tmp_path / "out")
+
+
+def with_nan(rows):
+    rows[4, 1] = np.nan
+    return rows
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        (np.zeros((8, 5)), "modality 'visual' has 8 feature rows but there are 9 items"),
+        (with_nan(np.zeros((9, 5))), "modality 'visual': the features of item row 4 hold NaN"),
+        (np.full((9, 5), 1e300), "modality 'visual': the features of item row 0 hold infinity"),
+        (np.zeros(9), r"shape \(9,\); float rows \(items, width\) are needed"),
+        (np.zeros((9, 5), dtype=np.int64), "holds int64"),
+        (np.array([[{}]], dtype=object), r"image_feat\.npy is not a readable \.npy file"),
+    ],
+    ids=["row count", "NaN", "beyond float32", "one dimension", "integers", "pickled objects"],
+)
+@pytest.mark.filterwarnings("ignore:overflow")
+def test_bad_features(folder, tmp_path, rows, message):
+    np.save(folder / "image_feat.npy", rows, allow_pickle=True)
+    with pytest.raises(UserError, match=message):
+        read(folder, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_missing_folder_and_files(folder, tmp_path):
+    with pytest.raises(UserError, match="is not a folder"):
+        read(tmp_path / "nowhere", tmp_path / "out")
+    (folder / "tstMat.pkl").unlink()
+    with pytest.raises(UserError, match=r"tstMat\.pkl is missing"):
+        read(folder, tmp_path / "out")

@@ -1,0 +1,151 @@
+import pytest
+import torch
+
+from diffmm_dist.graph.hetero import REAL, HeteroGraph
+from diffmm_dist.graph.propagate import choose_kernel, propagate, sum_of_layers
+from diffmm_dist.graph.relation import Relation
+from diffmm_dist.parallel.random import Stream
+from diffmm_dist.sparse import CSR
+from tests.support.builders import random_pairs, random_rows
+from tests.support.reference import dense, layer_sum, normalized_adjacency
+
+KERNELS = ["csr", "dgl"]
+
+
+@pytest.fixture(params=KERNELS)
+def kernel(request):
+    if request.param == "dgl":
+        pytest.importorskip("dgl", reason="DGL is not installed")
+    return request.param
+
+
+def as_matrix(relation, kernel="csr"):
+    """The operator's matrix, column by column."""
+    num_users, num_items = relation.user_scale.shape[0], relation.item_scale.shape[0]
+    identity = torch.eye(num_users + num_items)
+    graph = HeteroGraph({REAL: relation}, kernel=kernel)
+    return torch.cat(propagate(graph, REAL, identity[:num_users], identity[num_users:]))
+
+
+GRAPHS = {
+    "cold nodes": lambda: random_pairs(9, 7, empty_rows=[0, 8], empty_columns=[6]),
+    "no edges": lambda: random_pairs(4, 3, share=0.0),
+    "a hub": lambda: CSR.from_pairs(
+        torch.tensor([0, 1, 2, 3, 4, 4]), torch.tensor([2, 2, 2, 2, 2, 0]), num_rows=5, num_columns=3
+    ),
+    "one edge": lambda: CSR.from_pairs(torch.tensor([0]), torch.tensor([0]), num_rows=1, num_columns=1),
+}
+
+
+@pytest.mark.parametrize("name", GRAPHS)
+def test_propagation_equals_the_dense_matrix(name, kernel):
+    pairs = GRAPHS[name]()
+    expected = normalized_adjacency(dense(pairs))
+    torch.testing.assert_close(as_matrix(Relation.normalized(pairs), kernel), expected)
+
+
+def test_a_single_edge_gives_one_half_everywhere():
+    pairs = GRAPHS["one edge"]()
+    torch.testing.assert_close(as_matrix(Relation.normalized(pairs)), torch.full((2, 2), 0.5))
+
+
+def test_isolated_nodes_keep_a_weight_of_one():
+    matrix = as_matrix(Relation.normalized(GRAPHS["no edges"]()))
+    assert torch.equal(matrix, torch.eye(7))
+
+
+def test_gradients_equal_the_dense_ones(kernel):
+    pairs = GRAPHS["cold nodes"]()
+    graph = HeteroGraph({REAL: Relation.normalized(pairs).dropped(0.6, Stream.of(1))}, kernel=kernel)
+    matrix = as_matrix(graph.relations[REAL])
+    weights = random_rows(16, 5, seed=9)
+    users, items = random_rows(9, 5, 1, grad=True), random_rows(7, 5, 2, grad=True)
+    (torch.cat(propagate(graph, REAL, users, items)) * weights).square().sum().backward()
+    rows = torch.cat([users, items]).detach().requires_grad_()
+    ((matrix @ rows) * weights).square().sum().backward()
+    torch.testing.assert_close(torch.cat([users.grad, items.grad]), rows.grad)
+
+
+def test_both_kernels_give_the_same_bits():
+    pytest.importorskip("dgl", reason="DGL is not installed")
+    pairs = random_pairs(300, 200, share=0.05)
+    relation = Relation.normalized(pairs)
+    for graph in (relation, relation.dropped(0.5, Stream.of(7))):
+        results = []
+        for kernel in KERNELS:
+            users, items = random_rows(300, 33, 1, grad=True), random_rows(200, 33, 2, grad=True)
+            out = propagate(HeteroGraph({REAL: graph}, kernel=kernel), REAL, users, items)
+            (out[0].square().sum() + out[1].pow(3).sum()).backward()
+            results.append((*out, users.grad, items.grad))
+        for ours, theirs in zip(*results, strict=True):
+            assert torch.equal(ours, theirs)
+
+
+@pytest.mark.parametrize("keep_prob", [0.0, 0.4, 1.0])
+def test_drop_keeps_entries_independently_and_rescales(keep_prob):
+    pairs = random_pairs(60, 50, share=0.4)
+    whole = Relation.normalized(pairs)
+    full, dropped = as_matrix(whole), as_matrix(whole.dropped(keep_prob, Stream.of(5)))
+    kept = dropped != 0
+    torch.testing.assert_close(dropped[kept], full[kept] / max(keep_prob, 1e-9))
+    assert kept.sum() / (full != 0).sum() == pytest.approx(keep_prob, abs=0.04)
+    if keep_prob == 0.4:
+        edges = full[:60, 60:] != 0
+        forth, back = kept[:60, 60:][edges], kept[60:, :60].T[edges]
+        both = (forth & back).float().mean()
+        assert both == pytest.approx(0.16, abs=0.04)  # the two directions of an edge are drawn apart
+        loops = kept.diagonal().float().mean()
+        assert loops == pytest.approx(0.4, abs=0.15)
+
+
+def test_drop_is_keyed_by_the_stream():
+    relation = Relation.normalized(random_pairs(30, 30, share=0.3))
+    matrices = [as_matrix(relation.dropped(0.5, Stream.of(seed))) for seed in (1, 1, 2)]
+    assert torch.equal(matrices[0], matrices[1])
+    assert not torch.equal(matrices[0], matrices[2])
+
+
+def test_sum_of_layers():
+    pairs = GRAPHS["cold nodes"]()
+    graph = HeteroGraph({REAL: Relation.normalized(pairs)})
+    rows = random_rows(16, 4)
+    for num_layers in (0, 1, 3):
+        ours = torch.cat(sum_of_layers(graph, (rows[:9], rows[9:]), num_layers=num_layers))
+        torch.testing.assert_close(ours, layer_sum(normalized_adjacency(dense(pairs)), rows, num_layers))
+
+
+def test_heterograph_has_both_directions_of_every_relation():
+    pytest.importorskip("dgl", reason="DGL is not installed")
+    real, generated = Relation.normalized(GRAPHS["cold nodes"]()), Relation.normalized(random_pairs(9, 7, seed=4))
+    graph = HeteroGraph({REAL: real}).with_relations({"generated_visual": generated}).dgl_graph
+    assert set(graph.canonical_etypes) == {
+        ("user", "interacts", "item"), ("item", "rev_interacts", "user"),
+        ("user", "generated_visual", "item"), ("item", "rev_generated_visual", "user"),
+    }  # fmt: skip
+    assert graph.num_nodes("user") == 9
+    assert graph.num_edges("interacts") == real.to_items.num_edges
+
+
+def test_choose_kernel(monkeypatch):
+    relation = Relation.normalized(random_pairs(20, 10))
+    assert choose_kernel("csr", relation, width=4).kernel == "csr"
+    pytest.importorskip("dgl", reason="DGL is not installed")
+    assert choose_kernel("dgl", relation, width=4).kernel == "dgl"
+    choice = choose_kernel("auto", relation, width=4)
+    assert choice.kernel in KERNELS
+    assert "csr" in choice.reason
+    assert "dgl" in choice.reason
+
+
+def test_without_dgl_csr_is_chosen_and_says_why(monkeypatch):
+    import sys
+
+    from diffmm_dist.errors import UserError
+
+    monkeypatch.setitem(sys.modules, "dgl", None)
+    relation = Relation.normalized(random_pairs(20, 10))
+    choice = choose_kernel("auto", relation, width=4)
+    assert choice.kernel == "csr"
+    assert "dgl==1.1.3" in choice.reason
+    with pytest.raises(UserError, match=r"graph\.kernel=csr"):
+        choose_kernel("dgl", relation, width=4)

@@ -1,0 +1,52 @@
+import pytest
+import torch
+
+from diffmm_dist.losses import contrastive
+from diffmm_dist.losses.contrastive import info_nce
+from diffmm_dist.losses.ranking import bpr_loss
+from diffmm_dist.losses.regularization import squared_norm
+from tests.support import reference
+from tests.support.builders import random_rows
+
+
+def test_bpr_divides_by_the_nominal_batch():
+    users, pos, neg = (random_rows(5, 3, seed) for seed in range(3))
+    assert float(bpr_loss(users, pos, neg, divisor=8)) == pytest.approx(reference.bpr(users, pos, neg, 8), rel=1e-5)
+
+
+def test_bpr_does_not_underflow():
+    far = torch.full((1, 1), 200.0)
+    assert float(bpr_loss(far, -far, far, divisor=1)) == pytest.approx(80_000)
+
+
+def test_squared_norm_and_gradient():
+    tables = [random_rows(4, 3, 1, grad=True), random_rows(2, 3, 2, grad=True)]
+    total = squared_norm(*tables)
+    assert float(total.detach()) == pytest.approx(sum(float((t.detach() ** 2).sum()) for t in tables), rel=1e-6)
+    total.backward()
+    for table in tables:
+        torch.testing.assert_close(table.grad, 2 * table.detach())
+
+
+@pytest.mark.parametrize("temperature", [0.03, 0.1, 0.5, 2.0])
+@pytest.mark.parametrize("block_elements", [1, 30, 1 << 21])
+def test_info_nce_equals_the_naive_formula(temperature, block_elements, monkeypatch):
+    monkeypatch.setattr(contrastive, "_BLOCK_ELEMENTS", block_elements)
+    nodes = torch.tensor([3, 0, 3, 9, 3, 5])  # with repeats
+    results = []
+    for function in (info_nce, reference.info_nce):
+        anchors, targets = random_rows(10, 4, 1, grad=True), random_rows(10, 4, 2, grad=True)
+        loss = function(anchors, targets, nodes, temperature=temperature)
+        (3 * loss).backward()
+        results.append((loss, anchors.grad, targets.grad))
+    for ours, plain in zip(*results, strict=True):
+        torch.testing.assert_close(ours, plain, rtol=1e-4, atol=1e-5)
+
+
+def test_info_nce_of_a_view_with_itself():
+    rows = random_rows(6, 3, 1, grad=True)
+    nodes = torch.arange(6)
+    info_nce(rows, rows, nodes, temperature=0.5).backward()
+    ours, rows.grad = rows.grad, None
+    reference.info_nce(rows, rows, nodes, 0.5).backward()
+    torch.testing.assert_close(ours, rows.grad, rtol=1e-4, atol=1e-6)

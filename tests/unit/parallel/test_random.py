@@ -1,0 +1,91 @@
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from diffmm_dist.parallel import random as random_module
+from diffmm_dist.parallel.random import Stream
+
+STREAM = Stream.of(421, "noise", 3, "visual")
+ROWS = {
+    "normal": lambda ids, n: STREAM.normal_rows(ids, n),
+    "dropout": lambda ids, n: STREAM.dropout_rows(ids, n, keep_prob=0.7),
+    "uniform": lambda ids, n: STREAM.uniform_rows(ids, n),
+}
+
+
+@pytest.mark.parametrize("kind", ROWS)
+def test_a_row_depends_on_its_id_alone(kind, monkeypatch):
+    ids = torch.tensor([5, 0, 99, 5, 12345678901])
+    whole = ROWS[kind](ids, 37)
+    assert torch.equal(whole[0], whole[3])
+    for position in range(len(ids)):
+        assert torch.equal(ROWS[kind](ids[position : position + 1], 37)[0], whole[position])
+    monkeypatch.setattr(random_module, "_SLICE_ELEMENTS", 80)  # two rows per slice
+    assert torch.equal(ROWS[kind](ids, 37), whole)
+
+
+def test_normal_rows_are_standard_normal_and_uncorrelated():
+    values = STREAM.normal_rows(torch.arange(400), 1001).double()
+    count = values.numel()
+    assert abs(values.mean()) < 5 / math.sqrt(count)
+    assert abs(values.var() - 1) < 5 * math.sqrt(2 / count)
+    assert abs((values**4).mean() - 3) < 5 * math.sqrt(96 / count)
+    assert bool(torch.isfinite(values).all())
+    # Kolmogorov-Smirnov distance to the normal distribution; 1.95 / sqrt(n) is its 0.1 % bound.
+    ordered = values.flatten().sort().values
+    cumulative = 0.5 * (1 + torch.erf(ordered / math.sqrt(2)))
+    assert (cumulative - torch.arange(1, count + 1) / count).abs().max() < 1.95 / math.sqrt(count)
+    for table in (values, values.T):
+        correlations = torch.corrcoef(table).fill_diagonal_(0)
+        assert correlations.abs().max() < 6 / math.sqrt(table.shape[1])
+
+
+@pytest.mark.parametrize("keep_prob", [0.1, 0.5, 0.93, 1.0])
+def test_dropout_rows_keep_the_mean(keep_prob):
+    factors = STREAM.dropout_rows(torch.arange(300), 1000, keep_prob=keep_prob)
+    assert set(factors.unique().tolist()) <= {0.0, factors.max().item()}
+    assert factors.max().item() == pytest.approx(1 / keep_prob)
+    assert factors.mean().item() == pytest.approx(1, abs=5 * math.sqrt((1 / keep_prob - 1) / 300_000) + 1e-6)
+
+
+def test_uniform_and_integers():
+    ids = torch.arange(100_000)
+    values = STREAM.uniform(ids)
+    assert 0 <= values.min() < 1e-3
+    assert 1 - 1e-3 < values.max() < 1
+    bounds = torch.tensor([1, 2, 3, 1000]).repeat(25_000)
+    drawn = STREAM.integers(ids, bounds)
+    assert bool(((drawn >= 0) & (drawn < bounds)).all())
+    counts = torch.bincount(drawn[2::4], minlength=3).double()
+    assert ((counts - 25_000 / 3) ** 2 / (25_000 / 3)).sum() < 20  # chi-square, 2 degrees of freedom
+    rows = STREAM.uniform_rows(ids[:100], 1000)
+    assert -1 <= rows.min() < -0.99
+    assert 0.99 < rows.max() <= 1
+    assert abs(rows.mean()) < 0.02
+
+
+@given(st.integers(1, 3000), st.integers(0, 2**31))
+def test_permute_is_a_bijection(count, seed):
+    places = Stream.of(seed, "shuffle").permute(torch.arange(count), count)
+    assert torch.equal(places.sort().values, torch.arange(count))
+
+
+def test_permute_needs_no_other_ids_and_shuffles():
+    count = 5000
+    places = STREAM.permute(torch.arange(count), count)
+    chosen = torch.tensor([0, 77, 4999])
+    assert torch.equal(STREAM.permute(chosen, count), places[chosen])
+    assert abs(torch.corrcoef(torch.stack([places.double(), torch.arange(count).double()]))[0, 1]) < 0.07
+    assert not torch.equal(places, Stream.of(422, "shuffle").permute(torch.arange(count), count))
+
+
+def test_streams_differ_by_every_part_of_their_key():
+    ids = torch.arange(1000)
+    streams = [Stream.of(1, "a", 2), Stream.of(1, "a", 3), Stream.of(2, "a", 2), Stream.of(1, "b", 2),
+               Stream.of(1, "a", 2).child("x"), Stream.of("1", "a", 2)]  # fmt: skip
+    drawn = torch.stack([stream.uniform(ids) for stream in streams])
+    assert torch.corrcoef(drawn).fill_diagonal_(0).abs().max() < 0.15
+    assert Stream.of(1, "a", 2) == Stream.of(1, "a", 2)

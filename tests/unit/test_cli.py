@@ -1,0 +1,247 @@
+"""The commands as users type them, and above all what they do wrong: one sentence, a status, nothing half-written."""
+
+import json
+import os
+import pickle
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import scipy.sparse as sp
+
+from diffmm_dist.data.dataset import Dataset
+from diffmm_dist.data.writer import dataset_writer
+from tests.support.builders import metrics_of, published_folder, synthetic_dataset, write_config
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory):
+    return synthetic_dataset(tmp_path_factory.mktemp("data") / "d")
+
+
+@pytest.fixture
+def config(tmp_path, dataset):
+    return write_config(
+        tmp_path / "config.yaml", data={"path": dataset}, run={"path": str(tmp_path / "run")}, train={"epochs": 2}
+    )
+
+
+def one_sentence(outcome, *parts):
+    """The command failed, with a single line on standard error that says all of this."""
+    status, _, err = outcome
+    assert status == 1
+    lines = [line for line in err.splitlines() if not line.startswith(("propagation kernel", "epoch ", "resuming "))]
+    assert len(lines) == 1, err
+    assert lines[0].startswith("error: ")
+    for part in parts:
+        assert part in lines[0]
+
+
+def test_a_whole_session(run_cli, tmp_path, config):
+    status, out, err = run_cli("train", "--config", config)
+    assert status == 0
+    assert "recall" in out
+    assert "tensorboard --logdir" in out
+    assert "propagation kernel: " in err
+    status, out, _ = run_cli("evaluate", tmp_path / "run", "--k", "5,20,40")
+    assert (status, "@40" in out) == (0, True)
+    _, out, _ = run_cli("compare", tmp_path / "run")
+    assert "diffmm" in out
+    assert run_cli("export", tmp_path / "run", "--out", tmp_path / "bundle")[0] == 0
+    recs = tmp_path / "recs.parquet"
+    _, out, _ = run_cli("recommend", tmp_path / "bundle", "--all", "--k", "7", "--out", recs)
+    assert "420 recommendations to 60 users" in out
+    table = pq.read_table(recs)
+    assert table.column_names == ["user", "rank", "item", "score"]
+    assert table.num_rows == 420
+    _, out, _ = run_cli("recommend", tmp_path / "bundle", "--users", "user_3,user_0", "--k", "2")
+    assert [line.split()[:2] for line in out.splitlines() if "user_" in line] == [
+        ["user_3", "1"], ["user_3", "2"], ["user_0", "1"], ["user_0", "2"],
+    ]  # fmt: skip
+
+
+def test_include_seen_recommends_known_items(run_cli, tmp_path, config, dataset):
+    run_cli("train", "--config", config, "model.name=popularity")
+    run_cli("export", tmp_path / "run", "--out", tmp_path / "bundle")
+    known = Dataset.open(dataset).interactions("train").dense()
+    for flags, some_known in (((), False), (("--include-seen",), True)):
+        run_cli("recommend", tmp_path / "bundle", "--all", "--k", "40", "--out", tmp_path / "r.parquet", *flags)
+        rows = pq.read_table(tmp_path / "r.parquet").to_pylist()
+        shown = any(known[int(row["user"][5:]), int(row["item"][5:])] for row in rows)
+        assert shown == some_known
+
+
+def test_prepare_and_inspect(run_cli, tmp_path):
+    folder = published_folder(tmp_path / "raw")
+    status, out, _ = run_cli("prepare", "diffmm", folder, "--out", tmp_path / "d")
+    assert status == 0
+    assert "left out" in out
+    assert "text_feat.npy is not there" in out
+    _, out, _ = run_cli("inspect", tmp_path / "d", "--verify")
+    for part in ("users", "12", "visual", "5 wide", "all match", "without training interactions", "density"):
+        assert part in out
+    status, out, _ = run_cli(
+        "prepare", "synthetic", "--out", tmp_path / "s", "--users", 30, "--items", 20, "--interactions", 200,
+        "--modality", "visual:3", "--modality", "acoustic:2",
+    )  # fmt: skip
+    assert "acoustic" in out
+    assert Dataset.open(str(tmp_path / "s")).manifest.modalities["acoustic"].width == 2
+
+
+def test_prepare_never_overwrites_without_force(run_cli, tmp_path, dataset):
+    arguments = ("prepare", "synthetic", "--users", 30, "--items", 20, "--interactions", 200, "--out")
+    one_sentence(run_cli(*arguments, dataset), "already exists", "--force")
+    assert Dataset.open(dataset).num_users == 60
+    assert run_cli(*arguments, tmp_path / "new")[0] == 0
+    assert run_cli(*arguments, tmp_path / "new", "--force")[0] == 0
+
+
+def test_config_commands(run_cli, config):
+    _, out, _ = run_cli("config", "show", "--config", config, "model.embedding_dim=4")
+    assert "embedding_dim: 4" in out
+    _, out, _ = run_cli("config", "reference")
+    assert "## diffusion" in out
+
+
+BAD_CONFIGS = {
+    "misspelt": (["model.embeding_dim=3"], "did you mean 'embedding_dim'"),
+    "several": (["model.embeding_dim=3", "train.epochs=0", "x.y=1"], "embeding_dim", "train.epochs", "unknown key 'x'"),
+    "out of range": (["diffusion.edge_keep_prob=2"], "'diffusion.edge_keep_prob' is 2"),
+    "no dataset": (["data.path=/nowhere"], "dataset /nowhere does not exist", "`prepare`"),
+    "unknown modality": (["data.modalities=[visul]"], "no modality 'visul'; did you mean 'visual'?"),
+    "projection": (["model.modality_projection={visual: matrix}"], "name each of them once"),
+    "no GPU": (["cluster.device=cuda"], "torch sees no GPU"),
+    "cannot write": (["run.path=/proc/run"], "/proc/run cannot be written"),
+    "s3 run": (["run.path=s3://bucket/run"], "a run folder must be local"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_CONFIGS)
+def test_bad_configurations(run_cli, tmp_path, config, case):
+    overrides, *parts = BAD_CONFIGS[case]
+    one_sentence(run_cli("train", "--config", config, *overrides), *parts)
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
+
+
+def test_missing_config_file(run_cli):
+    one_sentence(
+        run_cli("train", "--config", "nowhere.yaml"), "cannot read the configuration nowhere.yaml: No such file"
+    )
+
+
+def test_a_run_of_another_config_is_refused(run_cli, config):
+    assert run_cli("train", "--config", config, "train.epochs=1")[0] == 0
+    outcome = run_cli("train", "--config", config, "run.seed=5", "train.batch_size=32")
+    one_sentence(outcome, "run.seed is 5 but the run has 421", "train.batch_size is 32 but the run has 64")
+
+
+def make(path, users, items, num_users, num_items, splits=("train",), **features):
+    with dataset_writer(str(path), num_users=num_users, num_items=num_items) as writer:
+        for split in splits:
+            writer.add_interactions(split, np.array(users), np.array(items))
+        for name, rows in features.items():
+            writer.add_features(name, rows)
+        writer.add_ids("users", pa.array(range(num_users)))
+        writer.add_ids("items", pa.array(range(num_items)))
+    return f"data.path={path}"
+
+
+def test_a_user_with_every_item(run_cli, tmp_path, config):
+    data = make(tmp_path / "d", [0, 0, 1], [0, 1, 0], 2, 2, ("train", "valid"), visual=np.ones((2, 3), np.float32))
+    outcome = run_cli("train", "--config", config, data)
+    one_sentence(outcome, "user 0 has interacted with all 2 items", "no negative item can be drawn")
+
+
+def test_empty_validation_split(run_cli, tmp_path, config):
+    data = make(tmp_path / "d", [0, 1], [0, 1], 2, 3, ("train", "test"), visual=np.ones((3, 3), np.float32))
+    outcome = run_cli("train", "--config", config, data)
+    one_sentence(outcome, "no validation interactions", "eval.protocol=published")
+    assert (
+        run_cli("train", "--config", config, data, "eval.protocol=published", "run.path=" + str(tmp_path / "r"))[0] == 0
+    )
+
+
+def test_no_training_interactions_and_no_modalities(run_cli, tmp_path, config):
+    one_sentence(run_cli("train", "--config", config, make(tmp_path / "a", [0], [0], 2, 3, ("test",))), "no training")
+    plain = make(tmp_path / "b", [0, 1], [0, 1], 2, 3, ("train", "valid", "test"))
+    run = f"run.path={tmp_path / 'other'}"
+    one_sentence(run_cli("train", "--config", config, plain, run), "needs at least one modality", "model.name=lightgcn")
+    run = f"run.path={tmp_path / 'third'}"
+    assert run_cli("train", "--config", config, plain, run, "model.name=lightgcn")[0] == 0
+
+
+def test_a_damaged_dataset(run_cli, tmp_path, config):
+    path = synthetic_dataset(tmp_path / "d")
+    file = tmp_path / "d" / "interactions" / "split=train" / "part-00000.arrow"
+    file.write_bytes(file.read_bytes()[:-100])
+    one_sentence(run_cli("train", "--config", config, f"data.path={path}"), str(file), "truncated or not an Arrow file")
+    one_sentence(run_cli("inspect", path, "--verify"), "split=train/part-00000.arrow missing or changed")
+
+
+def test_a_forbidden_pickle(run_cli, tmp_path):
+    class Evil:
+        def __reduce__(self):
+            return os.system, ("touch /tmp/diffmm-dist-was-here",)
+
+    folder = published_folder(tmp_path / "raw")
+    (folder / "trnMat.pkl").write_bytes(pickle.dumps(Evil()))
+    one_sentence(run_cli("prepare", "diffmm", folder, "--out", tmp_path / "d"), "refusing the pickle", "system")
+    assert not (tmp_path / "d").exists()
+
+
+@pytest.mark.parametrize(
+    ("rows", "part"),
+    [
+        (np.full((9, 5), np.nan, np.float32), "modality 'visual': the features of item row 0 hold NaN"),
+        (np.full((9, 5), np.inf, np.float32), "modality 'visual': the features of item row 0 hold infinity"),
+        (np.zeros((3, 5), np.float32), "modality 'visual' has 3 feature rows but there are 9 items"),
+    ],
+)
+def test_bad_features(run_cli, tmp_path, rows, part):
+    folder = published_folder(tmp_path / "raw")
+    np.save(folder / "image_feat.npy", rows)
+    one_sentence(run_cli("prepare", "diffmm", folder, "--out", tmp_path / "d"), part)
+    assert not (tmp_path / "d").exists()
+
+
+def test_ids_out_of_range(run_cli, tmp_path):
+    folder = published_folder(tmp_path / "raw")
+    matrix = sp.coo_matrix((np.ones(1), ([0], [1])), shape=(12, 9))
+    matrix.coords = (np.array([99]), np.array([1]))
+    (folder / "tstMat.pkl").write_bytes(pickle.dumps(matrix))
+    one_sentence(run_cli("prepare", "diffmm", folder, "--out", tmp_path / "d"), "user id 99 is out of range")
+
+
+def test_a_loss_that_is_not_finite(run_cli, tmp_path, config):
+    assert run_cli("train", "--config", config, "train.epochs=1")[0] == 0
+    # The same run, made to explode: its learning rate is part of the optimiser's saved state and of the config.
+    run = tmp_path / "run"
+    (run / "config.yaml").write_text(
+        (run / "config.yaml").read_text().replace("learning_rate: 0.01", "learning_rate: 1e+25")
+    )
+    outcome = run_cli("train", "--config", config, "train.epochs=3", "train.learning_rate=1e25")
+    one_sentence(outcome, "became nan", "phase 'recommend'", "epoch 1", "the last good checkpoint is epoch-00001")
+    assert [path.name for path in (run / "checkpoints").iterdir()] == ["epoch-00001"]
+    assert not (run / "result.json").exists() or json.loads((run / "result.json").read_text())["epochs"] == 1
+
+
+def test_commands_on_unfinished_runs(run_cli, tmp_path):
+    one_sentence(run_cli("evaluate", tmp_path), "is not a run folder")
+    one_sentence(run_cli("export", tmp_path / "nowhere", "--out", tmp_path / "b"), "is not a run folder")
+    one_sentence(run_cli("recommend", tmp_path, "--all", "--out", "r.parquet"), "is not a complete bundle")
+
+
+def test_bad_options(run_cli, tmp_path, config):
+    run_cli("train", "--config", config, "model.name=popularity")
+    run_cli("export", tmp_path / "run", "--out", tmp_path / "bundle")
+    one_sentence(run_cli("evaluate", tmp_path / "run", "--split", "tset"), "--split tset is neither valid nor test")
+    one_sentence(run_cli("evaluate", tmp_path / "run", "--k", "5,x"), "--k 5,x must be whole numbers")
+    one_sentence(run_cli("recommend", tmp_path / "bundle"), "give either --users ID,ID or --all")
+    one_sentence(run_cli("recommend", tmp_path / "bundle", "--all"), "--all needs --out")
+    one_sentence(run_cli("recommend", tmp_path / "bundle", "--users", "bob"), "no user bob; its ids look like 'user_0'")
+    one_sentence(run_cli("prepare", "synthetic", "--out", tmp_path / "x", "--modality", "visual"), "such as visual:64")
+    one_sentence(run_cli("export", tmp_path / "run", "--out", tmp_path / "bundle"), "already exists")
+    (tmp_path / "bundle" / "users.arrow").write_bytes(b"x")
+    one_sentence(run_cli("recommend", tmp_path / "bundle", "--users", "user_0"), "users.arrow is damaged")
+    assert len(metrics_of(tmp_path / "run")) == 1

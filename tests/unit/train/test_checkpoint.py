@@ -1,0 +1,113 @@
+import os
+import pickle
+import resource
+
+import pytest
+import torch
+
+from diffmm_dist.errors import UserError
+from diffmm_dist.train.checkpoint import Checkpoints
+
+TENSORS = {
+    "model/table": torch.arange(12.0).view(3, 4),
+    "model/count": torch.tensor(7),
+    "optimizer/denoise/0/step": torch.tensor(3.0),
+    "model/generated": torch.randint(9, (2, 3, 1)),
+}
+SCALARS = {"cursor": {"epoch": 1}, "sums": {"elbo": 0.1 + 0.2}}
+
+
+def save(checkpoints, name, best=None):
+    checkpoints.save(name, TENSORS, SCALARS, best=best)
+
+
+def test_round_trip_is_exact(tmp_path):
+    checkpoints = Checkpoints(tmp_path, keep=1)
+    save(checkpoints, "epoch-00001")
+    loaded = checkpoints.tensors("epoch-00001")
+    assert set(loaded) == set(TENSORS)
+    for name, tensor in TENSORS.items():
+        assert torch.equal(loaded[name], tensor)
+        assert loaded[name].dtype == tensor.dtype
+    assert checkpoints.scalars("epoch-00001") == SCALARS
+    assert set(checkpoints.tensors("epoch-00001", wanted=lambda n: n.startswith("model/t"))) == {"model/table"}
+
+
+def test_names_sort_as_steps_do():
+    name = Checkpoints.name
+    steps = [(0, 0, 5), (0, 1, 0), (0, 2, 3), (1, 0, 0), (1, 0, 1), (1, 2, 999), (2, 0, 0), (11, 0, 0)]
+    assert sorted(name(*step) for step in reversed(steps)) == [name(*step) for step in steps]
+
+
+def test_the_newest_and_the_best_are_kept(tmp_path):
+    checkpoints = Checkpoints(tmp_path, keep=2)
+    for epoch in range(1, 6):
+        save(checkpoints, Checkpoints.name(epoch), best=Checkpoints.name(2))
+    assert checkpoints.names() == ["epoch-00002", "epoch-00004", "epoch-00005"]
+
+
+def test_a_half_written_checkpoint_is_no_checkpoint(tmp_path, monkeypatch):
+    checkpoints = Checkpoints(tmp_path, keep=1)
+    save(checkpoints, "epoch-00001")
+    monkeypatch.setattr("diffmm_dist.train.checkpoint.json.dump", lambda *_: os._exit(9))
+    if (child := os.fork()) == 0:  # killed between the tensors and the state
+        save(checkpoints, "epoch-00002")
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
+    assert (tmp_path / "partial-epoch-00002").exists()
+    assert checkpoints.names() == ["epoch-00001"]
+    monkeypatch.undo()
+    save(checkpoints, "epoch-00002")
+    assert checkpoints.names() == ["epoch-00002"]
+    assert not list(tmp_path.glob("partial-*"))
+
+
+def test_a_full_disk_leaves_the_last_checkpoint(tmp_path):
+    checkpoints = Checkpoints(tmp_path, keep=1)
+    save(checkpoints, "epoch-00001")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2048, limits[1]))  # no file may grow beyond 2 KiB
+    try:
+        with pytest.raises(UserError) as error:
+            checkpoints.save("epoch-00002", {"model/big": torch.zeros(4096)}, SCALARS, best=None)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert "File too large" in str(error.value)
+    assert "the last complete checkpoint is epoch-00001" in str(error.value)
+    assert checkpoints.names() == ["epoch-00001"]
+    assert torch.equal(checkpoints.tensors("epoch-00001")["model/table"], TENSORS["model/table"])
+    assert not list(tmp_path.glob("partial-*"))
+
+
+def test_a_place_that_cannot_be_written(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="Not a directory"):
+        save(Checkpoints(tmp_path / "file" / "checkpoints", keep=1), "epoch-00001")
+
+
+@pytest.mark.parametrize("file", ["__0_0.distcp", ".metadata", "state.json"])
+@pytest.mark.parametrize("change", ["missing", "truncated"])
+def test_a_damaged_checkpoint_is_named(tmp_path, file, change):
+    checkpoints = Checkpoints(tmp_path, keep=1)
+    save(checkpoints, "epoch-00001")
+    path = tmp_path / "epoch-00001" / file
+    if change == "missing":
+        path.unlink()
+    else:
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 3])
+    with pytest.raises(UserError, match="epoch-00001"):
+        checkpoints.scalars("epoch-00001")
+        checkpoints.tensors("epoch-00001")
+
+
+class Evil:
+    def __reduce__(self):
+        return os.system, ("touch /tmp/diffmm-dist-was-here",)
+
+
+def test_a_checkpoint_cannot_run_code(tmp_path):
+    checkpoints = Checkpoints(tmp_path, keep=1)
+    save(checkpoints, "epoch-00001")
+    (tmp_path / "epoch-00001" / ".metadata").write_bytes(pickle.dumps(Evil()))
+    with pytest.raises(UserError, match=r"refusing the pickle .* it asks for posix\.system"):
+        checkpoints.tensors("epoch-00001")
+    assert not os.path.exists("/tmp/diffmm-dist-was-here")
