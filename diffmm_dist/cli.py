@@ -136,10 +136,8 @@ def _show_result(result: dict, path: str) -> None:  # type: ignore[type-arg]
         rows,
     )
     phases = ", ".join(f"{name} {value:.2f} s" for name, value in result["seconds_per_phase"].items())
-    print(
-        f"an epoch takes {result['seconds_per_epoch']:.2f} s ({phases}); peak memory {result['peak_rss_gib']:.2f} GiB"
-    )
-    print(f"run folder: {path}    TensorBoard: tensorboard --logdir {path}")
+    print(f"an epoch takes {result['seconds_per_epoch']:.2f} s ({phases})")
+    print(f"peak memory {result['peak_rss_gib']:.2f} GiB; run folder {path}; watch it with tensorboard --logdir {path}")
 
 
 def _protocol(name: str) -> str:

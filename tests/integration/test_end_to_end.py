@@ -50,9 +50,9 @@ def wait_until(condition, process, seconds=120):
         time.sleep(0.005)
 
 
-def checkpoints(run):
-    folder = Path(run) / "checkpoints"
-    return sorted(path.name for path in folder.iterdir()) if folder.exists() else []
+def checkpoints(run, prefix="epoch-"):
+    """Names of the complete checkpoints, or of the ones being written (``partial-``)."""
+    return sorted(path.name for path in (Path(run) / "checkpoints").glob(f"{prefix}*"))
 
 
 def assert_same_result(run, other):
@@ -66,19 +66,21 @@ def assert_same_result(run, other):
     "moment",
     [
         lambda run: (run / "run.json").exists(),
-        lambda run: any(name.startswith("partial-") for name in checkpoints(run)),
+        lambda run: checkpoints(run, "partial-"),
         lambda run: any("phase" in name for name in checkpoints(run)),
-        lambda run: any(name >= "epoch-00003" for name in checkpoints(run)),
+        lambda run: checkpoints(run)[-1:] >= ["epoch-00003"],
     ],
     ids=["at the start", "while saving", "inside an epoch", "half-way"],
 )
 def test_killed_and_run_again_it_ends_the_same(moment, config, undisturbed, tmp_path):
     run = tmp_path / "run"
     process = start(config, run)
-    wait_until(lambda: moment(run), process)
-    process.kill()
-    process.wait()
-    left = [name for name in checkpoints(run) if name.startswith("epoch-")]
+    try:
+        wait_until(lambda: moment(run), process)
+    finally:
+        process.kill()
+        process.wait()
+    left = checkpoints(run)
     again = launch("train", "--config", config, f"run.path={run}")
     if left:
         assert f"resuming {run} from checkpoint {left[-1]}: epoch " in again.stderr
@@ -90,9 +92,12 @@ def test_killed_and_run_again_it_ends_the_same(moment, config, undisturbed, tmp_
 def test_interrupted_it_saves_and_ends_cleanly(number, config, undisturbed, tmp_path):
     run = tmp_path / "run"
     process = start(config, run)
-    wait_until(lambda: any(name >= "epoch-00002" for name in checkpoints(run)), process)
-    process.send_signal(number)
-    _, err = process.communicate(timeout=60)
+    try:
+        wait_until(lambda: checkpoints(run)[-1:] >= ["epoch-00002"], process)
+        process.send_signal(number)
+        _, err = process.communicate(timeout=60)
+    finally:
+        process.kill()
     assert process.returncode == 130
     assert "Traceback" not in err
     assert "a checkpoint is saved, the same command goes on from there" in err
@@ -105,10 +110,12 @@ def test_a_killed_prepare_leaves_no_dataset(tmp_path):
     command = [sys.executable, str(ROOT / "launch.py"), "prepare", "synthetic", "--out", str(out),
                "--users", "200000", "--items", "20000", "--interactions", "3000000"]  # fmt: skip
     process = subprocess.Popen(command)
-    wait_until(lambda: list(tmp_path.rglob("part-*.arrow")), process)
-    time.sleep(1)
-    process.kill()
-    process.wait()
+    try:
+        wait_until(lambda: list(tmp_path.rglob("part-*.arrow")), process)
+        time.sleep(1)
+    finally:
+        process.kill()
+        process.wait()
     assert not out.exists()
     with pytest.raises(UserError, match="does not exist"):
         Dataset.open(str(out))

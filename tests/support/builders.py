@@ -70,7 +70,7 @@ def write_config(path, **sections):
     return str(path)
 
 
-def launch(*arguments, check=True, timeout=240, env=None, **kwargs):
+def launch(*arguments, check=True, timeout=280, env=None, **kwargs):
     """Run launch.py in a process of its own, as a user would."""
     return subprocess.run(
         [sys.executable, str(ROOT / "launch.py"), *map(str, arguments)],
