@@ -40,6 +40,6 @@ define install
 test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); \
 	echo "error: $(PYTHON) cannot make a virtual environment; install its venv module (Debian: apt install python3-venv)" >&2; exit 1; }; \
 echo "installing into $(VENV) (about two minutes the first time)"; \
-$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --editable "$(1)" || { \
-	echo "error: the packages could not be installed; is the package index reachable?" >&2; exit 1; }
+$(VENV)/bin/python -m pip install --disable-pip-version-check --editable "$(1)" > $(VENV)/install.log 2>&1 || { \
+	echo "error: the packages could not be installed (is the package index reachable?); see $(VENV)/install.log" >&2; exit 1; }
 endef

@@ -2,15 +2,16 @@
 
 import os
 import sys
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, Literal
 
 import typer
 
 from diffmm_dist.config import render
 from diffmm_dist.config.load import load_config
-from diffmm_dist.errors import UserError, one_line
-from diffmm_dist.monitoring.log import metric_cells, print_table, set_up_logging
+from diffmm_dist.errors import StoppedError, UserError, one_line, system_sentence
+from diffmm_dist.monitoring.log import metric_cells, metric_rows, print_table, set_up_logging
 
 # Commands import what they need when they run: `--help` and a misspelt key must not wait for torch.
 
@@ -26,6 +27,9 @@ bench_app = typer.Typer(help="Measure quality, time and memory.", no_args_is_hel
 app.add_typer(prepare_app, name="prepare")
 app.add_typer(config_app, name="config")
 app.add_typer(bench_app, name="bench")
+
+_LARGEST_COUNT = 10**9
+
 
 Out = Annotated[str, typer.Option(help="Where to write: a folder or an s3:// prefix.")]
 Force = Annotated[bool, typer.Option("--force", help="Replace what is there.")]
@@ -57,13 +61,15 @@ def prepare_synthetic(
     items: Annotated[int, typer.Option(help="Number of items.")] = 1500,
     interactions: Annotated[int, typer.Option(help="Number of interactions, of all splits together.")] = 24_000,
     modality: Annotated[list[str] | None, typer.Option(help="NAME:WIDTH, repeatable.")] = None,
-    seed: Annotated[int, typer.Option(help="Seed.")] = 7,
+    seed: Annotated[int, typer.Option(min=0, help="Seed.")] = 7,
     force: Force = False,
 ) -> None:
     """Generate a dataset whose modality features carry the users' tastes."""
     from diffmm_dist.data.synthetic import SyntheticSpec, generate
 
     widths = dict(_modality(text) for text in modality or ("visual:64", "textual:32"))
+    if modality and len(widths) < len(modality):
+        raise UserError("--modality gives the same name twice; give each modality once")
     generate(SyntheticSpec(users, items, interactions, widths, seed), out, force=force)
     _show_dataset(out)
 
@@ -119,21 +125,14 @@ def train(config: ConfigFile, overrides: Overrides = None) -> None:
     _show_result(run(settings), settings.run.path)
 
 
-def _show_result(result: dict, path: str) -> None:  # type: ignore[type-arg]
-    names = ("recall", "ndcg", "precision", "hit_rate", "mrr", "coverage")
-    cutoffs = sorted({int(key.split("@")[1]) for key in result["test"] or result["valid"]})
-    rows = [
-        [f"{split} @{k}", *metric_cells(result[split], [f"{name}@{k}" for name in names])]
-        for split in ("valid", "test")
-        if result[split]
-        for k in cutoffs
-    ]
+def _show_result(result: Mapping[str, Any], path: str) -> None:
+    tables = [metric_rows(f"{split} ", result[split]) for split in ("valid", "test") if result[split]]
     model = result["config"]["model"]["name"]
     print_table(
         f"{model}, seed {result['seed']}: epoch {result['best_epoch']} of 0..{result['epochs'] - 1}, "
         f"{_protocol(result['protocol'])}",
-        ["", *names],
-        rows,
+        ["", *tables[0][0]],
+        [row for _, rows in tables for row in rows],
     )
     phases = ", ".join(f"{name} {value:.2f} s" for name, value in result["seconds_per_phase"].items())
     print(f"an epoch takes {result['seconds_per_epoch']:.2f} s ({phases})")
@@ -156,7 +155,7 @@ def compare(
 
     rows = []
     for path in runs:
-        result = RunFolder.existing(path)[0].result()
+        result = RunFolder.existing(path).result()
         if result is None:
             raise UserError(f"run {path} has not finished; run its `train` command again")
         test = metric_cells(result["test"], [f"recall@{k}", f"ndcg@{k}", f"coverage@{k}"])
@@ -173,7 +172,8 @@ def evaluate(
     k: Annotated[str, typer.Option(help="Cut-offs, comma-separated.")] = "10,20,50",
 ) -> None:
     """Evaluate the best epoch of a run at any cut-offs, under the run's protocol."""
-    if split not in ("valid", "test"):
+    splits: dict[str, Literal["valid", "test"]] = {"valid": "valid", "test": "test"}
+    if split not in splits:
         raise UserError(f"--split {split} is neither valid nor test")
     cutoffs = _positive_numbers(k, "--k")
     from diffmm_dist.train.trained import load_trained
@@ -181,18 +181,17 @@ def evaluate(
 
     prepare_process(0)
     trained = load_trained(run)
-    metrics = trained.evaluation(cutoffs).measure(trained.model, split)
+    metrics = trained.evaluation(cutoffs).measure(trained.model, splits[split])
     if not metrics:
         raise UserError(f"dataset {trained.dataset.uri} has no {split} interactions to evaluate on")
-    names = ("recall", "ndcg", "precision", "hit_rate", "mrr", "coverage")
-    rows = [[f"@{cutoff}", *metric_cells(metrics, [f"{name}@{cutoff}" for name in names])] for cutoff in cutoffs]
+    names, rows = metric_rows("", metrics)
     protocol = _protocol(trained.config.eval.protocol)
     print_table(f"{split} of {run}: epoch {trained.best_epoch}, {protocol}", ["", *names], rows)
 
 
 def _positive_numbers(text: str, option: str) -> list[int]:
     numbers = [int(part) if part.strip().isdecimal() else 0 for part in text.split(",")]
-    if min(numbers) < 1:
+    if not 1 <= min(numbers) <= max(numbers) <= _LARGEST_COUNT:
         raise UserError(f"{option} {text} must be whole numbers of at least 1, such as 10,20,50")
     return sorted(set(numbers))
 
@@ -229,7 +228,7 @@ def recommend(
     from diffmm_dist.export.recommend import user_rows_of, write_recommendations
 
     source = read_bundle(bundle)
-    rows = torch.arange(len(source.user_ids)) if users is None else user_rows_of(source, users.split(","))
+    rows = torch.arange(len(source.user_ids)) if users is None else user_rows_of(source, _ids(users))
     tables = recommend_blocks(source, rows, k=k, include_seen=include_seen)
     if out is not None:
         print(f"{out}: {write_recommendations(tables, out):,} recommendations to {rows.numel():,} users")
@@ -240,6 +239,14 @@ def recommend(
         for row in table.to_pylist()
     ]
     print_table("", ["user", "rank", "item", "score"], cells)
+
+
+def _ids(text: str) -> list[str]:
+    """Split comma-separated ids, each once."""
+    ids = list(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
+    if not ids:
+        raise UserError("--users names no user; give ids such as --users 17,42")
+    return ids
 
 
 @config_app.command("show")
@@ -283,7 +290,9 @@ def bench_propagate(
 
 
 @bench_app.command("report")
-def bench_report(files: Annotated[list[str], typer.Argument(help="JSON files of `bench train`.")]) -> None:
+def bench_report(
+    files: Annotated[list[str], typer.Argument(help="JSON files of `bench train` and `bench propagate`.")],
+) -> None:
     """Print the tables of docs/benchmarks from JSON files."""
     from diffmm_dist.bench.report import markdown
 
@@ -299,10 +308,10 @@ def main() -> None:
         _fail(f"error: {one_line(error)}", 1)
     except KeyboardInterrupt:
         _fail("interrupted", 130)
-    except Exception as error:
-        if type(error).__name__ != "StoppedError":  # its module would have to import torch first
-            raise
+    except StoppedError as error:
         _fail(f"stopped at {error}; a checkpoint is saved, the same command goes on from there", 130)
+    except OSError as error:
+        _fail(f"error: {system_sentence(error)}", 1)
 
 
 def _fail(text: str, status: int) -> None:

@@ -1,4 +1,4 @@
-"""The one error type for what a user can put right."""
+"""Errors: what a user can put right, and a run that was asked to stop."""
 
 
 class UserError(ValueError):
@@ -9,12 +9,22 @@ class UserError(ValueError):
     """
 
 
+class StoppedError(Exception):
+    """The run was asked to stop and has saved a checkpoint; its text says where."""
+
+
 def closest(name: str, choices: list[str]) -> str:
     """Return ``"; did you mean 'x'?"`` for the choice nearest to ``name``, or an empty string."""
     from difflib import get_close_matches
 
     nearest = get_close_matches(name, choices, n=1, cutoff=0.5)
     return f"; did you mean '{nearest[0]}'?" if nearest else ""
+
+
+def system_sentence(error: OSError) -> str:
+    """Return what the operating system refused and what to do about it; a full disk can show anywhere."""
+    where = f"{error.filename}: " if error.filename else ""
+    return f"{where}{one_line(error)}; make room or give access, then run the same command again"
 
 
 def one_line(error: BaseException) -> str:

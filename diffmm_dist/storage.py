@@ -14,6 +14,7 @@ from typing import IO, Any
 
 import fsspec
 import pyarrow as pa
+from pydantic import TypeAdapter, ValidationError
 
 from diffmm_dist.errors import UserError, one_line
 
@@ -64,6 +65,29 @@ def read_json(uri: str) -> Any:
         return json.loads(read_bytes(uri))
     except ValueError as error:
         raise UserError(f"{uri} is not valid JSON: {one_line(error)}") from error
+
+
+def read_record(uri: str, kind: Any, *, remedy: str) -> Any:
+    """Read a JSON file of a known form.
+
+    Args:
+        uri: the file.
+        kind: its type, such as a TypedDict; what it holds is checked and converted.
+        remedy: what the user can do about a damaged file.
+
+    Raises:
+        UserError: it is missing, no JSON, or of another form.
+    """
+    try:
+        return TypeAdapter(kind).validate_python(json.loads(read_bytes(uri)))
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or "its top"
+        raise UserError(f"{uri} is damaged at '{where}': {first['msg']}; {remedy}") from error
+    except ValueError as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"{uri} is damaged: {one_line(error)}; {remedy}") from error
 
 
 def write_bytes(uri: str, data: bytes) -> None:
@@ -125,6 +149,14 @@ def open_input(uri: str) -> Iterator[pa.NativeFile]:
         file.close()
 
 
+@contextmanager
+def open_file(uri: str) -> Iterator[IO[bytes]]:
+    """Open a file for reading from its start."""
+    file_system, path = _resolve(uri)
+    with _explained(uri, "read"), file_system.open(path, "rb") as file:
+        yield file
+
+
 def open_output(uri: str) -> IO[bytes]:
     """Open a file for writing from its start; folders are made as needed."""
     file_system, path = _resolve(uri)
@@ -160,8 +192,8 @@ def staged_folder(uri: str, *, marker: str, force: bool) -> Iterator[str]:
     """Build a folder aside and put it in place only when it is complete.
 
     Yields the address of an empty staging folder. When the block ends without an exception the folder takes its
-    place in one rename (on S3, which has none, the ``marker`` file is moved last); otherwise it is removed and
-    whatever stood at ``uri`` is left as it was.
+    place by renaming; otherwise it is removed and whatever stood at ``uri`` is left as it was. S3 has no rename: there
+    the old folder's ``marker`` is removed first and the new one's moved last, so that a part never counts as a whole.
 
     Args:
         uri: the folder to make.
@@ -176,6 +208,8 @@ def staged_folder(uri: str, *, marker: str, force: bool) -> Iterator[str]:
         raise UserError(f"{uri} already exists; choose another place or pass --force to replace it")
     if not is_ours and list_names(uri):
         raise UserError(f"{uri} holds other files (no {marker} among them); choose an empty or new folder")
+    if not is_ours and not is_remote(uri) and os.path.lexists(uri) and not os.path.isdir(uri):
+        raise UserError(f"{uri} is a file; choose an empty or new folder")
     parent, slash, name = uri.rstrip("/").rpartition("/")
     staging = f"{parent}{slash}.{name}.partial-{uuid.uuid4().hex[:8]}"
     try:
@@ -190,9 +224,15 @@ def staged_folder(uri: str, *, marker: str, force: bool) -> Iterator[str]:
 def _commit_local(staging: str, uri: str, marker: str) -> None:
     assert os.path.exists(os.path.join(staging, marker))
     old = f"{staging}-old"
-    if os.path.exists(uri):
+    replaced = os.path.exists(uri)
+    if replaced:
         os.rename(uri, old)
-    os.rename(staging, uri)
+    try:
+        os.rename(staging, uri)
+    except OSError:
+        if replaced:
+            os.rename(old, uri)
+        raise
     shutil.rmtree(old, ignore_errors=True)
 
 
@@ -225,6 +265,12 @@ def _explained(uri: str, action: str) -> Iterator[None]:
         yield
     except FileNotFoundError as error:
         raise UserError(f"cannot {action} {uri}: it does not exist") from error
-    except OSError as error:
-        reason = one_line(error)
-        raise UserError(f"cannot {action} {uri}: {reason}") from error
+    except Exception as error:
+        if not isinstance(error, OSError) and not _is_of_s3(error):
+            raise
+        raise UserError(f"cannot {action} {uri}: {one_line(error)}") from error
+
+
+def _is_of_s3(error: Exception) -> bool:
+    """Tell what the S3 client raises, such as missing credentials: it is no OSError, nor of any one class."""
+    return any(kind.__module__.split(".")[0] in ("aiobotocore", "botocore") for kind in type(error).__mro__)

@@ -1,29 +1,29 @@
-"""Reading pickles that may construct nothing but the classes on an allow-list."""
+"""Reading pickles that may construct nothing but what an allow-list offers."""
 
 import pickle
-from collections.abc import Collection
+from collections.abc import Mapping
 from typing import IO, Any
 
 from diffmm_dist.errors import UserError, one_line
 
 
 class _AllowListUnpickler(pickle.Unpickler):
-    def __init__(self, file: IO[bytes], allowed: Collection[tuple[str, str]]) -> None:
+    def __init__(self, file: IO[bytes], allowed: Mapping[tuple[str, str], Any]) -> None:
         super().__init__(file)
         self._allowed = allowed
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in self._allowed:
             raise UserError(f"it asks for {module}.{name}, which is not on the list of harmless classes")
-        return super().find_class(module, name)
+        return self._allowed[module, name]
 
 
-def load_pickle(file: IO[bytes], *, allowed: Collection[tuple[str, str]], source: str) -> Any:
+def load_pickle(file: IO[bytes], *, allowed: Mapping[tuple[str, str], Any], source: str) -> Any:
     """Load a pickle without letting it run code.
 
     Args:
         file: the pickle.
-        allowed: (module, name) of everything that it may look up.
+        allowed: what it gets for each (module, name) that it may look up.
         source: how to name the file in an error.
 
     Raises:

@@ -1,20 +1,19 @@
 """Single operations, timed against their alternatives in the same process."""
 
-import sys
-import time
 import warnings
 from collections.abc import Callable, Mapping
+from functools import partial
 from statistics import median
-from typing import Any
 
 import torch
 
 from diffmm_dist import storage
-from diffmm_dist.bench.machine import machine
+from diffmm_dist.bench.machine import command, machine
 from diffmm_dist.data.dataset import Dataset
-from diffmm_dist.graph.hetero import REAL, HeteroGraph
+from diffmm_dist.graph.hetero import REAL, HeteroGraph, Kernel
 from diffmm_dist.graph.propagate import propagate
 from diffmm_dist.graph.relation import Edges, Relation
+from diffmm_dist.monitoring.timing import take_turns
 from diffmm_dist.train.worker import keep_freed_memory
 
 _REPEATS = 15
@@ -32,7 +31,8 @@ def bench_propagate(dataset_uri: str, width: int, out: str) -> None:
     """
     dataset = Dataset.open(dataset_uri)
     relation = Relation.normalized(dataset.interactions("train"))
-    graphs = {kernel: HeteroGraph({REAL: relation}, kernel=kernel) for kernel in ("dgl", "csr")}
+    kernels: tuple[Kernel, ...] = ("dgl", "csr")
+    graphs = {kernel: HeteroGraph({REAL: relation}, kernel=kernel) for kernel in kernels}
     users, items = torch.ones(dataset.num_users, width), torch.ones(dataset.num_items, width)
 
     def whole() -> object:
@@ -50,7 +50,7 @@ def bench_propagate(dataset_uri: str, width: int, out: str) -> None:
     storage.write_json(
         out,
         {
-            "command": " ".join(["python", *sys.argv]),
+            "command": command(),
             "machine": machine(),
             "graph": {
                 "users": dataset.num_users,
@@ -68,7 +68,7 @@ def bench_propagate(dataset_uri: str, width: int, out: str) -> None:
 
 
 def _neighbor_sums(
-    graphs: Mapping[str, HeteroGraph], edges: Edges, rows: torch.Tensor
+    graphs: Mapping[Kernel, HeteroGraph], edges: Edges, rows: torch.Tensor
 ) -> dict[str, Callable[[], object]]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # torch calls its CSR tensors beta
@@ -77,18 +77,11 @@ def _neighbor_sums(
         ones = torch.ones(pattern.num_entries)
         matrix = torch.sparse_csr_tensor(pattern.indptr, pattern.indices, ones, size=shape, check_invariants=False)
     cases: dict[str, Callable[[], object]] = {"torch CSR product": lambda: matrix @ rows}
-    for name, kernel in (("DGL copy_u_sum", "dgl"), ("embedding_bag", "csr")):
-        cases[name] = lambda graph=graphs[kernel]: graph.neighbor_sum(edges, rows)  # type: ignore[misc]
+    cases["DGL copy_u_sum"] = partial(graphs["dgl"].neighbor_sum, edges, rows)
+    cases["embedding_bag"] = partial(graphs["csr"].neighbor_sum, edges, rows)
     return cases
 
 
-def milliseconds(cases: Mapping[str, Callable[[], Any]]) -> dict[str, float]:
-    """Return the median time of each case; they take turns, so a busy moment hits them all."""
-    times: dict[str, list[float]] = {name: [] for name in cases}
-    for repeat in range(_REPEATS + 1):
-        for name, case in cases.items():
-            start = time.perf_counter()
-            case()
-            if repeat:  # the first builds what a kernel keeps
-                times[name].append(1e3 * (time.perf_counter() - start))
-    return {name: median(values) for name, values in times.items()}
+def milliseconds(cases: Mapping[str, Callable[[], object]]) -> dict[str, float]:
+    """Return the median time of each case."""
+    return {name: 1e3 * median(times) for name, times in take_turns(cases, repeats=_REPEATS).items()}

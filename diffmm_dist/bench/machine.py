@@ -2,10 +2,17 @@
 
 import os
 import platform
+import shlex
+import sys
 from importlib.metadata import version
 from typing import Any
 
 import torch
+
+
+def command() -> str:
+    """Return the command of this process, ready to be run again."""
+    return shlex.join(["python", *sys.argv])
 
 
 def machine() -> dict[str, Any]:

@@ -3,63 +3,119 @@
 from collections.abc import Sequence
 from typing import Any
 
+from typing_extensions import TypedDict
+
 from diffmm_dist import storage
+
+_REMEDY = "give a file written by `bench train` or `bench propagate`"
+
+
+class TrainingBenchmark(TypedDict):
+    """What `bench train` writes."""
+
+    command: str
+    machine: dict[str, Any]
+    calibration: str
+    config: dict[str, Any]
+    runs: list[dict[str, Any]]
+    summary: dict[str, Any]
+
+
+class PropagationBenchmark(TypedDict):
+    """What `bench propagate` writes; times in ms."""
+
+    command: str
+    machine: dict[str, Any]
+    graph: dict[str, int]
+    neighbor_sum_ms: dict[str, dict[str, float]]
+    propagate_ms: dict[str, float]
+
+
+Document = TrainingBenchmark | PropagationBenchmark
 
 
 def markdown(files: Sequence[str]) -> str:
-    """Return one table of quality and one of cost, a row per file, and the command behind each."""
-    documents = [storage.read_json(file) for file in files]
-    lines = _quality(documents) + _cost(documents) + _commands(files, documents)
+    """Return the tables of quality, cost and propagation, a row per measurement, and the command behind each file.
+
+    Raises:
+        UserError: a file is not one of ours.
+    """
+    documents: list[Any] = [storage.read_record(file, Document, remedy=_REMEDY) for file in files]
+    runs = [document for document in documents if "runs" in document]
+    graphs = [document for document in documents if "graph" in document]
+    lines = [*_quality(runs), *_cost(runs), *_propagation(graphs), *_commands(files, documents)]
     return "\n".join(lines) + "\n"
 
 
-def _quality(documents: Sequence[dict[str, Any]]) -> list[str]:
-    lines = [
-        "| model | protocol | seeds | test recall@20 | test ndcg@20 | per seed, recall@20 (epoch) |",
-        "| --- | --- | --- | --- | --- | --- |",
-    ]
+def _quality(documents: Sequence[TrainingBenchmark]) -> list[str]:
+    rows = []
     for document in documents:
+        metric = document["config"]["eval"]["metric"]
+        ndcg = f"ndcg@{metric.split('@')[1]}"
         runs, summary = document["runs"], document["summary"]
-        per_seed = ", ".join(f"{run['test']['recall@20']:.4f} ({run['best_epoch']})" for run in runs)
-        cells = [
-            document["config"]["model"]["name"],
-            runs[0]["protocol"],
-            str(len(runs)),
-            _mean(summary["test/recall@20"]),
-            _mean(summary["test/ndcg@20"]),
-            per_seed,
-        ]
-        lines.append(f"| {' | '.join(cells)} |")
-    return lines
+        per_seed = ", ".join(f"{run['test'][metric]:.4f} ({run['best_epoch']})" for run in runs)
+        means = [f"{name} {_mean(summary[f'test/{name}'])}" for name in (metric, ndcg)]
+        rows.append([document["config"]["model"]["name"], runs[0]["protocol"], str(len(runs)), *means, per_seed])
+    return _table(["model", "protocol", "seeds", "test", "test", "per seed (best epoch)"], rows)
 
 
 def _mean(entry: dict[str, Any]) -> str:
     return f"{entry['mean']:.4f} ± {entry['spread']:.4f}"
 
 
-def _cost(documents: Sequence[dict[str, Any]]) -> list[str]:
-    lines = [
-        "",
-        "| model | protocol | s per epoch | products per epoch | by phase, in products | peak GiB |",
-        "| --- | --- | --- | --- | --- | --- |",
-    ]
+def _cost(documents: Sequence[TrainingBenchmark]) -> list[str]:
+    rows = []
     for document in documents:
         summary = document["summary"]
         phases = summary.get("products_per_phase", {})
-        cells = [
-            document["config"]["model"]["name"],
-            document["runs"][0]["protocol"],
-            f"{summary['seconds_per_epoch']:.2f}",
-            f"{summary['products_per_epoch']:.0f}" if phases else "-",
-            ", ".join(f"{name} {value:.1f}" for name, value in phases.items()),
-            f"{summary['peak_rss_gib']:.2f}",
-        ]
-        lines.append(f"| {' | '.join(cells)} |")
-    return lines
+        rows.append(
+            [
+                document["config"]["model"]["name"],
+                document["runs"][0]["protocol"],
+                f"{summary['seconds_per_epoch']:.2f}",
+                f"{summary['products_per_epoch']:.0f}" if phases else "-",
+                ", ".join(f"{name} {value:.1f}" for name, value in phases.items()),
+                f"{summary['peak_rss_gib']:.2f}",
+            ]
+        )
+    columns = ["model", "protocol", "s per epoch", "products per epoch", "by phase, in products", "peak GiB"]
+    return _table(columns, rows)
 
 
-def _commands(files: Sequence[str], documents: Sequence[dict[str, Any]]) -> list[str]:
-    lines = [""]
-    for file, document in zip(files, documents, strict=True):
-        lines.append(f"* `{file.rsplit('/', 1)[-1]}`: `{document['command']}`")
-    return lines
+def _propagation(documents: Sequence[PropagationBenchmark]) -> list[str]:
+    """Return the sums of neighbours by kernel, and whole propagations by allocator."""
+    names = list(dict.fromkeys(name for d in documents for times in d["neighbor_sum_ms"].values() for name in times))
+    sums = [
+        [_size(document), direction, *_milliseconds(times, names)]
+        for document in documents
+        for direction, times in document["neighbor_sum_ms"].items()
+    ]
+    allocators = list(dict.fromkeys(name for document in documents for name in document["propagate_ms"]))
+    wholes = [[_size(document), *_milliseconds(document["propagate_ms"], allocators)] for document in documents]
+    return [
+        *_table(["graph", "sum of neighbours, ms", *names], sums),
+        *_table(["graph, both directions, ms", *allocators], wholes),
+    ]
+
+
+def _size(document: PropagationBenchmark) -> str:
+    graph = document["graph"]
+    return f"{graph['users']:,} users, {graph['items']:,} items, {graph['edges']:,} edges, {graph['width']} columns"
+
+
+def _milliseconds(times: dict[str, float], names: Sequence[str]) -> list[str]:
+    return [f"{times[name]:.2f}" if name in times else "-" for name in names]
+
+
+def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    if not rows:
+        return []
+    head = [columns, ["---"] * len(columns)]
+    return [f"| {' | '.join(cells)} |" for cells in [*head, *rows]] + [""]
+
+
+def _commands(files: Sequence[str], documents: Sequence[Document]) -> list[str]:
+    return [
+        f"* `{file.rsplit('/', 1)[-1]}`: `{document['command']}`"
+        for file, document in zip(files, documents, strict=True)
+    ]

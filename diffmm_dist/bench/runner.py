@@ -1,19 +1,21 @@
 """Training once per seed and summarising what came out."""
 
-import sys
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from statistics import mean, median, stdev
 from typing import Any
 
 from diffmm_dist import storage
 from diffmm_dist.bench.calibration import PRODUCT, ProductTimer
-from diffmm_dist.bench.machine import machine
+from diffmm_dist.bench.machine import command, machine
 from diffmm_dist.config.schema import Config
-from diffmm_dist.train.worker import run_worker
+from diffmm_dist.monitoring.log import set_up_logging
+from diffmm_dist.train.worker import prepare_process, run_worker
 
 
 def bench_seeds(config: Config, seeds: Sequence[int], out: str) -> None:
-    """Train a configuration once per seed, in this process, and write a JSON file.
+    """Train a configuration once per seed, each in a process of its own, and write a JSON file.
 
     Times are also given in units of one matrix product timed between the epochs of the same run. A run that was
     interrupted is resumed; its times are those of all its epochs, its products those of this process.
@@ -23,11 +25,12 @@ def bench_seeds(config: Config, seeds: Sequence[int], out: str) -> None:
         seeds: the seeds.
         out: the JSON file.
     """
-    runs = [_run(config, seed) for seed in seeds]
+    prepare_process(config.cluster.threads_per_worker)  # so that ``machine`` counts the threads of the runs
+    runs = [_in_new_process(config, seed) for seed in seeds]
     storage.write_json(
         out,
         {
-            "command": " ".join(["python", *sys.argv]),
+            "command": command(),
             "machine": machine(),
             "calibration": PRODUCT,
             "config": config.model_dump(mode="json"),
@@ -35,6 +38,12 @@ def bench_seeds(config: Config, seeds: Sequence[int], out: str) -> None:
             "summary": summarize(runs),
         },
     )
+
+
+def _in_new_process(config: Config, seed: int) -> dict[str, Any]:
+    """Train one seed where no earlier one has left its memory."""
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn"), initializer=set_up_logging) as process:
+        return process.submit(_run, config, seed).result()
 
 
 def _run(config: Config, seed: int) -> dict[str, Any]:

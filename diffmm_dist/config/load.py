@@ -44,14 +44,14 @@ def read_tree(path: Path, seen: tuple[Path, ...]) -> Tree:
         tree = yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeyLoader)
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"cannot read the configuration {path}: {one_line(error)}") from error
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:  # a date that does not exist is a ValueError
         raise UserError(f"{path} is not valid YAML: {one_line(error)}") from error
     if not isinstance(tree, dict):
         raise UserError(f"{path} must hold sections such as 'data:' and 'model:', not {type(tree).__name__}")
     base = tree.pop("extends", None)
     if base is None:
         return tree
-    if not isinstance(base, str):
+    if not isinstance(base, str) or "\0" in base:
         raise UserError(f"{path}: 'extends' must name one YAML file, not {base!r}")
     return _merge(read_tree(path.parent / base, (*seen, path.resolve())), tree)
 
@@ -84,7 +84,7 @@ def _apply(tree: Tree, override: str, problems: list[str]) -> None:
         return
     try:
         value = yaml.safe_load(text)
-    except yaml.YAMLError:
+    except (yaml.YAMLError, ValueError):
         problems.append(f"the value of '{override}' is not valid YAML")
         return
     below = tree.get(section)
@@ -115,7 +115,7 @@ def _sentence(detail: ErrorDetails) -> str:
     """Turn one pydantic error into words: the dotted key, what is wrong, and the nearest name for an unknown key."""
     key = _key(detail)
     if detail["type"] == "extra_forbidden":
-        return f"unknown key '{key}'{_nearest(key.split('.'))}"
+        return f"unknown key '{key}'{_nearest([str(part) for part in detail['loc']])}"
     if detail["type"] == "missing":
         return f"'{key}' is missing; set it in the file or as {key}{'=VALUE' if '.' in key else '.KEY=VALUE'}"
     if detail["type"] == "value_error":
@@ -126,6 +126,8 @@ def _sentence(detail: ErrorDetails) -> str:
 def _nearest(path: list[str]) -> str:
     sections = Config.model_fields
     if len(path) == 1:
+        if path[0].partition(".")[0] in sections:
+            return "; write it as a key under its section"
         return closest(path[0], list(sections))
     keys = {name: list(getattr(field.annotation, "model_fields", {})) for name, field in sections.items()}
     elsewhere = [f"{section}.{key}" for section, names in keys.items() for key in names if key == path[1]]

@@ -1,14 +1,10 @@
-"""Showing a configuration: as YAML, as a list of differences, and as the reference page of the docs."""
+"""Showing a configuration: as YAML, as a flat map, and as the reference page of the docs."""
 
 from typing import Any
 
 import yaml
 
 from diffmm_dist.config.schema import Config
-
-# What may change between two commands on one run folder: where it runs and what is written, never what is computed.
-RESUMABLE_SECTIONS = frozenset({"cluster", "checkpoint", "monitoring"})
-RESUMABLE_KEYS = frozenset({"run.path", "data.path", "train.epochs"})
 
 
 def to_yaml(config: Config) -> str:
@@ -20,20 +16,6 @@ def flatten(config: Config) -> dict[str, Any]:
     """Return ``{"section.key": value}`` for every setting."""
     tree = config.model_dump(mode="json")
     return {f"{section}.{key}": value for section, values in tree.items() for key, value in values.items()}
-
-
-def blocking_differences(old: Config, new: Config) -> list[str]:
-    """Return one line per setting that keeps ``new`` from continuing a run of ``old``.
-
-    The dataset's path may change, since its fingerprint is compared instead; so may the number of epochs, since
-    epochs already trained do not depend on it.
-    """
-    before, after = flatten(old), flatten(new)
-    return [
-        f"{key} is {after[key]!r} but the run has {before[key]!r}"
-        for key in after
-        if before[key] != after[key] and key not in RESUMABLE_KEYS and key.split(".")[0] not in RESUMABLE_SECTIONS
-    ]
 
 
 def reference_markdown() -> str:

@@ -1,6 +1,6 @@
 """Every setting, with its type, its range and one sentence; docs/configuration.md is generated from here.
 
-Hyper-parameters carry the field's names; the published flag that each one replaces stands in docs/evaluation.md.
+Hyper-parameters carry the field's names; the published flag that each one replaces stands in models/diffmm/README.md.
 """
 
 from typing import Annotated, Literal
@@ -10,7 +10,8 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 Probability = Annotated[float, Field(ge=0.0, le=1.0, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
 Positive = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
-Count = Annotated[int, Field(ge=1)]
+Count = Annotated[int, Field(ge=1, le=10**9)]
+Location = Annotated[str, Field(min_length=1)]
 Projection = Literal["matrix", "affine"]
 
 
@@ -23,16 +24,22 @@ class Section(BaseModel):
 class DataConfig(Section):
     """What to train on."""
 
-    path: str
+    path: Location
     """Prepared dataset: a folder or an s3:// prefix written by `prepare`."""
     modalities: tuple[str, ...] | None = None
     """Names of the modalities to use, in this order; null uses all that the dataset has."""
+
+    @model_validator(mode="after")
+    def _modalities_are_different(self) -> "DataConfig":
+        if self.modalities is not None and len(set(self.modalities)) < len(self.modalities):
+            raise ValueError(f"data.modalities names one of {', '.join(self.modalities)} twice; name each once")
+        return self
 
 
 class RunConfig(Section):
     """Where a run lives and what makes it repeatable."""
 
-    path: str
+    path: Location
     """Run folder; running the same command again resumes from it."""
     seed: Annotated[int, Field(ge=0)] = 421
     """Seed of every random number of the run."""
@@ -73,7 +80,7 @@ class DiffusionConfig(Section):
     denoiser_hidden_dims: Annotated[tuple[Count, ...], Field(min_length=1)] = (1000,)
     """Widths of the denoiser's hidden layers."""
     time_embedding_dim: Annotated[int, Field(ge=2)] = 10
-    """Width of the sinusoidal time code."""
+    """Width of the sinusoidal time embedding."""
     input_dropout_prob: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.5
     """Dropout on the noisy row while the denoiser trains."""
     normalize_input: bool = False
@@ -85,6 +92,24 @@ class DiffusionConfig(Section):
     edge_keep_prob: Probability = 0.5
     """Probability of keeping each entry of a generated graph, drawn once per epoch; 1 keeps all."""
 
+    @model_validator(mode="after")
+    def _steps_fit_the_schedule(self) -> "DiffusionConfig":
+        problems = []
+        if self.noise_min > self.noise_max:
+            problems.append(
+                f"diffusion.noise_min {self.noise_min} is above diffusion.noise_max {self.noise_max}; swap them"
+            )
+        if self.noise_scale * self.noise_max >= 1:
+            problems.append("diffusion.noise_scale * diffusion.noise_max must stay below 1; lower one of them")
+        if self.sampling_steps > self.num_timesteps:
+            problems.append(
+                f"diffusion.sampling_steps {self.sampling_steps} exceeds diffusion.num_timesteps {self.num_timesteps}; "
+                "lower it"
+            )
+        if problems:
+            raise ValueError("; ".join(problems))
+        return self
+
 
 class ContrastConfig(Section):
     """Cross-modal contrast (DiffMM)."""
@@ -92,7 +117,7 @@ class ContrastConfig(Section):
     contrastive_weight: NonNegative = 1e-2
     """Weight of the contrastive loss."""
     temperature: Annotated[float, Field(ge=0.03, allow_inf_nan=False)] = 0.5
-    """Temperature tau; below 0.03 exp((cos - 1) / tau) leaves the range of float32."""
+    """Temperature tau; from 0.03 on exp(cos / tau) stays below 4e14, so float32 needs no maximum subtracted."""
     contrastive_anchor: Literal["main", "modal"] = "modal"
     """Anchors: the `main` view against every modality, or each `modal` view against the later ones."""
 
@@ -182,20 +207,3 @@ class Config(Section):
     checkpoint: CheckpointConfig = CheckpointConfig()
     cluster: ClusterConfig = ClusterConfig()
     monitoring: MonitoringConfig = MonitoringConfig()
-
-    @model_validator(mode="after")
-    def _noise_range(self) -> "Config":
-        diffusion = self.diffusion
-        if diffusion.noise_min > diffusion.noise_max:
-            raise ValueError(
-                f"diffusion.noise_min {diffusion.noise_min} is above diffusion.noise_max {diffusion.noise_max}; "
-                "swap them"
-            )
-        if diffusion.noise_scale * diffusion.noise_max >= 1:
-            raise ValueError("diffusion.noise_scale * diffusion.noise_max must stay below 1; lower one of them")
-        if diffusion.sampling_steps > diffusion.num_timesteps:
-            raise ValueError(
-                f"diffusion.sampling_steps {diffusion.sampling_steps} exceeds diffusion.num_timesteps "
-                f"{diffusion.num_timesteps}; lower it"
-            )
-        return self

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from diffmm_dist.parallel.random import Stream
+from diffmm_dist.parallel.random import RandomStream
 
 
 class EpochBatches:
@@ -20,7 +20,7 @@ class EpochBatches:
         stream: the epoch's random stream.
     """
 
-    def __init__(self, ids: Tensor, *, total: int, batch_size: int, stream: Stream) -> None:
+    def __init__(self, ids: Tensor, *, total: int, batch_size: int, stream: RandomStream) -> None:
         places, self._order = torch.sort(stream.permute(ids, total))
         self.num_batches = -(-total // batch_size)
         edges = torch.arange(self.num_batches + 1, device=ids.device) * batch_size

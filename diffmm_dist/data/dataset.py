@@ -10,7 +10,7 @@ from torch import Tensor
 from diffmm_dist import storage
 from diffmm_dist.data import schema
 from diffmm_dist.data.checks import check_finite, check_ids
-from diffmm_dist.data.schema import Manifest, RowFile
+from diffmm_dist.data.schema import Manifest, RowFile, Split
 from diffmm_dist.data.stream import read_batches
 from diffmm_dist.errors import UserError, closest
 from diffmm_dist.parallel.ranges import Range
@@ -65,7 +65,7 @@ class Dataset:
         """I."""
         return self.manifest.num_items
 
-    def interactions(self, split: str, users: Range | None = None) -> CSR:
+    def interactions(self, split: Split, users: Range | None = None) -> CSR:
         """Return the interactions of a split as rows of users.
 
         Args:
@@ -79,18 +79,17 @@ class Dataset:
         users = users or Range(0, self.num_users)
         user_parts: list[npt.NDArray[np.int64]] = []
         item_parts: list[npt.NDArray[np.int64]] = []
-        for name, files in self.manifest.interactions.items():
-            for file in files:
-                if name != split or file.user_stop <= users.start or file.user_start >= users.stop:
-                    continue
-                uri = storage.join(self.uri, file.path)
-                for batch in read_batches(uri, expected=schema.INTERACTIONS, rows=file.rows):
-                    user_ids, item_ids = (column.to_numpy(zero_copy_only=False) for column in batch.columns)
-                    check_ids(user_ids, self.num_users, kind="user", where=uri)
-                    check_ids(item_ids, self.num_items, kind="item", where=uri)
-                    ours = (user_ids >= users.start) & (user_ids < users.stop)
-                    user_parts.append(user_ids[ours] - users.start)
-                    item_parts.append(item_ids[ours])
+        for file in self.manifest.interactions.get(split, ()):
+            if file.user_stop <= users.start or file.user_start >= users.stop:
+                continue
+            uri = storage.join(self.uri, file.path)
+            for batch in read_batches(uri, expected=schema.INTERACTIONS, rows=file.rows):
+                user_ids, item_ids = (column.to_numpy(zero_copy_only=False) for column in batch.columns)
+                check_ids(user_ids, self.num_users, kind="user", where=uri)
+                check_ids(item_ids, self.num_items, kind="item", where=uri)
+                ours = (user_ids >= users.start) & (user_ids < users.stop)
+                user_parts.append(user_ids[ours] - users.start)
+                item_parts.append(item_ids[ours])
         rows = torch.from_numpy(np.concatenate([np.empty(0, np.int64), *user_parts]))
         columns = torch.from_numpy(np.concatenate([np.empty(0, np.int64), *item_parts]))
         return CSR.from_pairs(rows, columns, num_rows=users.size, num_columns=self.num_items)
@@ -144,7 +143,13 @@ class Dataset:
         batches: list[pa.RecordBatch] = []
         for file in ids.files:
             batches += read_batches(storage.join(self.uri, file.path), expected=expected, rows=file.rows)
-        return pa.Table.from_batches(batches, schema=expected).column("id")
+        count = self.num_users if kind == "users" else self.num_items
+        table = pa.Table.from_batches(batches, schema=expected)
+        if table.num_rows != count:
+            raise UserError(
+                f"dataset {self.uri} has {table.num_rows} ids for {count} {kind}; prepare the dataset again"
+            )
+        return table.column("id")
 
     def verify(self) -> None:
         """Compare every file with its checksum.

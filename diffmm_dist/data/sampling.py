@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from diffmm_dist.errors import UserError
-from diffmm_dist.parallel.random import Stream
+from diffmm_dist.parallel.random import RandomStream
 from diffmm_dist.sparse import CSR
 
 
@@ -18,7 +18,7 @@ def check_negatives_exist(interactions: CSR, *, first_user: int = 0) -> None:
         )
 
 
-def sample_negatives(interactions: CSR, rows: Tensor, ids: Tensor, stream: Stream) -> Tensor:
+def sample_negatives(interactions: CSR, rows: Tensor, ids: Tensor, stream: RandomStream) -> Tensor:
     """Draw one item for each of some interactions, uniform over the items that its user has not interacted with.
 
     A user with n interactions has I - n other items. The r-th of these is found by a binary search: before the

@@ -17,7 +17,7 @@ INTERACTIONS = pa.schema([pa.field("user", pa.int64(), nullable=False), pa.field
 
 ID_TYPES = {"int64": pa.int64(), "string": pa.string()}
 
-Natural = Annotated[int, Field(ge=0)]
+Natural = Annotated[int, Field(ge=0, lt=2**63)]
 
 
 class _Record(BaseModel):
@@ -66,17 +66,17 @@ class Manifest(_Record):
 
     format: Literal["diffmm_dist dataset"] = FORMAT_NAME
     version: Literal[1] = FORMAT_VERSION
-    num_users: Annotated[int, Field(ge=1)]
-    num_items: Annotated[int, Field(ge=1)]
+    num_users: Annotated[int, Field(ge=1, lt=2**31)]
+    num_items: Annotated[int, Field(ge=1, lt=2**31)]
     interactions: dict[Split, tuple[InteractionFile, ...]]
-    modalities: dict[str, Modality]
+    modalities: dict[Annotated[str, Field(pattern=r"^\w+$")], Modality]
     user_ids: Ids
     item_ids: Ids
     made_by: dict[str, Any]
 
-    def num_interactions(self, split: str) -> int:
+    def num_interactions(self, split: Split) -> int:
         """Return the number of interactions of a split."""
-        return sum(file.rows for name, files in self.interactions.items() if name == split for file in files)
+        return sum(file.rows for file in self.interactions.get(split, ()))
 
     def files(self) -> list[FileEntry]:
         """Return every file that the dataset consists of."""

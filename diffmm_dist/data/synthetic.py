@@ -11,6 +11,7 @@ chunk, whatever the number of interactions.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from enum import IntEnum
 
 import numpy as np
 import numpy.typing as npt
@@ -24,7 +25,7 @@ Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
 
 _INTERACTIONS_PER_CHUNK = 1_000_000
-_ITEMS_PER_CHUNK = 16_384
+_ROWS_PER_CHUNK = 16_384
 _STYLES_PER_USER = 2
 _POPULARITY_EXPONENT = 0.6
 _ACTIVITY_SIGMA = 0.7
@@ -33,6 +34,16 @@ _FEATURE_NOISE = 0.5
 _TASTE_ROUNDS = 8
 _MIN_PER_USER = 3  # one for each split
 _HELD_OUT_SHARE = 0.1
+
+
+class _Purpose(IntEnum):
+    """What a random generator is for; part of its seed."""
+
+    CATALOGUE = 1
+    ACTIVITY = 2
+    INTERACTIONS = 3
+    CENTRES = 4
+    FEATURES = 5
 
 
 @dataclass(frozen=True)
@@ -76,7 +87,7 @@ class SyntheticSpec:
 
 @dataclass(frozen=True)
 class _Catalogue:
-    """Items grouped by style, once per modality, for drawing by popularity inside a style.
+    """Items grouped by style, once per modality, for drawing by popularity inside a style: G modalities, S styles.
 
     Attributes:
         styles: style of each item, (G, I).
@@ -108,17 +119,17 @@ def generate(spec: SyntheticSpec, out: str, *, force: bool = False) -> None:
             "modalities": dict(spec.modalities),
         }
         for chunk, users in enumerate(_user_chunks(counts)):
-            _write_users(writer, spec, catalogue, counts, users, spec.generator(3, chunk))
+            _write_users(writer, spec, catalogue, counts, users, spec.generator(_Purpose.INTERACTIONS, chunk))
         for index, (name, width) in enumerate(spec.modalities.items()):
             _write_features(writer, spec, name, width, index, catalogue.styles[index])
         for kind, total in (("users", spec.num_users), ("items", spec.num_items)):
-            for start in range(0, total, _ITEMS_PER_CHUNK):
-                numbers = range(start, min(start + _ITEMS_PER_CHUNK, total))
+            for start in range(0, total, _ROWS_PER_CHUNK):
+                numbers = range(start, min(start + _ROWS_PER_CHUNK, total))
                 writer.add_ids(kind, pa.array([f"{kind[:-1]}_{number}" for number in numbers]))
 
 
 def _catalogue(spec: SyntheticSpec) -> _Catalogue:
-    random = spec.generator(1)
+    random = spec.generator(_Purpose.CATALOGUE)
     num_groups = max(1, len(spec.modalities))  # without modalities tastes exist but nothing shows them
     num_styles = int(np.clip(spec.num_items // 40, 2, 64))
     popularity = random.permutation((np.arange(spec.num_items) + 1.0) ** -_POPULARITY_EXPONENT)
@@ -133,7 +144,7 @@ def _catalogue(spec: SyntheticSpec) -> _Catalogue:
 
 def _interactions_per_user(spec: SyntheticSpec) -> Ints:
     """Return log-normal activities that sum to the wanted total, each between the minimum and half of all items."""
-    weights = spec.generator(2).lognormal(sigma=_ACTIVITY_SIGMA, size=spec.num_users)
+    weights = spec.generator(_Purpose.ACTIVITY).lognormal(sigma=_ACTIVITY_SIGMA, size=spec.num_users)
     counts = np.full(spec.num_users, _MIN_PER_USER, dtype=np.int64)
     room = spec.num_items // 2 - counts
     counts += np.minimum(_share_out(spec.num_interactions - int(counts.sum()), weights), room)
@@ -219,8 +230,8 @@ def _draw_by_taste(catalogue: _Catalogue, liked: Ints, rows: Ints, random: np.ra
 def _write_features(
     writer: DatasetWriter, spec: SyntheticSpec, name: str, width: int, index: int, styles: Ints
 ) -> None:
-    centres = spec.generator(4, index).standard_normal((int(styles.max()) + 1, width), dtype=np.float32)
-    for chunk, start in enumerate(range(0, spec.num_items, _ITEMS_PER_CHUNK)):
-        own = styles[start : start + _ITEMS_PER_CHUNK]
-        noise = spec.generator(5, index, chunk).standard_normal((own.size, width), dtype=np.float32)
+    centres = spec.generator(_Purpose.CENTRES, index).standard_normal((int(styles.max()) + 1, width), dtype=np.float32)
+    for chunk, start in enumerate(range(0, spec.num_items, _ROWS_PER_CHUNK)):
+        own = styles[start : start + _ROWS_PER_CHUNK]
+        noise = spec.generator(_Purpose.FEATURES, index, chunk).standard_normal((own.size, width), dtype=np.float32)
         writer.add_features(name, centres[own] + np.float32(_FEATURE_NOISE) * noise)

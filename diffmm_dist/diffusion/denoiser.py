@@ -1,6 +1,6 @@
 """The denoiser: a small network from a noisy row and its timestep to the clean row.
 
-Shape suffixes: B rows, I items, H hidden, E time code.
+Shape suffixes: B rows, I items, H hidden, E time embedding.
 """
 
 import math
@@ -11,12 +11,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from diffmm_dist.parallel.random import Stream
+from diffmm_dist.parallel.random import RandomStream
 
 _BIAS_STD = 0.001
 
 
-def timestep_code(t_B: Tensor, width: int) -> Tensor:
+def timestep_embedding(t_B: Tensor, width: int) -> Tensor:
     """Return [cos(t w_j), sin(t w_j)] with w_j = 10000^(-j / (width // 2)), float32 (B, width); odd widths end in 0."""
     half = width // 2
     frequencies = torch.exp(-math.log(10_000) / half * torch.arange(half, device=t_B.device, dtype=torch.float32))
@@ -25,11 +25,11 @@ def timestep_code(t_B: Tensor, width: int) -> Tensor:
 
 
 class Denoiser(nn.Module):
-    """f(x_t, t): affine, tanh for each hidden layer, then affine to all items (specification of DiffMM, section 5).
+    """f(x_t, t): affine, tanh for each hidden layer, then affine to all items (models/diffmm/README.md, "denoise").
 
-    The input layer sees [x_t, time code]; its weights for the row and for the code are kept apart. The weights of both
-    outer layers are tables with one row per item, so that a sparse row is a gather-sum of the first and a block of
-    items is a slice of the last.
+    The input layer sees [x_t, time embedding], and its weights for the two are kept apart. The weights of both outer
+    layers are tables with one row per item, so that a sparse row is a gather-sum of the first and a block of items
+    is a slice of the last.
 
     Args:
         num_items: I.
@@ -54,7 +54,7 @@ class Denoiser(nn.Module):
         self.output_bias = nn.Parameter(torch.empty(num_items))
 
     @torch.no_grad()
-    def initialize(self, stream: Stream) -> None:
+    def initialize(self, stream: RandomStream) -> None:
         """Draw weights from N(0, 2 / (fan_in + fan_out)) and biases from N(0, 0.001^2), keyed by name and row."""
         num_items, first = self.input_weight.shape
         input_std = math.sqrt(2 / (num_items + self.time_embedding_dim + first))
@@ -69,8 +69,8 @@ class Denoiser(nn.Module):
 
     def activate(self, projected_BH: Tensor, t_B: Tensor) -> Tensor:
         """Return the last hidden layer, from the row already multiplied by the input weights: (B, last H)."""
-        code_BE = self.time_layer(timestep_code(t_B, self.time_embedding_dim))
-        hidden = torch.tanh(projected_BH + torch.addmm(self.input_bias, code_BE, self.input_time_weight))
+        time_emb_BE = self.time_layer(timestep_embedding(t_B, self.time_embedding_dim))
+        hidden = torch.tanh(projected_BH + torch.addmm(self.input_bias, time_emb_BE, self.input_time_weight))
         for layer in self.hidden_layers:
             hidden = torch.tanh(layer(hidden))
         return hidden

@@ -8,12 +8,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from diffmm_dist.diffusion.denoiser import Denoiser
 from diffmm_dist.diffusion.schedule import DiffusionSchedule, at
-from diffmm_dist.parallel.random import Stream
+from diffmm_dist.parallel.random import RandomStream
 from diffmm_dist.sparse import CSR
 
 _BLOCK_ELEMENTS = 1 << 23  # denoised values held at a time: 32 MiB
@@ -45,7 +44,7 @@ def training_losses(
     modal_items_ID: Tensor,
     item_table_ID: Tensor,
 ) -> DenoisingLosses:
-    """Return the denoising losses of a batch of rows (specification of DiffMM, section 5).
+    """Return the denoising losses of a batch of rows (models/diffmm/README.md, "denoise").
 
     elbo = w_t mean_I (f - x_start)^2 with w_t = SNR(t - 1) - SNR(t);
     msi = mean_D (f G - x_start E)^2, the sums over items not divided by the degree. With the residual
@@ -65,7 +64,7 @@ def training_losses(
     ones = torch.ones(rows.num_entries, device=prediction.device)
     residual_BI = prediction.index_put_((rows.row_ids, rows.indices), -ones, accumulate=True)
     error_B = _mean_square(residual_BI)
-    signal_BD = residual_BI @ modal_items_ID + row_sum(rows, modal_items_ID - item_table_ID)
+    signal_BD = residual_BI @ modal_items_ID + rows.matmul(modal_items_ID - item_table_ID)
     return DenoisingLosses(at(schedule.loss_weights, t_B) * error_B, signal_BD.square().mean(dim=1))
 
 
@@ -87,13 +86,6 @@ class _MeanSquare(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> Tensor:
         x_BI: Tensor = ctx.saved_tensors[0]
         return x_BI * (gradients[0] * (2 / x_BI.shape[1]))[:, None]
-
-
-def row_sum(rows: CSR, table_ID: Tensor) -> Tensor:
-    """Return x_start @ table for sparse rows of zeros and ones, (B, D)."""
-    if rows.num_entries == 0:
-        return table_ID.new_zeros(rows.num_rows, table_ID.shape[1])
-    return F.embedding_bag(rows.indices, table_ID, rows.indptr, mode="sum", include_last_offset=True)
 
 
 class ReverseChain:
@@ -126,7 +118,7 @@ class ReverseChain:
                 self._offset_H = denoiser.output_bias @ denoiser.input_weight
 
     @torch.no_grad()
-    def denoise(self, rows: CSR, users: Tensor, stream: Stream) -> Iterator[tuple[int, Tensor]]:
+    def denoise(self, rows: CSR, users: Tensor, stream: RandomStream) -> Iterator[tuple[int, Tensor]]:
         """Yield (first item, denoised values (B, items of the block)) over all items, in order.
 
         Args:
@@ -144,18 +136,18 @@ class ReverseChain:
             block = slice(start, start + step)
             yield start, torch.addmm(bias[block], hidden_BH, weight[block].T)
 
-    def _start(self, rows: CSR, users: Tensor, stream: Stream) -> Tensor:
+    def _start(self, rows: CSR, users: Tensor, stream: RandomStream) -> Tensor:
         """Return x_T (B, I)."""
         if self._sampling_steps == 0:
             return rows.dense()
         noise = stream.child("start").normal_rows(users, rows.num_columns)
         return q_sample(self._schedule, rows, torch.full_like(users, self._sampling_steps - 1), noise)
 
-    def _hidden_chain(self, rows: CSR, users: Tensor, stream: Stream) -> Tensor:
+    def _hidden_chain(self, rows: CSR, users: Tensor, stream: RandomStream) -> Tensor:
         """Return a_0, the last hidden layer of f(x_1, 0)."""
         weight = self._denoiser.input_weight
         if self._sampling_steps == 0:
-            projected = row_sum(rows, weight)
+            projected = rows.matmul(weight)
         else:
             projected = self._start(rows, users, stream) @ weight
         for step in range(self._schedule.num_timesteps - 1, 0, -1):
@@ -164,7 +156,7 @@ class ReverseChain:
             projected = coef1 * torch.addmm(self._offset_H, hidden, self._transition_HH) + coef2 * projected
         return self._denoiser.activate(projected, torch.zeros_like(users))
 
-    def _step_by_step(self, x_BI: Tensor, users: Tensor, stream: Stream) -> Tensor:
+    def _step_by_step(self, x_BI: Tensor, users: Tensor, stream: RandomStream) -> Tensor:
         """Return x_0 from x_T, one denoised row per step."""
         for step in range(self._schedule.num_timesteps - 1, -1, -1):
             coef1, coef2 = self._coefficients(step)

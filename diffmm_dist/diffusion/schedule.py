@@ -1,4 +1,4 @@
-"""The variance schedule and everything that follows from it, in float64 (specification of DiffMM, section 5)."""
+"""The variance schedule and everything that follows from it, in float64 (models/diffmm/README.md, "denoise")."""
 
 import numpy as np
 import numpy.typing as npt

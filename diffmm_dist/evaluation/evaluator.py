@@ -73,6 +73,7 @@ def evaluate(
     """
     sums = MetricSums(ks, num_items=item_ID.shape[0], device=item_ID.device)
     users = torch.nonzero(truth.row_counts).flatten()
-    for block, _, lists in rank_items(user_UD, item_ID, users, masked=masked, k=max(ks), batch_size=batch_size):
+    k = min(max(ks), item_ID.shape[0])
+    for block, _, lists in rank_items(user_UD, item_ID, users, masked=masked, k=k, batch_size=batch_size):
         sums.add(lists, truth.select(block))
     return sums.result(world)

@@ -18,7 +18,7 @@ NAMES = ("recall", "ndcg", "precision", "hit_rate", "mrr")
 class MetricSums:
     """Collects metrics of ranked lists.
 
-    For a user with true items T and the first K items of a list (specification of DiffMM, section 8):
+    For a user with true items T and the first K items of a list (docs/evaluation.md):
     recall = hits / |T|; precision = hits / K; hit rate = [hits > 0]; mrr = 1 / rank of the first hit (0 without one);
     ndcg = sum over hits of 1 / log2(rank + 1), divided by the same for min(|T|, K) hits in the first places; ranks
     start from 1. Coverage is the share of the catalogue that stands in at least one list.
@@ -48,21 +48,20 @@ class MetricSums:
         hits = truth.contains(rows, lists_BK) & (lists_BK >= 0)
         sizes = truth.row_counts
         ranks = torch.arange(1, width + 1, device=lists_BK.device, dtype=torch.float64)
-        gains = 1 / torch.log2(ranks + 1)
+        gains, ideals = _gains(max(width, min(self._ks[-1], self._num_items)), lists_BK.device)
         for index, k in enumerate(self._ks):
-            top = hits[:, :k]
+            top = hits[:, : min(k, width)]
             count = top.sum(dim=1).to(torch.float64)
-            ideal = torch.cumsum(_padded(gains, k), 0)[sizes.clamp(max=k) - 1]
-            first = (top / ranks[:k]).amax(dim=1)
+            first = (top / ranks[: top.shape[1]]).amax(dim=1)
             per_user = (
                 count / sizes,
-                (top * gains[:k]).sum(dim=1) / ideal,
+                (top * gains[: top.shape[1]]).sum(dim=1) / ideals[sizes.clamp(max=min(k, self._num_items)) - 1],
                 count / k,
                 (count > 0).to(torch.float64),
                 first,
             )
             self._sums[index] += torch.stack(per_user, dim=1).sum(dim=0)
-            shown = lists_BK[:, :k]
+            shown = lists_BK[:, : min(k, width)]
             self._seen[index, shown[shown >= 0]] = 1
         self._users += num_rows
 
@@ -77,8 +76,7 @@ class MetricSums:
         return values | coverage
 
 
-def _padded(gains: Tensor, k: int) -> Tensor:
-    """Return the gains of the first k ranks, also where lists are shorter than k."""
-    if gains.numel() >= k:
-        return gains[:k]
-    return 1 / torch.log2(torch.arange(2, k + 2, device=gains.device, dtype=gains.dtype))
+def _gains(count: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Return 1 / log2(rank + 1) of the first ranks and its running sum, float64 (count,) each."""
+    gains = 1 / torch.log2(torch.arange(2, count + 2, dtype=torch.float64))
+    return gains.to(device), gains.cumsum(0).to(device)  # summed on the CPU: a GPU has no repeatable running sum

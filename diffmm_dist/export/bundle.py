@@ -7,7 +7,6 @@ numbers that users know already, ``config.arrow`` the run's settings, ``weights.
 
 import json
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -15,9 +14,11 @@ import pyarrow as pa
 import safetensors.torch
 import torch
 from torch import Tensor
+from typing_extensions import TypedDict
 
 from diffmm_dist import storage
 from diffmm_dist.config.render import flatten
+from diffmm_dist.data.checks import check_ids
 from diffmm_dist.data.schema import ROWS_PER_BATCH
 from diffmm_dist.errors import UserError, one_line
 from diffmm_dist.sparse import CSR
@@ -39,13 +40,13 @@ def export_bundle(run: TrainedRun, out: str, *, force: bool = False) -> None:
     Raises:
         UserError: the place is taken or cannot be written.
     """
-    user_rows, item_rows = run.model.embeddings()
+    user_embeddings, item_embeddings = run.model.embeddings()
     seen = _union(run.data.interactions.to(torch.device("cpu")), run.dataset.interactions("valid"))
     settings = flatten(run.config)
     weights = {name: tensor.contiguous().cpu() for name, tensor in run.model.state_dict().items()}
     with storage.staged_folder(out, marker=MARKER, force=force) as staging:
-        _write_table(storage.join(staging, USERS), _embedding_table(run.dataset.original_ids("users"), user_rows))
-        _write_table(storage.join(staging, ITEMS), _embedding_table(run.dataset.original_ids("items"), item_rows))
+        _write_table(storage.join(staging, USERS), _embedding_table(run.dataset.original_ids("users"), user_embeddings))
+        _write_table(storage.join(staging, ITEMS), _embedding_table(run.dataset.original_ids("items"), item_embeddings))
         _write_table(
             storage.join(staging, SEEN), pa.table({"user": seen.row_ids.numpy(), "item": seen.indices.numpy()})
         )
@@ -57,18 +58,32 @@ def export_bundle(run: TrainedRun, out: str, *, force: bool = False) -> None:
         names = (USERS, ITEMS, SEEN, CONFIG, WEIGHTS)
         storage.write_json(
             storage.join(staging, MARKER),
-            {
-                "format": FORMAT_NAME,
-                "version": FORMAT_VERSION,
-                "model": run.config.model.name,
-                "best_epoch": run.best_epoch,
-                "num_users": user_rows.shape[0],
-                "num_items": item_rows.shape[0],
-                "embedding_dim": user_rows.shape[1],
-                "dataset": run.dataset.manifest.fingerprint,
-                "files": {name: storage.sha256(storage.join(staging, name)) for name in names},
-            },
+            Marker(
+                format=FORMAT_NAME,
+                version=FORMAT_VERSION,
+                model=run.config.model.name,
+                best_epoch=run.best_epoch,
+                num_users=user_embeddings.shape[0],
+                num_items=item_embeddings.shape[0],
+                embedding_dim=user_embeddings.shape[1],
+                dataset=run.dataset.manifest.fingerprint,
+                files={name: storage.sha256(storage.join(staging, name)) for name in names},
+            ),
         )
+
+
+class Marker(TypedDict):
+    """bundle.json."""
+
+    format: str
+    version: int
+    model: str
+    best_epoch: int
+    num_users: int
+    num_items: int
+    embedding_dim: int
+    dataset: str
+    files: dict[str, str]
 
 
 @dataclass(frozen=True)
@@ -78,15 +93,15 @@ class Bundle:
     Attributes:
         user_ids: original ids, int64 or string, in row order.
         item_ids: likewise.
-        user_rows: float32 (U, d).
-        item_rows: float32 (I, d).
+        user_embeddings: float32 (U, d).
+        item_embeddings: float32 (I, d).
         seen: what users know already (U x I).
     """
 
     user_ids: pa.ChunkedArray
     item_ids: pa.ChunkedArray
-    user_rows: Tensor
-    item_rows: Tensor
+    user_embeddings: Tensor
+    item_embeddings: Tensor
     seen: CSR
 
 
@@ -99,23 +114,22 @@ def read_bundle(uri: str) -> Bundle:
     place = storage.join(uri, MARKER)
     if not storage.exists(place):
         raise UserError(f"{uri} is not a complete bundle (it has no {MARKER}); make one with `export`")
-    marker = storage.read_json(place)
-    if not isinstance(marker, dict) or marker.get("format") != FORMAT_NAME or marker.get("version") != FORMAT_VERSION:
+    marker: Marker = storage.read_record(place, Marker, remedy="export the run again")
+    if (marker["format"], marker["version"]) != (FORMAT_NAME, FORMAT_VERSION):
         raise UserError(f"{place} is not a bundle of this version of diffmm_dist; export the run again")
     users, items, seen = (_read_table(storage.join(uri, name)) for name in (USERS, ITEMS, SEEN))
     if (users.num_rows, items.num_rows) != (marker["num_users"], marker["num_items"]):
         raise UserError(f"{uri} holds other numbers of users and items than its {MARKER} says; export the run again")
+    pairs = [seen.column(name).to_numpy() for name in ("user", "item")]
+    for kind, ids, count in zip(("user", "item"), pairs, (users.num_rows, items.num_rows), strict=True):
+        check_ids(ids, count, kind=kind, where=storage.join(uri, SEEN))
+    rows, columns = (torch.from_numpy(ids.copy()) for ids in pairs)
     return Bundle(
         users.column("id"),
         items.column("id"),
         _matrix(users),
         _matrix(items),
-        CSR.from_pairs(
-            torch.from_numpy(seen.column("user").to_numpy().copy()),
-            torch.from_numpy(seen.column("item").to_numpy().copy()),
-            num_rows=users.num_rows,
-            num_columns=items.num_rows,
-        ),
+        CSR.from_pairs(rows, columns, num_rows=users.num_rows, num_columns=items.num_rows),
     )
 
 
@@ -152,9 +166,12 @@ def _write_table(uri: str, table: pa.Table) -> None:
         writer.write_table(table, max_chunksize=ROWS_PER_BATCH)
 
 
-def _read_table(uri: str) -> Any:
+def _read_table(uri: str) -> pa.Table:
     try:
         with storage.open_input(uri) as source:
-            return pa.ipc.open_file(source).read_all()
-    except pa.ArrowException as error:
+            table = pa.ipc.open_file(source).read_all()
+    except (pa.ArrowException, OSError) as error:
         raise UserError(f"{uri} is damaged ({one_line(error)}); export the run again") from error
+    if set(table.column_names) not in ({"id", "embedding"}, {"user", "item"}):
+        raise UserError(f"{uri} has columns {', '.join(table.column_names)}; export the run again")
+    return table

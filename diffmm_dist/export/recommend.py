@@ -48,7 +48,8 @@ def recommend(bundle: Bundle, users: Tensor, *, k: int, include_seen: bool = Fal
         include_seen: recommend known items too.
     """
     masked = [] if include_seen else [bundle.seen]
-    blocks = rank_items(bundle.user_rows, bundle.item_rows, users, masked=masked, k=k, batch_size=_USERS_PER_BLOCK)
+    users_UD, items_ID = bundle.user_embeddings, bundle.item_embeddings
+    blocks = rank_items(users_UD, items_ID, users, masked=masked, k=k, batch_size=_USERS_PER_BLOCK)
     for block, scores, items in blocks:
         listed = items >= 0
         ranks = torch.arange(1, items.shape[1] + 1).expand_as(items)

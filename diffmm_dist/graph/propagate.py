@@ -1,17 +1,16 @@
 """Propagation over a relation: the one function through which all sparse products go, and the choice of its kernel."""
 
-import math
-import time
-from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from diffmm_dist.errors import UserError
-from diffmm_dist.graph.hetero import REAL, HeteroGraph, import_dgl
+from diffmm_dist.graph.hetero import REAL, HeteroGraph, Kernel, import_dgl
 from diffmm_dist.graph.relation import Edges, Relation
+from diffmm_dist.monitoring.timing import take_turns
 
 
 def propagate(graph: HeteroGraph, relation: str, user_rows: Tensor, item_rows: Tensor) -> tuple[Tensor, Tensor]:
@@ -74,11 +73,11 @@ class KernelChoice:
     """A kernel and why it was chosen.
 
     Attributes:
-        kernel: ``csr`` or ``dgl``.
+        kernel: the kernel.
         reason: for the log.
     """
 
-    kernel: str
+    kernel: Kernel
     reason: str
 
 
@@ -108,23 +107,21 @@ def choose_kernel(requested: str, real: Relation, *, width: int) -> KernelChoice
         return KernelChoice("csr", str(error))
     if requested == "dgl":
         return KernelChoice("dgl", "as configured")
-    seconds = _time_kernels(("csr", "dgl"), real, width)
+    seconds = _time_kernels(real, width)
     winner = min(seconds, key=lambda kernel: seconds[kernel])
     timings = ", ".join(f"{kernel} {1e3 * value:.1f} ms" for kernel, value in seconds.items())
     return KernelChoice(winner, f"fastest on this graph: {timings}, forward and backward")
 
 
-def _time_kernels(kernels: Sequence[str], real: Relation, width: int, repeats: int = 5) -> dict[str, float]:
-    """Return each kernel's shortest time, forward and backward; they take turns, so a busy moment hits them all."""
-    graphs = {kernel: HeteroGraph({REAL: real}, kernel=kernel) for kernel in kernels}
+def _time_kernels(real: Relation, width: int) -> dict[Kernel, float]:
+    """Return each kernel's shortest time in seconds, forward and backward."""
     user_rows = torch.ones(real.user_scale.shape[0], width, requires_grad=True)
     item_rows = torch.ones(real.item_scale.shape[0], width, requires_grad=True)
-    seconds = dict.fromkeys(kernels, math.inf)
-    for repeat in range(repeats + 1):
-        for kernel, graph in graphs.items():
-            start = time.perf_counter()
-            users, items = propagate(graph, REAL, user_rows, item_rows)
-            (users.sum() + items.sum()).backward()
-            if repeat > 0:  # the first builds what the kernel keeps
-                seconds[kernel] = min(seconds[kernel], time.perf_counter() - start)
-    return seconds
+
+    def both_ways(graph: HeteroGraph) -> None:
+        users, items = propagate(graph, REAL, user_rows, item_rows)
+        (users.sum() + items.sum()).backward()
+
+    kernels: tuple[Kernel, ...] = ("csr", "dgl")
+    cases = {kernel: partial(both_ways, HeteroGraph({REAL: real}, kernel=kernel)) for kernel in kernels}
+    return {kernel: min(times) for kernel, times in take_turns(cases, repeats=5).items()}

@@ -1,8 +1,7 @@
 """Relations between users and items: edges in both directions with symmetric normalisation and self loops.
 
-A^ = D^-1/2 (A + I) D^-1/2 with A = [[0, R], [R^T, 0]] and D = the row sums of A + I (specification of DiffMM,
-section 2). It is kept as factors on node rows, so propagation reads no edge weights:
-A^ x = D^-1/2 (A (D^-1/2 x)) + D^-1 x.
+A^ = D^-1/2 (A + I) D^-1/2 with A = [[0, R], [R^T, 0]] and D = the row sums of A + I. It is kept as factors on node
+rows, so propagation reads no edge weights: A^ x = D^-1/2 (A (D^-1/2 x)) + D^-1 x.
 
 Shape suffixes: U users, I items.
 """
@@ -13,7 +12,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from diffmm_dist.parallel.random import Stream
+from diffmm_dist.parallel.random import RandomStream
 from diffmm_dist.sparse import CSR
 
 
@@ -77,7 +76,7 @@ class Relation:
             item_degrees.reciprocal(),
         )
 
-    def dropped(self, keep_prob: float, stream: Stream) -> "Relation":
+    def dropped(self, keep_prob: float, stream: RandomStream) -> "Relation":
         """Keep each stored entry of A^ with a probability, and divide the kept ones by it.
 
         Both directions of an edge and the self loops are drawn independently of each other, as published; draws are
@@ -105,14 +104,10 @@ class Relation:
         )
 
 
-def _kept(ids: Tensor, keep_prob: float, stream: Stream, purpose: str) -> Tensor:
+def _kept(ids: Tensor, keep_prob: float, stream: RandomStream, purpose: str) -> Tensor:
     return stream.child(purpose).uniform(ids) < keep_prob
 
 
-def _drop(edges: Edges, keep_prob: float, stream: Stream, purpose: str) -> Edges:
-    pairs = edges.by_target
-    kept = _kept(pairs.keys, keep_prob, stream, purpose)
-    by_target = CSR.from_pairs(
-        pairs.row_ids[kept], pairs.indices[kept], num_rows=pairs.num_rows, num_columns=pairs.num_columns
-    )
+def _drop(edges: Edges, keep_prob: float, stream: RandomStream, purpose: str) -> Edges:
+    by_target = edges.by_target.filter(_kept(edges.by_target.keys, keep_prob, stream, purpose))
     return Edges(by_target, by_target.transpose())

@@ -13,7 +13,7 @@ _BLOCK_ELEMENTS = 1 << 21  # similarities held at a time: 8 MiB
 
 
 def info_nce(anchor_ND: Tensor, target_ND: Tensor, nodes_B: Tensor, *, temperature: float) -> Tensor:
-    """Return the contrast of two views at the batch's nodes (specification of DiffMM, section 7).
+    """Return the contrast of two views at the batch's nodes (models/diffmm/README.md, "recommend").
 
     The mean over the batch's nodes n, repeats included, of
 

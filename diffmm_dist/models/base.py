@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from diffmm_dist.parallel.random import Stream
+from diffmm_dist.parallel.random import RandomStream
 from diffmm_dist.parallel.world import World
 
 
@@ -24,9 +24,9 @@ class PhaseContext:
     seed: int
     epoch: int
 
-    def stream(self, purpose: str, *more: int | str) -> Stream:
+    def stream(self, purpose: str, *more: int | str) -> RandomStream:
         """Return the random stream of a purpose in this epoch."""
-        return Stream.of(self.seed, purpose, self.epoch, *more)
+        return RandomStream.of(self.seed, purpose, self.epoch, *more)
 
 
 class Phase(ABC):
@@ -39,16 +39,13 @@ class Phase(ABC):
         name: first part of the tags, such as ``denoise``.
         unit: what the phase goes through, such as ``users``.
         num_examples: how many of them in an epoch, for all workers.
+        optimizer: its state is saved with the run, and its gradients are dropped after the phase; None trains nothing.
     """
 
     name: str
     unit: str
     num_examples: int
-
-    @property
-    @abstractmethod
-    def optimizer(self) -> Optimizer | None:
-        """The optimiser whose state is saved with the run, or None."""
+    optimizer: Optimizer | None = None
 
     @abstractmethod
     def begin(self, context: PhaseContext) -> int:

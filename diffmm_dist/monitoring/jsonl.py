@@ -7,15 +7,29 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from diffmm_dist.errors import UserError, one_line
 from diffmm_dist.monitoring.recorder import Recorder
 
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
-    """Return the records of a file, without a last line that a killed process left unfinished."""
+    """Return the records of a file, without a last line that a killed process left unfinished.
+
+    Raises:
+        UserError: a line is no record of an epoch.
+    """
     if not path.exists():
         return []
-    lines = path.read_text(encoding="utf-8").split("\n")
-    return [json.loads(line) for line in lines[:-1]]
+    lines = path.read_bytes().split(b"\n")[:-1]
+    return [_record(line, f"{path}, line {number}") for number, line in enumerate(lines, start=1)]
+
+
+def _record(line: bytes, place: str) -> dict[str, Any]:
+    try:
+        record: dict[str, Any] = json.loads(line)
+        int(record["epoch"])
+    except (ValueError, TypeError, KeyError) as error:
+        raise UserError(f"{place} is not the record of an epoch ({one_line(error)}); remove that line") from error
+    return record
 
 
 class JsonlRecorder(Recorder):

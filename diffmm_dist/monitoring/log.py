@@ -8,11 +8,12 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.logging import RichHandler
 from rich.table import Table
+from rich.text import Text
 
 logger = logging.getLogger("diffmm_dist")
 
 
-def set_up_logging(*, verbose: bool = False) -> None:
+def set_up_logging() -> None:
     """Send the log to standard error: a bare line each, coloured on a terminal."""
     handler: logging.Handler
     if sys.stderr.isatty():
@@ -22,7 +23,7 @@ def set_up_logging(*, verbose: bool = False) -> None:
         handler.setFormatter(logging.Formatter("%(message)s"))
     logger.handlers[:] = [handler]
     logger.propagate = False
-    logger.setLevel(logging.DEBUG if verbose else logging.INFO)
+    logger.setLevel(logging.INFO)
 
 
 def error_console() -> Console:
@@ -32,14 +33,25 @@ def error_console() -> Console:
 
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Print a table on standard output, the first column to the left and the others to the right."""
-    table = Table(show_header=any(columns), title=title or None, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
+    if title:
+        print(title)
+    table = Table(show_header=any(columns), box=SIMPLE_HEAD, pad_edge=False)
     for index, column in enumerate(columns):
         table.add_column(column, justify="left" if index == 0 else "right", no_wrap=index == 0)
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*(Text(cell) for cell in row))  # Text: what users name their things is no markup
     Console(width=None if sys.stdout.isatty() else 160).print(table)
 
 
 def metric_cells(metrics: Mapping[str, float], names: Sequence[str]) -> list[str]:
     """Return metrics as table cells, a dash where one was not measured."""
     return [f"{metrics[name]:.4f}" if name in metrics else "-" for name in names]
+
+
+def metric_rows(label: str, metrics: Mapping[str, float]) -> tuple[list[str], list[list[str]]]:
+    """Return the names of metrics such as ``recall@20``, and for each cut-off a row of their values with a label."""
+    pairs = [name.split("@") for name in metrics]
+    names = list(dict.fromkeys(name for name, _ in pairs))
+    cutoffs = sorted({int(cutoff) for _, cutoff in pairs})
+    rows = [[f"{label}@{k}", *metric_cells(metrics, [f"{name}@{k}" for name in names])] for k in cutoffs]
+    return names, rows

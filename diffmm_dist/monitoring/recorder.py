@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 
 
 class Recorder(ABC):
-    """Where scalars go. A worker that must not write uses ``NullRecorder`` instead of asking for its rank."""
+    """Where scalars go."""
 
     @abstractmethod
     def scalars(self, values: Mapping[str, float], *, epoch: int) -> None:
@@ -14,16 +14,6 @@ class Recorder(ABC):
     @abstractmethod
     def close(self) -> None:
         """Write what is still held back; nothing may be recorded afterwards."""
-
-
-class NullRecorder(Recorder):
-    """Records nothing."""
-
-    def scalars(self, values: Mapping[str, float], *, epoch: int) -> None:
-        """Ignore the values."""
-
-    def close(self) -> None:
-        """Do nothing."""
 
 
 class MultiRecorder(Recorder):

@@ -2,8 +2,11 @@
 
 import resource
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from typing import TypeVar
+
+Name = TypeVar("Name", bound=str)
 
 
 class Stopwatch:
@@ -20,6 +23,21 @@ class Stopwatch:
             yield
         finally:
             self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
+
+
+def take_turns(cases: Mapping[Name, Callable[[], object]], *, repeats: int) -> dict[Name, list[float]]:
+    """Return the seconds of every repetition of each case.
+
+    The cases take turns, so that a busy moment hits them all; one unrecorded turn before builds what they keep.
+    """
+    seconds: dict[Name, list[float]] = {name: [] for name in cases}
+    for repeat in range(repeats + 1):
+        for name, case in cases.items():
+            start = time.perf_counter()
+            case()
+            if repeat > 0:
+                seconds[name].append(time.perf_counter() - start)
+    return seconds
 
 
 def peak_rss_gib() -> float:

@@ -22,9 +22,3 @@ def any_worker(flag: bool, world: World) -> bool:
         return flag
     votes = torch.tensor(int(flag), device=world.device)
     return bool(all_reduce_sum(votes, world).item())
-
-
-def barrier(world: World) -> None:
-    """Wait until every worker is here."""
-    if world.size > 1:
-        dist.barrier()

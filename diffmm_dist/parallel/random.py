@@ -1,6 +1,6 @@
 """Counter-based random numbers: every value is a pure function of a key and an id.
 
-A ``Stream`` is keyed by (seed, purpose, epoch, ...) and asked for the values of given ids (users, interactions,
+A ``RandomStream`` is keyed by (seed, purpose, epoch, ...) and asked for the values of given ids (users, interactions,
 edges). Results therefore do not depend on how many workers there are, which of them asks, in what order, in which
 batch, or how often a run was interrupted; there is no generator state to save.
 
@@ -31,7 +31,7 @@ _MIX_32 = (_signed(0x7FEB352D, 32), _signed(0x846CA68B, 32))
 
 
 @dataclass(frozen=True)
-class Stream:
+class RandomStream:
     """Random values of one purpose, by id.
 
     Attributes:
@@ -41,14 +41,14 @@ class Stream:
     key: int
 
     @classmethod
-    def of(cls, *parts: int | str) -> "Stream":
+    def of(cls, *parts: int | str) -> "RandomStream":
         """Return the stream of a key such as ``(seed, "negatives", epoch)``."""
         digest = hashlib.blake2b(repr(parts).encode(), digest_size=8).digest()
         return cls(int.from_bytes(digest, "little", signed=True))
 
-    def child(self, *parts: int | str) -> "Stream":
+    def child(self, *parts: int | str) -> "RandomStream":
         """Return a stream of its own for a part of this one's purpose."""
-        return Stream.of(self.key, *parts)
+        return RandomStream.of(self.key, *parts)
 
     def bits(self, ids: Tensor) -> Tensor:
         """Return 64 random bits for each int64 id, as int64 of the same shape."""
@@ -79,11 +79,11 @@ class Stream:
         mask = (1 << half_bits) - 1
         left, right = values >> half_bits, values & mask
         for round_number in range(4):
-            scrambled = Stream(self.key ^ (round_number + 1)).bits(right) & mask
+            scrambled = RandomStream(self.key ^ (round_number + 1)).bits(right) & mask
             left, right = right, left ^ scrambled
         return (left << half_bits) | right
 
-    def uniform_rows(self, ids: Tensor, num_columns: int) -> Tensor:
+    def symmetric_uniform_rows(self, ids: Tensor, num_columns: int) -> Tensor:
         """Return float32 values in [-1, 1], one row per id: (len(ids), num_columns)."""
         out = torch.empty(ids.numel(), num_columns, device=ids.device)
         for rows, hashed in self._hashed_rows(ids, num_columns):

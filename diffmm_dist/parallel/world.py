@@ -23,8 +23,3 @@ class World:
     def single(cls, device: str | torch.device = "cpu") -> "World":
         """Return the world of one worker."""
         return cls(rank=0, size=1, device=torch.device(device))
-
-    @property
-    def is_first(self) -> bool:
-        """Whether this worker is the one that writes what is written once."""
-        return self.rank == 0

@@ -1,15 +1,16 @@
-"""From a configuration to the objects of a run; the one place that unpacks configuration into keyword arguments."""
+"""From a configuration to the objects of a run; models and all below them take plain keyword arguments."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 
-from diffmm_dist.config.schema import Config, ContrastConfig, DiffusionConfig
+from diffmm_dist.config.schema import Config
 from diffmm_dist.data.dataset import Dataset
 from diffmm_dist.data.training import TrainingData
 from diffmm_dist.errors import UserError
 from diffmm_dist.graph.hetero import REAL, HeteroGraph
+from diffmm_dist.graph.propagate import choose_kernel
 from diffmm_dist.graph.relation import Relation
 from diffmm_dist.models.base import Optimization, Phase, Recommender
 from diffmm_dist.models.diffmm.model import DiffMM, DiffusionSettings
@@ -17,6 +18,7 @@ from diffmm_dist.models.diffmm.phases import ContrastSettings, diffmm_phases
 from diffmm_dist.models.lightgcn.model import LightGCN
 from diffmm_dist.models.lightgcn.phases import lightgcn_phases
 from diffmm_dist.models.popularity.model import Popularity
+from diffmm_dist.monitoring.log import logger
 from diffmm_dist.parallel.ranges import even_range
 from diffmm_dist.parallel.world import World
 from diffmm_dist.train.selection import Evaluation
@@ -46,7 +48,7 @@ def load_training_data(config: Config, dataset: Dataset, world: World) -> Traini
     modalities = config.data.modalities
     if modalities is None:
         modalities = tuple(dataset.manifest.modalities)
-    if config.model.name not in MODAL_MODELS:
+    if not MODELS[config.model.name].reads_features:
         modalities = ()
     return TrainingData(
         num_users=dataset.num_users,
@@ -82,34 +84,35 @@ class Recipe:
     phases: list[Phase]
 
 
-def build_recipe(config: Config, data: TrainingData, *, kernel: str, device: torch.device) -> Recipe:
+def build_recipe(config: Config, data: TrainingData, *, device: torch.device) -> Recipe:
     """Build the configured model and its phases.
 
     Raises:
-        UserError: the data do not fit the model.
+        UserError: the data do not fit the model, or the kernel asked for cannot run here.
     """
-    return RECIPES[config.model.name](config, data, kernel, device)
+    return MODELS[config.model.name].build(config, data, device)
 
 
-def _diffmm(config: Config, data: TrainingData, kernel: str, device: torch.device) -> Recipe:
+def _diffmm(config: Config, data: TrainingData, device: torch.device) -> Recipe:
     model = DiffMM(
         data,
-        _graph(data, kernel),
+        _graph(config, data),
         seed=config.run.seed,
         embedding_dim=config.model.embedding_dim,
         num_layers=config.model.num_layers,
         modality_projection=config.model.modality_projection,
         residual_weight=config.model.residual_weight,
         modal_graph_weight=config.model.modal_graph_weight,
-        diffusion=_diffusion(config.diffusion),
+        diffusion=DiffusionSettings(**config.diffusion.model_dump()),
     ).to(device)
-    return Recipe(model, diffmm_phases(model, _optimization(config), _contrast(config.contrast)))
+    contrast = ContrastSettings(**config.contrast.model_dump())
+    return Recipe(model, diffmm_phases(model, _optimization(config), contrast))
 
 
-def _lightgcn(config: Config, data: TrainingData, kernel: str, device: torch.device) -> Recipe:
+def _lightgcn(config: Config, data: TrainingData, device: torch.device) -> Recipe:
     model = LightGCN(
         data,
-        _graph(data, kernel),
+        _graph(config, data),
         seed=config.run.seed,
         embedding_dim=config.model.embedding_dim,
         num_layers=config.model.num_layers,
@@ -117,30 +120,46 @@ def _lightgcn(config: Config, data: TrainingData, kernel: str, device: torch.dev
     return Recipe(model, lightgcn_phases(model, data, _optimization(config)))
 
 
-def _popularity(config: Config, data: TrainingData, kernel: str, device: torch.device) -> Recipe:
+def _popularity(config: Config, data: TrainingData, device: torch.device) -> Recipe:
     return Recipe(Popularity(data).to(device), [])
 
 
-RECIPES: dict[str, Callable[[Config, TrainingData, str, torch.device], Recipe]] = {
-    "diffmm": _diffmm,
-    "lightgcn": _lightgcn,
-    "popularity": _popularity,
+@dataclass(frozen=True)
+class ModelEntry:
+    """What the trainer must know of a model before there is one.
+
+    Attributes:
+        build: makes it.
+        reads_features: whether it wants the items' modality features.
+        trains: False for a model that is ready when it is made: its run has one epoch, without phases.
+    """
+
+    build: Callable[[Config, TrainingData, torch.device], Recipe]
+    reads_features: bool = False
+    trains: bool = True
+
+
+MODELS = {
+    "diffmm": ModelEntry(_diffmm, reads_features=True),
+    "lightgcn": ModelEntry(_lightgcn),
+    "popularity": ModelEntry(_popularity, trains=False),
 }
-MODAL_MODELS = frozenset({"diffmm"})  # models that read item features
 
 
-def _graph(data: TrainingData, kernel: str) -> HeteroGraph:
-    return HeteroGraph({REAL: Relation.normalized(data.interactions)}, kernel=kernel)
+def num_epochs(config: Config) -> int:
+    """Return the epochs of the run."""
+    return config.train.epochs if MODELS[config.model.name].trains else 1
+
+
+def _graph(config: Config, data: TrainingData) -> HeteroGraph:
+    """Return the real graph, with the kernel that is asked for or found fastest on it."""
+    real = Relation.normalized(data.interactions)
+    choice = choose_kernel(config.graph.kernel, real, width=config.model.embedding_dim)
+    if config.graph.kernel == "auto":
+        logger.info("propagation kernel: %s (%s)", choice.kernel, choice.reason)
+    return HeteroGraph({REAL: real}, kernel=choice.kernel)
 
 
 def _optimization(config: Config) -> Optimization:
     train = config.train
     return Optimization(batch_size=train.batch_size, learning_rate=train.learning_rate, l2_weight=train.l2_weight)
-
-
-def _diffusion(config: DiffusionConfig) -> DiffusionSettings:
-    return DiffusionSettings(**config.model_dump())
-
-
-def _contrast(config: ContrastConfig) -> ContrastSettings:
-    return ContrastSettings(**config.model_dump())

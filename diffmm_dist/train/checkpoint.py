@@ -11,39 +11,43 @@ import os
 import shutil
 import warnings
 from collections.abc import Callable, Iterator
-from pathlib import Path
+from dataclasses import asdict
+from pathlib import Path, PosixPath
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributed.checkpoint import filesystem, metadata
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
 from torch.distributed.checkpoint.metadata import Metadata, StorageMeta, TensorStorageMetadata
 from torch.distributed.checkpoint.state_dict_loader import load as load_distributed
 from torch.distributed.checkpoint.state_dict_saver import save as save_distributed
 
+from diffmm_dist import storage
 from diffmm_dist.errors import UserError, one_line
+from diffmm_dist.train.state import Progress
 from diffmm_dist.unpickle import load_pickle
 
 STATE_FILE = "state.json"
 _PREFIX = "epoch-"
 _METADATA = "torch.distributed.checkpoint.metadata"
-_METADATA_CLASSES = frozenset(
-    {
-        (_METADATA, "Metadata"),
-        (_METADATA, "MetadataIndex"),
-        (_METADATA, "ChunkStorageMetadata"),
-        (_METADATA, "TensorProperties"),
-        (_METADATA, "TensorStorageMetadata"),
-        (_METADATA, "StorageMeta"),
-        (_METADATA, "_MEM_FORMAT_ENCODING"),
-        ("torch.distributed.checkpoint.filesystem", "_StorageInfo"),
-        ("torch.serialization", "_get_layout"),
-        ("torch", "Size"),
-        ("pathlib", "PosixPath"),
-    }
-    | {("torch", name) for name in ("float64", "float32", "float16", "bfloat16", "int64", "int32", "bool")}
-)
+_METADATA_CLASSES = {
+    **{
+        (_METADATA, name): getattr(metadata, name)
+        for name in (
+            "Metadata", "MetadataIndex", "ChunkStorageMetadata", "TensorProperties", "TensorStorageMetadata",
+            "StorageMeta", "_MEM_FORMAT_ENCODING",
+        )
+    },
+    **{
+        ("torch", name): getattr(torch, name)
+        for name in ("Size", "float64", "float32", "float16", "bfloat16", "int64", "int32", "bool")
+    },
+    ("torch.distributed.checkpoint.filesystem", "_StorageInfo"): filesystem._StorageInfo,
+    ("torch.serialization", "_get_layout"): torch.serialization._get_layout,
+    ("pathlib", "PosixPath"): PosixPath,
+}  # fmt: skip
 
 
 class Checkpoints:
@@ -70,14 +74,13 @@ class Checkpoints:
             return []
         return sorted(path.name for path in self._folder.iterdir() if path.name.startswith(_PREFIX))
 
-    def save(self, name: str, tensors: dict[str, Tensor], scalars: dict[str, Any], *, best: str | None) -> None:
+    def save(self, name: str, tensors: dict[str, Tensor], progress: Progress) -> None:
         """Write a checkpoint, then remove the ones that need not be kept.
 
         Args:
             name: from ``name``.
             tensors: all tensors.
-            scalars: everything else, as JSON.
-            best: name of the best checkpoint, which stays.
+            progress: everything else; the checkpoint of its best epoch stays.
 
         Raises:
             UserError: it cannot be written; the earlier checkpoints are untouched.
@@ -89,7 +92,7 @@ class Checkpoints:
             with _quiet():
                 save_distributed(tensors, storage_writer=FileSystemWriter(partial, sync_files=True), no_dist=True)
             with (partial / STATE_FILE).open("w", encoding="utf-8") as file:
-                json.dump(scalars, file)
+                json.dump(asdict(progress), file)
                 file.flush()
                 os.fsync(file.fileno())
             partial.rename(self._folder / name)
@@ -101,21 +104,19 @@ class Checkpoints:
                 f"{last[0]}; make room or give write access, then run the same command again"
             ) from error
         for old in self.names()[: -self._keep]:
-            if old != best:
+            if progress.best is None or old != progress.best.checkpoint:
                 shutil.rmtree(self._folder / old, ignore_errors=True)
 
-    def scalars(self, name: str) -> dict[str, Any]:
+    def progress(self, name: str) -> Progress:
         """Return what is no tensor.
 
         Raises:
             UserError: the checkpoint is missing or damaged.
         """
-        path = self._folder / name / STATE_FILE
-        try:
-            scalars: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise UserError(f"the checkpoint {path.parent} cannot be read: {one_line(error)}") from error
-        return scalars
+        path = self._folder / name
+        remedy = f"remove the checkpoint {path} to go on from an earlier one"
+        progress: Progress = storage.read_record(str(path / STATE_FILE), Progress, remedy=remedy)
+        return progress
 
     def tensors(self, name: str, *, wanted: Callable[[str], bool] = lambda _: True) -> dict[str, Tensor]:
         """Return the tensors whose names are wanted.
@@ -145,11 +146,11 @@ class _SafeReader(FileSystemReader):
     def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
         path = Path(self.path) / ".metadata"
         with path.open("rb") as file:
-            metadata: Metadata = load_pickle(file, allowed=_METADATA_CLASSES, source=str(path))
-        if metadata.storage_meta is None:
-            metadata.storage_meta = StorageMeta()
-        metadata.storage_meta.load_id = self.load_id
-        return metadata
+            index: Metadata = load_pickle(file, allowed=_METADATA_CLASSES, source=str(path))
+        if index.storage_meta is None:
+            index.storage_meta = StorageMeta()
+        index.storage_meta.load_id = self.load_id
+        return index
 
 
 def _empty(entry: Any) -> Tensor:

@@ -3,8 +3,9 @@
 import threading
 
 from diffmm_dist.config.schema import Config
+from diffmm_dist.train.run_folder import Result
 from diffmm_dist.train.signals import StopSignals
-from diffmm_dist.train.worker import Result, run_worker
+from diffmm_dist.train.worker import run_worker
 
 
 def run_here(config: Config) -> Result:

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from diffmm_dist.errors import UserError
+from diffmm_dist.errors import StoppedError, UserError
 from diffmm_dist.models.base import Phase, PhaseContext
 from diffmm_dist.monitoring.log import logger
 from diffmm_dist.monitoring.progress import ProgressBar
@@ -16,10 +16,6 @@ from diffmm_dist.train.selection import Evaluation
 from diffmm_dist.train.state import Best, EpochValues, NonFiniteError, TrainState
 
 _STEPS_BETWEEN_FINITE_CHECKS = 16  # each check waits for the device
-
-
-class StoppedError(Exception):
-    """The run was asked to stop and has saved a checkpoint; its text says where."""
 
 
 @dataclass
@@ -93,6 +89,9 @@ def _run_phase(run: TrainingRun, phase: Phase, context: PhaseContext) -> None:
         _save_inside_epoch(run, phase)
     with values.stopwatch.measure(phase.name):
         values.check_finite(phase, cursor)
+        if phase.optimizer is not None:
+            phase.optimizer.zero_grad(set_to_none=True)  # no memory for gradients in the other phases
+            run.state.check_finite(phase)
         values.conclude(phase, num_steps, phase.finish())
     cursor.phase, cursor.step = cursor.phase + 1, 0
 
@@ -103,6 +102,7 @@ def _save_inside_epoch(run: TrainingRun, phase: Phase) -> None:
     stop = any_worker(run.stop_requested(), run.world)
     if stop or (run.save_every_steps and cursor.global_step % run.save_every_steps == 0):
         run.state.epoch_values.check_finite(phase, cursor)
+        run.state.check_finite(phase)
         _save(run)
     if stop:
         raise StoppedError(f"epoch {cursor.epoch}, phase '{phase.name}', step {cursor.step}")
@@ -115,8 +115,8 @@ def _finish_epoch(run: TrainingRun) -> None:
     is_best = False
     if is_last or (epoch + 1) % run.evaluate_every_epochs == 0:
         with values.stopwatch.measure("evaluate"):
-            metrics = run.evaluation.select(state.model)
-        values.values |= {f"{run.evaluation.split}/{name}": value for name, value in metrics.items()}
+            metrics = run.evaluation.measure(state.model, run.evaluation.selection_split)
+        values.scalars |= {f"{run.evaluation.selection_split}/{name}": value for name, value in metrics.items()}
         is_best = state.best is None or metrics[run.metric] > state.best.score
         if is_best:
             state.best = Best(epoch, metrics[run.metric], Checkpoints.name(epoch + 1))
@@ -132,28 +132,25 @@ def _record(run: TrainingRun, epoch: int) -> None:
     values, state = run.state.epoch_values, run.state
     seconds = dict(values.stopwatch.seconds)
     epoch_seconds = sum(value for name, value in seconds.items() if name != "checkpoint")
-    scalars = values.values | {f"time/{name}_s": value for name, value in seconds.items()}
+    scalars = values.scalars | {f"time/{name}_s": value for name, value in seconds.items()}
     scalars |= {"time/epoch_s": epoch_seconds, "mem/peak_gib": peak_rss_gib()}
     for phase in state.phases:
         scalars[f"throughput/{phase.name}_{phase.unit}_per_s"] = phase.num_examples / seconds[phase.name]
     run.recorder.scalars(scalars, epoch=epoch)
     parts = [f"{name} {value:.1f} s" for name, value in seconds.items()]
-    score = scalars.get(f"{run.evaluation.split}/{run.metric}")
+    metric = f"{run.evaluation.selection_split} {run.metric}"
+    score = scalars.get(metric.replace(" ", "/"))
     if score is not None and state.best is not None:
-        parts.insert(
-            0, f"{run.evaluation.split} {run.metric} {score:.4f} (best {state.best.score:.4f}, {state.best.epoch})"
-        )
+        parts.insert(0, f"{metric} {score:.4f} (best {state.best.score:.4f}, {state.best.epoch})")
     logger.info("epoch %d of 0..%d: %s", epoch, run.num_epochs - 1, ", ".join(parts))
 
 
 def _save(run: TrainingRun) -> None:
     """Write a checkpoint; its time counts for the epoch in which the run goes on."""
     state, cursor = run.state, run.state.cursor
-    state.check_finite()
     with state.epoch_values.stopwatch.measure("checkpoint"):
         run.checkpoints.save(
             Checkpoints.name(cursor.epoch, cursor.phase, cursor.step),
             state.tensors(),
-            state.scalars(),
-            best=state.best.checkpoint if state.best else None,
+            state.progress(),
         )

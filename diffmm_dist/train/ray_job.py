@@ -11,13 +11,12 @@ from diffmm_dist import storage
 from diffmm_dist.config.load import config_from_tree
 from diffmm_dist.config.schema import Config
 from diffmm_dist.data.dataset import Dataset
-from diffmm_dist.errors import UserError, one_line
+from diffmm_dist.errors import StoppedError, UserError, one_line, system_sentence
 from diffmm_dist.monitoring.log import set_up_logging
 from diffmm_dist.monitoring.recorder import Recorder
-from diffmm_dist.train.loop import StoppedError
-from diffmm_dist.train.run_folder import RunFolder
+from diffmm_dist.train.run_folder import Result, RunFolder
 from diffmm_dist.train.signals import StopSignals
-from diffmm_dist.train.worker import Result, run_worker
+from diffmm_dist.train.worker import run_worker
 
 _POLL_SECONDS = 0.2
 
@@ -30,8 +29,10 @@ def run_on_ray(config: Config) -> Result:
         StoppedError: the run was stopped and has saved a checkpoint.
     """
     config = _with_absolute_paths(config)
-    Dataset.open(config.data.path)  # what is wrong with it is said at once, not after Ray has started
+    # What is wrong with the dataset or the run folder is said at once, not after Ray has started.
     folder = RunFolder(config.run.path)
+    folder.claim(config, fingerprint=Dataset.open(config.data.path).manifest.fingerprint)
+    folder.release()
     folder.stop_request.unlink(missing_ok=True)
     ray = _start_ray()
     outcome: list[Any] = []
@@ -113,6 +114,8 @@ def _train_function(tree: dict[str, Any]) -> Mapping[str, Any]:
         )
     except UserError as error:
         return {"error": str(error)}
+    except OSError as error:
+        return {"error": system_sentence(error)}
     except StoppedError as stopped:
         return {"stopped": str(stopped)}
     return {"result": result}

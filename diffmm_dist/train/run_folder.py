@@ -1,20 +1,62 @@
 """A run folder: which run it is, and whether this command may continue it."""
 
 import fcntl
-import json
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from typing_extensions import TypedDict
+
 from diffmm_dist import __version__, storage
 from diffmm_dist.config.load import load_config
-from diffmm_dist.config.render import blocking_differences, to_yaml
+from diffmm_dist.config.render import flatten, to_yaml
 from diffmm_dist.config.schema import Config
 from diffmm_dist.errors import UserError, one_line
 
 CONFIG = "config.yaml"
 IDENTITY = "run.json"
 RESULT = "result.json"
+
+
+class Identity(TypedDict):
+    """run.json: the fingerprint of the dataset and the program's version at the first start."""
+
+    dataset: str
+    version: str
+
+
+class Result(TypedDict):
+    """result.json (docs/evaluation.md)."""
+
+    protocol: str
+    seed: int
+    best_epoch: int
+    epochs: int
+    valid: dict[str, float]
+    test: dict[str, float]
+    seconds_per_epoch: float
+    seconds_per_phase: dict[str, float]
+    peak_rss_gib: float
+    config: dict[str, Any]
+
+
+# What may change between two commands on one run folder: where it runs and what is written, never which run it is. Of
+# these only the device and the number of threads can reach a number, and then its last bits alone.
+RESUMABLE_SECTIONS = frozenset({"cluster", "checkpoint", "monitoring", "graph"})
+RESUMABLE_KEYS = frozenset({"run.path", "data.path", "train.epochs"})
+
+
+def blocking_differences(old: Config, new: Config) -> list[str]:
+    """Return one line per setting that keeps ``new`` from continuing a run of ``old``.
+
+    The dataset's path may change, since its fingerprint is compared instead; so may the number of epochs, since
+    epochs already trained do not depend on it; so may the kernel, since all kernels give the same bits.
+    """
+    before, after = flatten(old), flatten(new)
+    return [
+        f"{key} is {after[key]!r} but the run has {before[key]!r}"
+        for key in after
+        if before[key] != after[key] and key not in RESUMABLE_KEYS and key.split(".")[0] not in RESUMABLE_SECTIONS
+    ]
 
 
 class RunFolder:
@@ -36,7 +78,7 @@ class RunFolder:
         self.stop_request = self.path / "stop-requested"
 
     @classmethod
-    def existing(cls, path: str) -> tuple["RunFolder", Config]:
+    def existing(cls, path: str) -> "RunFolder":
         """Open the folder of a run that was started before.
 
         Raises:
@@ -45,7 +87,11 @@ class RunFolder:
         folder = cls(path)
         if not (folder.path / CONFIG).is_file():
             raise UserError(f"{path} is not a run folder (it has no {CONFIG}); give the run.path of a `train` command")
-        return folder, load_config(folder.path / CONFIG)
+        return folder
+
+    def config(self) -> Config:
+        """Return the run's configuration."""
+        return load_config(self.path / CONFIG)
 
     def claim(self, config: Config, *, fingerprint: str) -> None:
         """Make the folder this run's, or check that it is, and keep other processes out until this one ends.
@@ -56,8 +102,13 @@ class RunFolder:
         self._lock()
         if (self.path / CONFIG).is_file() and (self.path / IDENTITY).is_file():
             self._check_same_run(config, fingerprint)
+        elif self.checkpoints.exists() or (self.path / RESULT).exists():
+            raise UserError(
+                f"{self.path} holds a run but its {CONFIG} or {IDENTITY} is gone, so nothing tells whether it is this "
+                "one; choose another run.path or remove the folder"
+            )
         else:
-            storage.write_json(str(self.path / IDENTITY), {"dataset": fingerprint, "version": __version__})
+            storage.write_json(str(self.path / IDENTITY), Identity(dataset=fingerprint, version=__version__))
         storage.write_bytes(str(self.path / CONFIG), to_yaml(config).encode())
 
     def _lock(self) -> None:
@@ -85,7 +136,7 @@ class RunFolder:
         self.stop_request.touch()
 
     def _check_same_run(self, config: Config, fingerprint: str) -> None:
-        differences = blocking_differences(load_config(self.path / CONFIG), config)
+        differences = blocking_differences(self.config(), config)
         if self.identity()["dataset"] != fingerprint:
             differences.append("the dataset's contents are not those that the run was started on")
         if differences:
@@ -93,23 +144,21 @@ class RunFolder:
                 f"{self.path} holds another run: {'; '.join(differences)}; choose another run.path or remove the folder"
             )
 
-    def identity(self) -> dict[str, Any]:
+    def identity(self) -> Identity:
         """Return what the run was started with."""
-        identity: dict[str, Any] = json.loads((self.path / IDENTITY).read_text(encoding="utf-8"))
+        remedy = "remove the run folder and train again"
+        identity: Identity = storage.read_record(str(self.path / IDENTITY), Identity, remedy=remedy)
         return identity
 
-    def remember(self, values: Mapping[str, Any]) -> None:
-        """Add to what the run was started with."""
-        storage.write_json(str(self.path / IDENTITY), self.identity() | dict(values))
-
-    def result(self) -> dict[str, Any] | None:
+    def result(self) -> Result | None:
         """Return result.json, or None before the run has ended."""
         path = self.path / RESULT
         if not path.is_file():
             return None
-        result: dict[str, Any] = storage.read_json(str(path))
+        remedy = "remove it and run the `train` command again"
+        result: Result = storage.read_record(str(path), Result, remedy=remedy)
         return result
 
-    def write_result(self, result: Mapping[str, Any]) -> None:
+    def write_result(self, result: Result) -> None:
         """Write result.json at once."""
         storage.write_json(str(self.path / RESULT), result)

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 from diffmm_dist.data.dataset import Dataset
+from diffmm_dist.data.schema import Split
 from diffmm_dist.errors import UserError
 from diffmm_dist.evaluation.evaluator import evaluate
 from diffmm_dist.models.base import Recommender
@@ -28,6 +29,9 @@ class Evaluation:
         batch_size: users ranked at a time.
         world: this worker among all.
 
+    Attributes:
+        selection_split: the split that picks the best epoch.
+
     Raises:
         UserError: the split that picks the best epoch is empty.
     """
@@ -36,29 +40,27 @@ class Evaluation:
         self, dataset: Dataset, train: CSR, *, protocol: Protocol, ks: Sequence[int], batch_size: int, world: World
     ) -> None:
         device = world.device
-        self._splits = {"train": train} | {name: dataset.interactions(name).to(device) for name in ("valid", "test")}
+        self._splits: dict[Split, CSR] = {"train": train}
+        for name in ("valid", "test"):
+            self._splits[name] = dataset.interactions(name).to(device)
         self._protocol = protocol
         self._ks = ks
         self._batch_size = batch_size
         self._world = world
-        self.split = "valid" if protocol == "validation" else "test"
-        if self._splits[self.split].num_entries == 0:
-            name, other = ("validation", "published") if protocol == "validation" else ("test", "validation")
+        self.selection_split: Split = "valid" if protocol == "validation" else "test"
+        if self._splits[self.selection_split].num_entries == 0:
+            missing, other = ("validation", "published") if protocol == "validation" else ("test", "validation")
             raise UserError(
-                f"dataset {dataset.uri} has no {name} interactions to choose the best epoch with; prepare it with a "
-                f"{name} split or set eval.protocol={other}"
+                f"dataset {dataset.uri} has no {missing} interactions to choose the best epoch with; prepare it with a "
+                f"{missing} split or set eval.protocol={other}"
             )
 
-    def select(self, model: Recommender) -> dict[str, float]:
-        """Return the metrics on the split that picks the best epoch."""
-        return self.measure(model, self.split)
-
-    def measure(self, model: Recommender, split: str) -> dict[str, float]:
+    def measure(self, model: Recommender, split: Split) -> dict[str, float]:
         """Return the metrics on a split, masked as the protocol says; empty for an empty split."""
         truth = self._splits[split]
         if truth.num_entries == 0:
             return {}
-        masked = ["train", "valid"] if split == "test" and self._protocol == "validation" else ["train"]
+        masked: list[Split] = ["train", "valid"] if split == "test" and self._protocol == "validation" else ["train"]
         users, items = model.embeddings()
         return evaluate(
             users,

@@ -2,13 +2,12 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from diffmm_dist.errors import UserError
+from diffmm_dist.errors import UserError, one_line
 from diffmm_dist.models.base import Phase, Recommender
 from diffmm_dist.monitoring.timing import Stopwatch
 
@@ -50,17 +49,36 @@ class Best:
 
 
 @dataclass
+class Progress:
+    """All of a run's state that is no tensor, as it stands in a checkpoint.
+
+    Attributes:
+        cursor: the next thing to do.
+        best: the best epoch so far, if one was evaluated.
+        sums: sums of the current phase's step values.
+        scalars: of the phases of this epoch already finished, by tag.
+        seconds: by phase of this epoch.
+    """
+
+    cursor: Cursor
+    best: Best | None
+    sums: dict[str, float]
+    scalars: dict[str, float]
+    seconds: dict[str, float]
+
+
+@dataclass
 class EpochValues:
     """What the current epoch has measured so far; saved with the run, so that an interrupted epoch is recorded whole.
 
     Attributes:
         sums: sums of the current phase's step values, float64 scalars.
-        values: by tag, of the phases already finished.
+        scalars: by tag, of the phases already finished.
         stopwatch: seconds by phase, evaluation and checkpoint.
     """
 
     sums: dict[str, Tensor] = field(default_factory=dict)
-    values: dict[str, float] = field(default_factory=dict)
+    scalars: dict[str, float] = field(default_factory=dict)
     stopwatch: Stopwatch = field(default_factory=Stopwatch)
 
     def add(self, step_values: Mapping[str, Tensor]) -> None:
@@ -81,12 +99,12 @@ class EpochValues:
     def conclude(self, phase: Phase, num_steps: int, finished: Mapping[str, float]) -> None:
         """Turn the phase's sums into means under its tags."""
         means = {name: float(value) / max(num_steps, 1) for name, value in self.sums.items()}
-        self.values |= {f"{phase.name}/{name}": value for name, value in (means | dict(finished)).items()}
+        self.scalars |= {f"{phase.name}/{name}": value for name, value in (means | dict(finished)).items()}
         self.sums = {}
 
 
 class TrainState:
-    """A run's whole state: model and optimisers as tensors, everything else as JSON.
+    """A run's whole state: model and optimisers as tensors, everything else as ``Progress``.
 
     Args:
         model: the model.
@@ -100,15 +118,18 @@ class TrainState:
         self.best: Best | None = None
         self.epoch_values = EpochValues()
 
-    def check_finite(self) -> None:
-        """Raise a ``NonFiniteError`` if a parameter holds NaN or infinity."""
+    def check_finite(self, phase: Phase) -> None:
+        """Raise a ``NonFiniteError`` naming the phase if a parameter holds NaN or infinity."""
         for name, parameter in self.model.named_parameters():
             if not bool(torch.isfinite(parameter).all()):
-                raise NonFiniteError(f"parameter {name} became NaN or infinite at epoch {self.cursor.epoch}")
+                raise NonFiniteError(
+                    f"parameter {name} became NaN or infinite in phase '{phase.name}' at epoch {self.cursor.epoch}, "
+                    f"within {self.cursor.step} steps"
+                )
 
     def tensors(self) -> dict[str, Tensor]:
         """Return all tensors by name: ``model/NAME`` and ``optimizer/PHASE/PARAMETER/KEY``."""
-        tensors = {f"model/{name}": tensor for name, tensor in self.model.state_dict().items()}
+        tensors = {f"{_MODEL}{name}": tensor for name, tensor in self.model.state_dict().items()}
         for phase in self.phases:
             if phase.optimizer is not None:
                 for index, values in phase.optimizer.state_dict()["state"].items():
@@ -133,32 +154,38 @@ class TrainState:
         groups = phase.optimizer.state_dict()["param_groups"]
         phase.optimizer.load_state_dict({"state": state, "param_groups": groups})
 
-    def scalars(self) -> dict[str, Any]:
-        """Return everything but the tensors, as JSON; floats survive it exactly."""
+    def progress(self) -> Progress:
+        """Return everything but the tensors; floats survive JSON exactly."""
         values = self.epoch_values
-        return {
-            "cursor": asdict(self.cursor),
-            "best": asdict(self.best) if self.best else None,
-            "sums": {name: float(value) for name, value in values.sums.items()},
-            "values": values.values,
-            "seconds": values.stopwatch.seconds,
-        }
+        sums = {name: float(value) for name, value in values.sums.items()}
+        return Progress(self.cursor, self.best, sums, values.scalars, values.stopwatch.seconds)
 
-    def load_scalars(self, scalars: Mapping[str, Any], device: torch.device) -> None:
-        """Take over what ``scalars`` returned."""
-        self.cursor = Cursor(**scalars["cursor"])
-        self.best = Best(**scalars["best"]) if scalars["best"] else None
+    def load_progress(self, progress: Progress, device: torch.device) -> None:
+        """Take over what ``progress`` returned."""
+        self.cursor, self.best = progress.cursor, progress.best
         self.epoch_values = EpochValues(
-            {name: torch.tensor(value, dtype=torch.float64, device=device) for name, value in scalars["sums"].items()},
-            dict(scalars["values"]),
-            Stopwatch(dict(scalars["seconds"])),
+            {name: torch.tensor(value, dtype=torch.float64, device=device) for name, value in progress.sums.items()},
+            progress.scalars,
+            Stopwatch(progress.seconds),
         )
 
 
+_MODEL = "model/"
+
+
+def is_of_model(name: str) -> bool:
+    """Tell the tensors of the model from those of the optimisers."""
+    return name.startswith(_MODEL)
+
+
 def load_model(model: Recommender, tensors: Mapping[str, Tensor]) -> None:
-    """Load the ``model/NAME`` tensors of a checkpoint into a model."""
-    prefix = "model/"
-    model.load_state_dict(
-        {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
-    )
+    """Load the model's tensors of a checkpoint.
+
+    Raises:
+        UserError: they are not those of this model.
+    """
+    try:
+        model.load_state_dict({name.removeprefix(_MODEL): tensors[name] for name in tensors if is_of_model(name)})
+    except RuntimeError as error:
+        raise UserError(f"the checkpoint's tensors are not those of this model: {one_line(error)}") from error
     model.restored()

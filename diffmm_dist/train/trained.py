@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from diffmm_dist.config.schema import Config
+from diffmm_dist.config.schema import Config, GraphConfig
 from diffmm_dist.data.dataset import Dataset
 from diffmm_dist.data.training import TrainingData
 from diffmm_dist.errors import UserError
@@ -13,7 +13,7 @@ from diffmm_dist.train.build import build_evaluation, build_recipe, choose_devic
 from diffmm_dist.train.checkpoint import Checkpoints
 from diffmm_dist.train.run_folder import RunFolder
 from diffmm_dist.train.selection import Evaluation
-from diffmm_dist.train.state import load_model
+from diffmm_dist.train.state import is_of_model, load_model
 
 
 @dataclass(frozen=True)
@@ -47,19 +47,19 @@ def load_trained(run_path: str) -> TrainedRun:
     Raises:
         UserError: there is no such run, it has no best epoch yet, or its dataset is gone or changed.
     """
-    folder, config = RunFolder.existing(run_path)
+    folder = RunFolder.existing(run_path)
+    config = folder.config()
     checkpoints = Checkpoints(folder.checkpoints, keep=config.checkpoint.keep)
     names = checkpoints.names()
-    best = checkpoints.scalars(names[-1])["best"] if names else None
+    best = checkpoints.progress(names[-1]).best if names else None
     if best is None:
         raise UserError(f"run {run_path} has not evaluated an epoch yet; let `train` go on until it has")
     dataset = Dataset.open(config.data.path)
-    identity = folder.identity()
-    if dataset.manifest.fingerprint != identity["dataset"]:
+    if dataset.manifest.fingerprint != folder.identity()["dataset"]:
         raise UserError(f"dataset {config.data.path} is not the one that run {run_path} was trained on; restore it")
     world = World.single(choose_device(config.cluster.device))
     data = load_training_data(config, dataset, world)
-    kernel = identity.get("kernel", {}).get(config.graph.kernel, "csr")
-    model = build_recipe(config, data, kernel=kernel, device=world.device).model
-    load_model(model, checkpoints.tensors(best["checkpoint"], wanted=lambda name: name.startswith("model/")))
-    return TrainedRun(config, dataset, data, model, best["epoch"], world)
+    anywhere = config.model_copy(update={"graph": GraphConfig(kernel="csr")})  # the kernels give the same bits
+    model = build_recipe(anywhere, data, device=world.device).model
+    load_model(model, checkpoints.tensors(best.checkpoint, wanted=is_of_model))
+    return TrainedRun(config, dataset, data, model, best.epoch, world)

@@ -10,23 +10,19 @@ import torch
 
 from diffmm_dist.config.schema import Config
 from diffmm_dist.data.dataset import Dataset
-from diffmm_dist.graph.propagate import choose_kernel
-from diffmm_dist.graph.relation import Relation
+from diffmm_dist.errors import UserError
 from diffmm_dist.monitoring.jsonl import JsonlRecorder, read_jsonl
 from diffmm_dist.monitoring.log import logger
 from diffmm_dist.monitoring.progress import ProgressBar
 from diffmm_dist.monitoring.recorder import MultiRecorder, Recorder
 from diffmm_dist.monitoring.timing import peak_rss_gib
 from diffmm_dist.parallel.world import World
-from diffmm_dist.sparse import CSR
-from diffmm_dist.train.build import build_evaluation, build_recipe, choose_device, load_training_data
+from diffmm_dist.train.build import build_evaluation, build_recipe, choose_device, load_training_data, num_epochs
 from diffmm_dist.train.checkpoint import Checkpoints
 from diffmm_dist.train.loop import TrainingRun, train
-from diffmm_dist.train.run_folder import RunFolder
+from diffmm_dist.train.run_folder import Result, RunFolder
 from diffmm_dist.train.selection import Evaluation
-from diffmm_dist.train.state import TrainState, load_model
-
-Result = dict[str, Any]
+from diffmm_dist.train.state import TrainState, is_of_model, load_model
 
 
 def run_worker(
@@ -55,7 +51,7 @@ def run_worker(
     folder.claim(config, fingerprint=dataset.manifest.fingerprint)
     try:
         result = folder.result()
-        if result is not None and result["epochs"] >= _num_epochs(config):
+        if result is not None and result["epochs"] >= num_epochs(config):
             logger.info("%s has already finished; its result stands in result.json", folder.path)
             return result
         return _train_in(folder, config, dataset, world, stop_requested, recorders, show_progress)
@@ -74,25 +70,23 @@ def _train_in(
 ) -> Result:
     data = load_training_data(config, dataset, world)
     evaluation = build_evaluation(config, dataset, data, world)
-    kernel = _kernel(folder, config, data.interactions)
-    recipe = build_recipe(config, data, kernel=kernel, device=world.device)
+    recipe = build_recipe(config, data, device=world.device)
     state = TrainState(recipe.model, recipe.phases)
     checkpoints = Checkpoints(folder.checkpoints, keep=config.checkpoint.keep)
     _restore(state, checkpoints, folder, world)
-    start_epoch = state.cursor.epoch
-    own: list[Recorder] = [JsonlRecorder(folder.metrics, start_epoch=start_epoch)]
-    if config.monitoring.tensorboard:
-        from diffmm_dist.monitoring.tensorboard import TensorBoardRecorder
-
-        own.append(TensorBoardRecorder(folder.tensorboard, start_epoch=start_epoch))
-    recorder = MultiRecorder([*own, *recorders])
+    if state.cursor.epoch >= num_epochs(config) and (state.cursor.epoch > num_epochs(config) or state.best is None):
+        raise UserError(
+            f"{folder.path} has trained {state.cursor.epoch} epochs already, so it cannot become a run of "
+            f"train.epochs={config.train.epochs}; raise it or choose another run.path"
+        )
+    recorder = MultiRecorder([*_recorders(folder, config, start_epoch=state.cursor.epoch), *recorders])
     with ProgressBar(enabled=show_progress) as progress:
         try:
             train(
                 TrainingRun(
                     world=world,
                     seed=config.run.seed,
-                    num_epochs=_num_epochs(config),
+                    num_epochs=num_epochs(config),
                     state=state,
                     evaluation=evaluation,
                     metric=config.eval.metric,
@@ -110,6 +104,16 @@ def _train_in(
     result = _conclude(state, checkpoints, evaluation, folder, config)
     folder.write_result(result)
     return result
+
+
+def _recorders(folder: RunFolder, config: Config, *, start_epoch: int) -> list[Recorder]:
+    """Return the run folder's own recorders."""
+    recorders: list[Recorder] = [JsonlRecorder(folder.metrics, start_epoch=start_epoch)]
+    if config.monitoring.tensorboard:
+        from diffmm_dist.monitoring.tensorboard import TensorBoardRecorder
+
+        recorders.append(TensorBoardRecorder(folder.tensorboard, start_epoch=start_epoch))
+    return recorders
 
 
 def prepare_process(num_threads: int) -> None:
@@ -130,7 +134,8 @@ def keep_freed_memory() -> None:
     """Tell glibc to keep freed memory instead of giving it back to the system.
 
     Every step allocates and frees the same large tensors; with glibc's defaults each of them is mapped, cleared page by
-    page and unmapped again, which takes longer than the arithmetic of an elementwise operation (docs/benchmarks).
+    page and unmapped again, which takes longer than the arithmetic of an elementwise operation
+    (docs/benchmarks/propagate.md).
     """
     trim_threshold, mmap_max = -1, -4
     try:
@@ -141,30 +146,12 @@ def keep_freed_memory() -> None:
     mallopt(trim_threshold, 2**31 - 1)
 
 
-def _num_epochs(config: Config) -> int:
-    """Return the epochs of the run; a model without phases is ready after one."""
-    return 1 if config.model.name == "popularity" else config.train.epochs
-
-
-def _kernel(folder: RunFolder, config: Config, interactions: CSR) -> str:
-    """Choose the kernel at the first start and remember it, so that a resumed run goes on with the same one."""
-    if config.model.name == "popularity":
-        return "csr"
-    remembered = folder.identity().get("kernel", {}).get(config.graph.kernel)
-    if remembered:
-        return str(remembered)
-    choice = choose_kernel(config.graph.kernel, Relation.normalized(interactions), width=config.model.embedding_dim)
-    logger.info("propagation kernel: %s (%s)", choice.kernel, choice.reason)
-    folder.remember({"kernel": {config.graph.kernel: choice.kernel}})
-    return choice.kernel
-
-
 def _restore(state: TrainState, checkpoints: Checkpoints, folder: RunFolder, world: World) -> None:
     names = checkpoints.names()
     if not names:
         return
     state.load_tensors(checkpoints.tensors(names[-1]))
-    state.load_scalars(checkpoints.scalars(names[-1]), world.device)
+    state.load_progress(checkpoints.progress(names[-1]), world.device)
     cursor = state.cursor
     logger.info(
         "resuming %s from checkpoint %s: epoch %d, phase %d, step %d (%d steps done)",
@@ -182,7 +169,7 @@ def _conclude(
 ) -> Result:
     """Measure the best epoch and summarise the run."""
     assert state.best is not None
-    load_model(state.model, checkpoints.tensors(state.best.checkpoint, wanted=lambda name: name.startswith("model/")))
+    load_model(state.model, checkpoints.tensors(state.best.checkpoint, wanted=is_of_model))
     records = read_jsonl(folder.metrics)
     times = {tag for record in records for tag in record if tag.startswith("time/")} - {"time/epoch_s"}
     return {
@@ -200,4 +187,4 @@ def _conclude(
 
 
 def _median(records: Sequence[dict[str, Any]], tag: str) -> float:
-    return float(median(record[tag] for record in records if tag in record))
+    return float(median([record[tag] for record in records if tag in record] or [0.0]))

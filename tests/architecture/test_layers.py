@@ -30,11 +30,12 @@ def test_files_and_functions_stay_small(path):
             assert node.end_lineno - node.lineno < 60, node.name
 
 
-def test_every_package_has_its_tests():
-    packages = {path.parent.name for path in SOURCES if path.parent != PACKAGE} - {"importers", "common"}
-    covered = " ".join(path.read_text() for path in TESTS)
-    for name in packages - {"diffmm", "lightgcn", "popularity"}:
-        assert f"diffmm_dist.{name}" in covered or f"diffmm_dist import {name}" in covered, name
+def test_tensorboard_has_one_home():
+    """import-linter sees torch in ``torch.utils.tensorboard``, so this one is looked for by hand."""
+    home = PACKAGE / "monitoring" / "tensorboard.py"
+    assert "torch.utils.tensorboard" in home.read_text()
+    others = [path for path in SOURCES if path != home and "torch.utils.tensorboard" in path.read_text()]
+    assert others == []
 
 
 # What may not stand in the sources: code from text, unsafe loading, and servers for everyone.
@@ -74,8 +75,15 @@ def test_the_command_line_starts_without_torch():
 
 PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md")), *sorted(PACKAGE.rglob("*.md"))]
 LINKS = [(page, link) for page in PAGES for link in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text())]
+FILES = [*SOURCES, *(ROOT / "configs").rglob("*.yaml"), ROOT / "Makefile", ROOT / "launch.py"]
+MENTIONS = [(path, page) for path in FILES for page in re.findall(r"docs/[\w/-]+(?:\.md)?", path.read_text())]
 
 
 @pytest.mark.parametrize(("page", "link"), LINKS, ids=lambda value: str(value).rsplit("/", 1)[-1])
 def test_links_between_pages_lead_somewhere(page, link):
     assert (page.parent / link).exists()
+
+
+@pytest.mark.parametrize(("path", "page"), MENTIONS, ids=lambda value: str(value).rsplit("/", 1)[-1])
+def test_pages_that_sources_mention_exist(path, page):
+    assert (ROOT / page).exists()

@@ -8,10 +8,11 @@ import pytest
 import torch
 
 from diffmm_dist.config.schema import ModelConfig
+from diffmm_dist.errors import StoppedError
 from diffmm_dist.export.bundle import export_bundle, read_bundle
 from diffmm_dist.export.recommend import recommend
-from diffmm_dist.train.build import RECIPES
-from diffmm_dist.train.loop import StoppedError
+from diffmm_dist.train.build import MODELS
+from diffmm_dist.train.checkpoint import Checkpoints
 from diffmm_dist.train.trained import load_trained
 from diffmm_dist.train.worker import run_worker
 from tests.support.builders import metrics_of, small_config, synthetic_dataset
@@ -52,7 +53,7 @@ def train(dataset, run, sections, stop_after=None, **more):
 
 def test_there_is_a_case_for_every_model():
     names = set(ModelConfig.model_fields["name"].annotation.__args__)
-    assert names == set(RECIPES) == {case["model"]["name"] for case in CASES.values()}
+    assert names == set(MODELS) == {case["model"]["name"] for case in CASES.values()}
 
 
 def test_result_and_run_folder(dataset, tmp_path, sections):
@@ -83,9 +84,9 @@ def test_running_again_changes_nothing(dataset, tmp_path, sections):
 
 
 def test_stopped_anywhere_it_goes_on_with_the_same_bits(dataset, tmp_path, sections):
+    if sections["model"]["name"] == "popularity":
+        pytest.skip("popularity has no step to stop at")
     whole = train(dataset, tmp_path / "whole", sections)
-    if not metrics_of(tmp_path / "whole")[0].keys() - {"epoch"} or sections["model"]["name"] == "popularity":
-        return  # nothing is trained, so there is no step to stop at
     stops = 0
     while True:  # after one step, then after two more, then after three more, ...
         stops += 1
@@ -99,8 +100,6 @@ def test_stopped_anywhere_it_goes_on_with_the_same_bits(dataset, tmp_path, secti
     assert metrics_of(tmp_path / "parts") == metrics_of(tmp_path / "whole")
     newest = [sorted((tmp_path / name / "checkpoints").iterdir())[-1] for name in ("whole", "parts")]
     assert newest[0].name == newest[1].name
-    from diffmm_dist.train.checkpoint import Checkpoints
-
     tensors = [Checkpoints(path.parent, keep=1).tensors(path.name) for path in newest]
     assert set(tensors[0]) == set(tensors[1])
     for name, tensor in tensors[0].items():

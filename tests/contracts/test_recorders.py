@@ -3,7 +3,6 @@
 import pytest
 
 from diffmm_dist.monitoring.jsonl import JsonlRecorder, read_jsonl
-from diffmm_dist.monitoring.recorder import NullRecorder
 from diffmm_dist.monitoring.tensorboard import TensorBoardRecorder
 
 
@@ -61,10 +60,4 @@ def test_a_running_job_can_be_watched(case, tmp_path):
     recorder = case.make(tmp_path)
     recorder.scalars({"recommend/bpr": 0.5}, epoch=0)
     assert case.read(tmp_path) == {("recommend/bpr", 0): 0.5}
-    recorder.close()
-
-
-def test_the_null_recorder_takes_everything():
-    recorder = NullRecorder()
-    recorder.scalars({"a/b": 1.0}, epoch=0)
     recorder.close()

@@ -1,3 +1,5 @@
+import os
+
 import pytest
 
 from diffmm_dist import storage
@@ -30,3 +32,45 @@ def test_what_the_system_says_is_passed_on(tmp_path):
         storage.write_bytes(str(tmp_path / "file" / "below"), b"")
     with pytest.raises(UserError, match="is not valid JSON"):
         storage.read_json(str(tmp_path / "file"))
+
+
+def test_a_file_is_never_replaced_by_a_folder(tmp_path):
+    (tmp_path / "data").write_text("years of work")
+    with (
+        pytest.raises(UserError, match="data is a file; choose an empty or new folder"),
+        storage.staged_folder(str(tmp_path / "data"), marker="m.json", force=True),
+    ):
+        pass
+    assert (tmp_path / "data").read_text() == "years of work"
+
+
+def test_if_the_new_folder_cannot_take_its_place_the_old_one_returns(tmp_path, monkeypatch):
+    place = str(tmp_path / "data")
+    with storage.staged_folder(place, marker="m.json", force=False) as staging:
+        storage.write_json(storage.join(staging, "m.json"), {"version": "old"})
+    rename = os.rename
+
+    def fails_for_the_new(source, target):
+        if target == place and not source.endswith("-old"):
+            raise OSError(28, "No space left on device")
+        rename(source, target)
+
+    monkeypatch.setattr(os, "rename", fails_for_the_new)
+    with (
+        pytest.raises(UserError, match="No space left on device"),
+        storage.staged_folder(place, marker="m.json", force=True) as staging,
+    ):
+        storage.write_json(storage.join(staging, "m.json"), {"version": "new"})
+    assert storage.read_json(storage.join(place, "m.json")) == {"version": "old"}
+    assert storage.list_names(str(tmp_path)) == ["data"]
+
+
+def test_what_botocore_says_is_one_sentence(monkeypatch):
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_PROFILE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", "/nowhere")
+    monkeypatch.setenv("AWS_CONFIG_FILE", "/nowhere")
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    with pytest.raises(UserError, match="cannot look at s3://no-such-bucket/x: "):
+        storage.exists("s3://no-such-bucket/x")

@@ -1,12 +1,11 @@
 """The program as a user runs it: processes of its own, signals, kills, and every command after the other."""
 
 import json
-import os
+import resource
 import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -14,7 +13,8 @@ import pytest
 
 from diffmm_dist.data.dataset import Dataset
 from diffmm_dist.errors import UserError
-from tests.support.builders import ROOT, launch, metrics_of, synthetic_dataset, write_config
+from tests.support.builders import ROOT, launch, synthetic_dataset, write_config
+from tests.support.processes import assert_same_result, checkpoints, wait_until
 
 
 @pytest.fixture(scope="module")
@@ -40,26 +40,6 @@ def undisturbed(tmp_path_factory, config):
 def start(config, run, *overrides):
     command = [sys.executable, str(ROOT / "launch.py"), "train", "--config", config, f"run.path={run}", *overrides]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-
-
-def wait_until(condition, process, seconds=120):
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
-
-
-def checkpoints(run, prefix="epoch-"):
-    """Names of the complete checkpoints, or of the ones being written (``partial-``)."""
-    return sorted(path.name for path in (Path(run) / "checkpoints").glob(f"{prefix}*"))
-
-
-def assert_same_result(run, other):
-    results = [json.loads((Path(path) / "result.json").read_text()) for path in (run, other)]
-    for key in ("valid", "test", "best_epoch", "epochs", "seed", "protocol"):
-        assert results[0][key] == results[1][key], key
-    assert metrics_of(run) == metrics_of(other)
 
 
 @pytest.mark.parametrize(
@@ -186,20 +166,15 @@ def test_tensorboard_shows_every_tag(undisturbed):
 
 def test_a_full_disk_is_one_sentence_and_the_run_can_go_on(config, undisturbed, tmp_path):
     run = tmp_path / "run"
-    code = (
-        "import resource, sys; sys.argv = sys.argv[1:];"
-        "from diffmm_dist.train import checkpoint; names = checkpoint.Checkpoints.names;"
-        "limit = lambda self: (resource.setrlimit(resource.RLIMIT_FSIZE, (4096, resource.RLIM_INFINITY))"
-        " if names(self)[-1:] >= ['epoch-00002'] else None, names(self))[1];"
-        "checkpoint.Checkpoints.names = limit; from diffmm_dist.cli import main; main()"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code, "launch.py", "train", "--config", config, f"run.path={run}"],
-        cwd=ROOT, capture_output=True, text=True, check=False, env={**os.environ},
-    )  # fmt: skip
-    assert done.returncode == 1
-    assert "cannot write the checkpoint" in done.stderr
-    assert "File too large; the last complete checkpoint is epoch-00002" in done.stderr
-    assert "Traceback" not in done.stderr
+    process = start(config, run)
+    try:
+        wait_until(lambda: checkpoints(run)[-1:] >= ["epoch-00002"], process)
+        resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (0, resource.RLIM_INFINITY))  # no file may grow
+        _, err = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 1
+    assert "File too large" in err
+    assert "Traceback" not in err
     launch("train", "--config", config, f"run.path={run}")
     assert_same_result(run, undisturbed)

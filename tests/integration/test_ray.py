@@ -6,8 +6,8 @@ import sys
 
 import pytest
 
-from tests.integration.test_end_to_end import assert_same_result, checkpoints, wait_until
 from tests.support.builders import ROOT, launch, metrics_of, synthetic_dataset, write_config
+from tests.support.processes import assert_same_result, checkpoints, wait_until
 
 pytest.importorskip("ray", reason="Ray is not installed")
 
@@ -51,7 +51,8 @@ def test_interrupted_it_saves_and_goes_on_locally(config, local, tmp_path):
     assert process.returncode == 130
     assert "a checkpoint is saved" in err
     saved = checkpoints(run)[-1]
-    again = launch("train", "--config", config, f"run.path={run}", "train.epochs=3")
+    more = int(saved.split("-")[1]) + 1
+    again = launch("train", "--config", config, f"run.path={run}", f"train.epochs={more}")
     assert f"resuming {run} from checkpoint {saved}" in again.stderr
     assert metrics_of(run)[:2] == metrics_of(local)[:2]
 

@@ -17,15 +17,10 @@ from diffmm_dist.errors import UserError
 from diffmm_dist.export.bundle import read_bundle
 from tests.contracts.storage_contract import StorageContract
 from tests.support.builders import launch, synthetic_dataset, write_config
+from tests.support.processes import free_port
 
 # The development tools bring it; it lies beside the interpreter, which need not be on the PATH.
 RCLONE = shutil.which("rclone", path=os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]))
-
-
-def free_port():
-    with socket.socket() as server:
-        server.bind(("127.0.0.1", 0))
-        return server.getsockname()[1]
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +82,7 @@ def test_prepare_train_export_recommend(place, environment, tmp_path):
     config = write_config(tmp_path / "c.yaml", data={"path": data}, run={"path": str(run)}, train={"epochs": 1})
     launch("train", "--config", config, env=environment)
     launch("export", run, "--out", bundle, env=environment)
-    assert read_bundle(bundle).user_rows.shape == (100, 8)
+    assert read_bundle(bundle).user_embeddings.shape == (100, 8)
     recs = f"{place}/recs.parquet"
     launch("recommend", bundle, "--all", "--k", 5, "--out", recs, env=environment)
     assert storage.exists(recs)
@@ -105,7 +100,3 @@ def test_a_wrong_key_is_one_sentence(place, environment):
 def test_a_missing_bucket_is_one_sentence(place):
     with pytest.raises(UserError, match="s3://no-such-bucket/d"):
         Dataset.open("s3://no-such-bucket/d")
-
-
-def test_nothing_is_left_in_the_environment():
-    assert "AWS_ENDPOINT_URL" not in os.environ

@@ -20,7 +20,7 @@ from diffmm_dist.models.base import Optimization
 from diffmm_dist.models.common.ranking import RankingBatch
 from diffmm_dist.models.diffmm.model import DiffMM, DiffusionSettings, generated
 from diffmm_dist.models.diffmm.phases import ContrastSettings, contrasted_pairs, recommend_losses
-from diffmm_dist.parallel.random import Stream
+from diffmm_dist.parallel.random import RandomStream
 from diffmm_dist.parallel.ranges import Range
 from diffmm_dist.parallel.world import World
 from diffmm_dist.sparse import CSR
@@ -152,13 +152,13 @@ def schedule_of(golden):
     )
 
 
-def check_adjacency(golden):
-    model = build_model(golden)
+def check_adjacency(golden, kernel):
+    model = build_model(golden, kernel)
     num_users, num_nodes = golden["num_users"], golden["num_users"] + golden["num_items"]
     identity = torch.eye(num_nodes)
     names = {"adj_dense": REAL} | {f"modal_adj_dense_{m}": generated(m) for m in golden.modalities}
     for name, relation in names.items():
-        product = propagate(model._graph, relation, identity[:num_users], identity[num_users:])
+        product = propagate(model.graph, relation, identity[:num_users], identity[num_users:])
         golden.check(name, torch.cat(product))
 
 
@@ -171,7 +171,7 @@ def check_recommendation(golden, kernel):
         golden.check(f"view_user_{name}", users)
         golden.check(f"view_item_{name}", items)
     batch = RankingBatch(golden["batch_user"], golden["batch_pos"], golden["batch_neg"])
-    nodes = batch.users, batch.pos_items
+    nodes = batch.user_ids, batch.pos_item_ids
     for anchor in ("main", "modal"):
         pairs = contrasted_pairs(final, list(views.values()), anchor)
         terms = [
@@ -183,7 +183,7 @@ def check_recommendation(golden, kernel):
     losses = recommend_losses(
         model,
         batch,
-        Optimization(len(batch.users), 1e-3, golden["reg_weight"]),
+        Optimization(len(batch.user_ids), 1e-3, golden["reg_weight"]),
         ContrastSettings(golden["contrast_weight"], golden["temperature"], ("modal", "main")[golden["contrast"]]),
     )
     golden.check("loss_bpr", losses["bpr"])
@@ -229,9 +229,9 @@ def check_reverse_chain(golden, stepwise):
     users = torch.arange(golden["num_users"])
     rows = golden.pairs("edges")
     if stepwise:
-        blocks = [(0, chain._step_by_step(rows.dense(), users, Stream.of(0)).detach())]
+        blocks = [(0, chain._step_by_step(rows.dense(), users, RandomStream.of(0)).detach())]
     else:
-        blocks = list(chain.denoise(rows, users, Stream.of(0)))
+        blocks = list(chain.denoise(rows, users, RandomStream.of(0)))
     golden.check("sample_denoised", torch.cat([block for _, block in blocks], dim=1))
     _, top = merge_topk(blocks, 3)
     golden.check("sample_top3", top)
@@ -251,11 +251,12 @@ def check_metrics(golden):
 def test_every_array(golden, kernel):
     if kernel == "dgl":
         pytest.importorskip("dgl", reason="DGL is not installed")
-    check_adjacency(golden)
+    check_adjacency(golden, kernel)
     check_recommendation(golden, kernel)
     check_schedule(golden)
     check_denoising_step(golden)
-    check_reverse_chain(golden, stepwise=kernel == "dgl")
+    for stepwise in (False, True):
+        check_reverse_chain(golden, stepwise=stepwise)
     check_metrics(golden)
     unchecked = set(golden.arrays) - golden.compared - INPUTS
     assert {name for name in unchecked if not name.startswith(INPUT_PREFIXES)} == set()

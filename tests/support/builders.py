@@ -12,6 +12,9 @@ import yaml
 from diffmm_dist.config.schema import Config
 from diffmm_dist.data.synthetic import SyntheticSpec, generate
 from diffmm_dist.data.training import TrainingData
+from diffmm_dist.diffusion.schedule import DiffusionSchedule
+from diffmm_dist.graph.hetero import REAL, HeteroGraph
+from diffmm_dist.graph.propagate import propagate
 from diffmm_dist.parallel.ranges import Range
 from diffmm_dist.sparse import CSR
 
@@ -40,6 +43,20 @@ def random_pairs(num_rows, num_columns, share=0.2, seed=0, empty_rows=(), empty_
 def random_rows(num_rows, width, seed=0, grad=False):
     generator = torch.Generator().manual_seed(seed)
     return torch.randn(num_rows, width, generator=generator).requires_grad_(grad)
+
+
+def as_matrix(relation, kernel="csr"):
+    """The matrix of a propagation, column by column."""
+    num_users, num_items = relation.user_scale.shape[0], relation.item_scale.shape[0]
+    identity = torch.eye(num_users + num_items)
+    graph = HeteroGraph({REAL: relation}, kernel=kernel)
+    return torch.cat(propagate(graph, REAL, identity[:num_users], identity[num_users:]))
+
+
+def schedule(num_timesteps=5, **overrides):
+    """The published schedule, or one with other settings."""
+    settings = {"noise_scale": 0.1, "noise_min": 1e-4, "noise_max": 0.02} | overrides
+    return DiffusionSchedule(num_timesteps, **settings)
 
 
 def training_data(interactions, widths):

@@ -1,4 +1,4 @@
-"""The plain twin of every operation: dense, step by step, one formula after the other, as the specification says."""
+"""The plain twin of every operation: dense, and one formula after the other as models/diffmm/README.md has them."""
 
 import math
 
@@ -42,7 +42,7 @@ def project(features, weight, bias, kind):
 def diffmm_forward(
     user_table, item_table, projected, logits, real, generated, *, num_layers, residual_weight, modal_graph_weight
 ):
-    """Section 4 of the specification, literally: two products per modality, then the layers and the views."""
+    """The equations of "recommend", literally: two products per modality, then the layers and the views."""
     num_users = user_table.shape[0]
     kappa = torch.softmax(logits, dim=0)
     ids = torch.cat([user_table, item_table])

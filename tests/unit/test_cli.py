@@ -1,8 +1,8 @@
 """The commands as users type them, and above all what they do wrong: one sentence, a status, nothing half-written."""
 
 import json
-import os
 import pickle
+import shutil
 
 import numpy as np
 import pyarrow as pa
@@ -13,6 +13,7 @@ import scipy.sparse as sp
 from diffmm_dist.data.dataset import Dataset
 from diffmm_dist.data.writer import dataset_writer
 from tests.support.builders import metrics_of, published_folder, synthetic_dataset, write_config
+from tests.support.evil import evil_pickle
 
 
 @pytest.fixture(scope="module")
@@ -180,14 +181,11 @@ def test_a_damaged_dataset(run_cli, tmp_path, config):
 
 
 def test_a_forbidden_pickle(run_cli, tmp_path):
-    class Evil:
-        def __reduce__(self):
-            return os.system, ("touch /tmp/diffmm-dist-was-here",)
-
     folder = published_folder(tmp_path / "raw")
-    (folder / "trnMat.pkl").write_bytes(pickle.dumps(Evil()))
+    (folder / "trnMat.pkl").write_bytes(evil_pickle(tmp_path / "was-here"))
     one_sentence(run_cli("prepare", "diffmm", folder, "--out", tmp_path / "d"), "refusing the pickle", "system")
     assert not (tmp_path / "d").exists()
+    assert not (tmp_path / "was-here").exists()
 
 
 @pytest.mark.parametrize(
@@ -215,7 +213,7 @@ def test_ids_out_of_range(run_cli, tmp_path):
 
 def test_a_loss_that_is_not_finite(run_cli, tmp_path, config):
     assert run_cli("train", "--config", config, "train.epochs=1")[0] == 0
-    # The same run, made to explode: its learning rate is part of the optimiser's saved state and of the config.
+    # The same run, made to explode.
     run = tmp_path / "run"
     (run / "config.yaml").write_text(
         (run / "config.yaml").read_text().replace("learning_rate: 0.01", "learning_rate: 1e+25")
@@ -223,11 +221,77 @@ def test_a_loss_that_is_not_finite(run_cli, tmp_path, config):
     outcome = run_cli("train", "--config", config, "train.epochs=3", "train.learning_rate=1e25")
     one_sentence(outcome, "became nan", "phase 'recommend'", "epoch 1", "the last good checkpoint is epoch-00001")
     assert [path.name for path in (run / "checkpoints").iterdir()] == ["epoch-00001"]
-    assert not (run / "result.json").exists() or json.loads((run / "result.json").read_text())["epochs"] == 1
+    assert json.loads((run / "result.json").read_text())["epochs"] == 1
 
 
-def test_commands_on_unfinished_runs(run_cli, tmp_path):
-    one_sentence(run_cli("evaluate", tmp_path), "is not a run folder")
+def test_published_protocol_is_stamped_on_every_table(run_cli, tmp_path, config):
+    _, out, _ = run_cli("train", "--config", config, "eval.protocol=published", "model.name=popularity")
+    assert "PUBLISHED PROTOCOL: chosen on test" in out
+    _, out, _ = run_cli("evaluate", tmp_path / "run")
+    assert "PUBLISHED PROTOCOL: chosen on test" in out
+    _, out, _ = run_cli("compare", tmp_path / "run")
+    assert "published" in out
+
+
+def test_evaluate_on_validation_and_on_an_empty_split(run_cli, tmp_path, config):
+    data = make(tmp_path / "d", [0, 1], [0, 1], 2, 3, ("train", "valid"))
+    run_cli("train", "--config", config, data, "model.name=popularity")
+    status, out, _ = run_cli("evaluate", tmp_path / "run", "--split", "valid")
+    assert status == 0
+    assert "valid of " in out
+    one_sentence(run_cli("evaluate", tmp_path / "run"), "has no test interactions to evaluate on")
+
+
+def test_a_run_whose_dataset_has_changed(run_cli, tmp_path, config):
+    data = make(tmp_path / "d", [0, 1], [0, 1], 2, 3, ("train", "valid", "test"))
+    run_cli("train", "--config", config, data, "model.name=popularity")
+    shutil.rmtree(tmp_path / "d")
+    make(tmp_path / "d", [0, 1], [1, 2], 2, 3, ("train", "valid", "test"))
+    one_sentence(run_cli("evaluate", tmp_path / "run"), "is not the one that run", "was trained on")
+
+
+def test_fewer_epochs_than_trained_are_refused(run_cli, tmp_path, config):
+    run_cli("train", "--config", config, "train.epochs=2")
+    (tmp_path / "run" / "result.json").unlink()
+    one_sentence(run_cli("train", "--config", config, "train.epochs=1"), "has trained 2 epochs already")
+
+
+@pytest.mark.parametrize("content", [b"garbage\n", b"{}\n", b"null\n", b"\xff\xfe\n"])
+def test_damaged_metrics(run_cli, tmp_path, config, content):
+    run_cli("train", "--config", config, "train.epochs=1")
+    (tmp_path / "run" / "metrics.jsonl").write_bytes(content)
+    outcome = run_cli("train", "--config", config, "train.epochs=2")
+    one_sentence(outcome, "metrics.jsonl, line 1 is not the record of an epoch", "remove that line")
+
+
+def test_a_checkpoint_of_another_model(run_cli, tmp_path, config):
+    run_cli("train", "--config", config, "train.epochs=1")
+    text = (tmp_path / "run" / "config.yaml").read_text().replace("embedding_dim: 8", "embedding_dim: 9")
+    (tmp_path / "run" / "config.yaml").write_text(text)
+    one_sentence(run_cli("evaluate", tmp_path / "run"), "the checkpoint's tensors are not those of this model")
+
+
+def test_what_the_system_refuses_is_one_sentence(run_cli, tmp_path, config):
+    (tmp_path / "run" / "metrics.jsonl.partial").mkdir(parents=True)
+    one_sentence(
+        run_cli("train", "--config", config), "metrics.jsonl.partial: Is a directory; make room or give access"
+    )
+
+
+def test_names_are_no_markup(run_cli, tmp_path):
+    path = synthetic_dataset(tmp_path / "[red]d[/x]")
+    _, out, _ = run_cli("inspect", path)
+    assert "[red]d[/x]" in out
+
+
+def test_commands_on_unfinished_runs(run_cli, tmp_path, config):
+    data = make(tmp_path / "d", [0, 1], [0, 1], 2, 3, ("train", "valid"), visual=np.full((3, 2), 1e38, np.float32))
+    run = tmp_path / "run"
+    assert run_cli("train", "--config", config, data)[0] == 1  # the loss is not finite in the first epoch
+    one_sentence(run_cli("compare", run), "has not finished; run its `train` command again")
+    one_sentence(run_cli("evaluate", run), "has not evaluated an epoch yet")
+    (tmp_path / "empty").mkdir()
+    one_sentence(run_cli("evaluate", tmp_path / "empty"), "is not a run folder")
     one_sentence(run_cli("export", tmp_path / "nowhere", "--out", tmp_path / "b"), "is not a run folder")
     one_sentence(run_cli("recommend", tmp_path, "--all", "--out", "r.parquet"), "is not a complete bundle")
 
@@ -242,6 +306,20 @@ def test_bad_options(run_cli, tmp_path, config):
     one_sentence(run_cli("recommend", tmp_path / "bundle", "--users", "bob"), "no user bob; its ids look like 'user_0'")
     one_sentence(run_cli("prepare", "synthetic", "--out", tmp_path / "x", "--modality", "visual"), "such as visual:64")
     one_sentence(run_cli("export", tmp_path / "run", "--out", tmp_path / "bundle"), "already exists")
+    one_sentence(run_cli("recommend", tmp_path / "bundle", "--users", " , "), "--users names no user")
+    _, out, _ = run_cli("recommend", tmp_path / "bundle", "--users", "user_1, user_1", "--k", "3")
+    assert out.count("user_1") == 3
+    one_sentence(run_cli("evaluate", tmp_path / "run", "--k", "9999999999"), "must be whole numbers")
+    twice = ("--modality", "visual:3", "--modality", "visual:4")
+    one_sentence(run_cli("prepare", "synthetic", "--out", tmp_path / "x", *twice), "give each modality once")
+    named = ("--modality", "items:3", "--users", 30, "--items", 20, "--interactions", 200)
+    run_cli("prepare", "synthetic", "--out", tmp_path / "named", *named)
+    other = f"run.path={tmp_path / 'named run'}"
+    outcome = run_cli("train", "--config", config, f"data.path={tmp_path / 'named'}", other)
+    one_sentence(outcome, "a modality cannot be called 'items' here")
+    (tmp_path / "bundle" / "bundle.json").write_text("{}")
+    one_sentence(run_cli("recommend", tmp_path / "bundle", "--users", "user_0"), "bundle.json is damaged at 'format'")
+    run_cli("export", tmp_path / "run", "--out", tmp_path / "bundle", "--force")
     (tmp_path / "bundle" / "users.arrow").write_bytes(b"x")
     one_sentence(run_cli("recommend", tmp_path / "bundle", "--users", "user_0"), "users.arrow is damaged")
     assert len(metrics_of(tmp_path / "run")) == 1

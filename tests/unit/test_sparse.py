@@ -34,6 +34,12 @@ def test_select_transpose_contains(pattern_and_pairs, data):
     rows = torch.tensor(data.draw(st.lists(st.integers(0, pattern.num_rows - 1), max_size=9)), dtype=torch.int64)
     assert torch.equal(dense(pattern.select(rows)), matrix[rows])
     assert torch.equal(dense(pattern.transpose()), matrix.T)
+    table = torch.arange(pattern.num_columns * 3.0).view(-1, 3)
+    assert torch.equal(pattern.matmul(table), matrix @ table)
+    kept = torch.tensor(data.draw(st.lists(st.booleans(), min_size=len(pattern.keys), max_size=len(pattern.keys))))
+    expected = torch.zeros_like(matrix)
+    expected[pattern.row_ids[kept.bool()], pattern.indices[kept.bool()]] = 1
+    assert torch.equal(dense(pattern.filter(kept.bool())), expected)
     every = torch.cartesian_prod(torch.arange(pattern.num_rows), torch.arange(pattern.num_columns))
     assert torch.equal(pattern.contains(every[:, 0], every[:, 1]), matrix.flatten().bool())
 

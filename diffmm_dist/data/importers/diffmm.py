@@ -10,6 +10,8 @@ import numpy.typing as npt
 import pyarrow as pa
 import scipy.sparse as sp
 
+from diffmm_dist import storage
+from diffmm_dist.data.importers.pickled import SPARSE_MATRIX
 from diffmm_dist.data.schema import Split
 from diffmm_dist.data.writer import dataset_writer
 from diffmm_dist.errors import UserError, one_line
@@ -18,19 +20,6 @@ from diffmm_dist.unpickle import load_pickle
 MATRICES: dict[Split, str] = {"train": "trnMat.pkl", "valid": "valMat.pkl", "test": "tstMat.pkl"}
 FEATURES = {"visual": "image_feat.npy", "textual": "text_feat.npy", "acoustic": "audio_feat.npy"}
 _ROWS_PER_CHUNK = 16_384
-
-_FORMATS = ("coo", "csr", "csc", "dok")
-ALLOWED_CLASSES = frozenset(
-    {
-        (f"scipy.sparse.{prefix}{name}", f"{name}_{kind}")
-        for name in _FORMATS
-        for prefix in ("", "_")  # public in old SciPy, private in new
-        for kind in ("matrix", "array")
-    }
-    | {("numpy", "ndarray"), ("numpy", "dtype")}
-    | {("copyreg", "_reconstructor"), ("builtins", "dict")}  # how a dictionary of keys is rebuilt
-    | {(f"numpy.{core}.multiarray", name) for core in ("core", "_core") for name in ("_reconstruct", "scalar")}
-)
 
 
 @dataclass(frozen=True)
@@ -94,18 +83,20 @@ def import_diffmm(folder: str, out: str, *, force: bool = False) -> ImportReport
 
 def _read_matrix(path: Path) -> sp.csr_matrix:
     """Read one pickled matrix as CSR of ones, checking its coordinates before SciPy's own code relies on them."""
-    with path.open("rb") as file:
-        loaded = load_pickle(file, allowed=ALLOWED_CLASSES, source=str(path))
+    with storage.open_file(str(path)) as file:
+        loaded = load_pickle(file, allowed=SPARSE_MATRIX, source=str(path))
     if not sp.issparse(loaded):
-        raise UserError(f"{path} holds a {type(loaded).__name__}, not a sparse matrix")
+        raise UserError(f"{path} holds no sparse matrix; save one with pickle.dump(matrix)")
     try:
-        if loaded.format in ("csr", "csc"):
+        if loaded.format in ("bsr", "csc", "csr"):
             loaded.check_format(full_check=True)
         matrix = loaded.tocoo()
         rows, columns, values = (np.asarray(part) for part in (matrix.row, matrix.col, matrix.data))
         num_rows, num_columns = (int(size) for size in matrix.shape)
     except Exception as error:  # attributes come from the pickle and can be anything
         raise UserError(f"{path} holds a damaged sparse matrix: {one_line(error)}") from error
+    if min(num_rows, num_columns) < 1:
+        raise UserError(f"{path} holds a matrix of {num_rows} users and {num_columns} items; both are needed")
     kinds = (rows.dtype.kind, columns.dtype.kind, values.dtype.kind)
     if kinds[0] not in "iu" or kinds[1] not in "iu" or kinds[2] not in "iufb":
         raise UserError(f"{path} holds a sparse matrix of {values.dtype}; numbers are needed")
@@ -123,7 +114,7 @@ def _open_features(path: Path, num_items: int, modality: str) -> npt.NDArray[Any
         rows: npt.NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
     except Exception as error:  # numpy raises several kinds for a file that is not its own
         raise UserError(f"{path} is not a readable .npy file: {one_line(error)}") from error
-    if rows.ndim != 2 or rows.dtype.kind != "f":
+    if rows.ndim != 2 or rows.shape[1] < 1 or rows.dtype.kind != "f":
         raise UserError(f"{path} holds {rows.dtype} of shape {rows.shape}; float rows (items, width) are needed")
     if rows.shape[0] != num_items:
         raise UserError(
@@ -135,7 +126,8 @@ def _open_features(path: Path, num_items: int, modality: str) -> npt.NDArray[Any
 
 def _storable(rows: npt.NDArray[Any]) -> npt.NDArray[Any]:
     """Return float16 as it is and anything wider as float32."""
-    return np.asarray(rows, dtype=rows.dtype if rows.dtype == np.float16 else np.float32)
+    with np.errstate(over="ignore"):  # what leaves float32 becomes infinite, and is reported as that
+        return np.asarray(rows, dtype=rows.dtype if rows.dtype == np.float16 else np.float32)
 
 
 def _overlaps(matrices: dict[Split, sp.csr_matrix]) -> list[str]:

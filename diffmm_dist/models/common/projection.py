@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from diffmm_dist.models.common.initialization import fill_uniform, xavier_table
-from diffmm_dist.parallel.random import Stream
+from diffmm_dist.parallel.random import RandomStream
 
 _NEGATIVE_SLOPE = 0.2
 
@@ -17,7 +17,7 @@ _NEGATIVE_SLOPE = 0.2
 class MatrixProjection(nn.Module):
     """LeakyReLU_0.2(F W): no bias, Xavier-uniform."""
 
-    def __init__(self, width: int, embedding_dim: int, stream: Stream) -> None:
+    def __init__(self, width: int, embedding_dim: int, stream: RandomStream) -> None:
         super().__init__()
         self.weight = xavier_table(width, embedding_dim, stream)
 
@@ -29,7 +29,7 @@ class MatrixProjection(nn.Module):
 class AffineProjection(nn.Linear):
     """F W^T + b: no activation, weights and bias uniform within 1 / sqrt(width)."""
 
-    def __init__(self, width: int, embedding_dim: int, stream: Stream) -> None:
+    def __init__(self, width: int, embedding_dim: int, stream: RandomStream) -> None:
         super().__init__(width, embedding_dim)
         bound = 1 / math.sqrt(width)
         fill_uniform(self.weight, bound, stream.child("weight"))

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.optim import Adam, Optimizer
+from torch.optim import Adam
 
 from diffmm_dist.data.batches import EpochBatches
 from diffmm_dist.data.sampling import check_negatives_exist, sample_negatives
@@ -18,17 +18,17 @@ from diffmm_dist.models.base import Optimization, Phase, PhaseContext
 class RankingBatch:
     """Users, an item that each has interacted with, and one that each has not; int64 (B,) each."""
 
-    users: Tensor
-    pos_items: Tensor
-    neg_items: Tensor
+    user_ids: Tensor
+    pos_item_ids: Tensor
+    neg_item_ids: Tensor
 
     def bpr(self, embeddings: tuple[Tensor, Tensor], *, divisor: int) -> Tensor:
         """Return the BPR loss of the batch from the final embeddings of all users (U, d) and items (I, d)."""
-        user_rows, item_rows = embeddings
+        user_emb_UD, item_emb_ID = embeddings
         return bpr_loss(
-            user_rows.index_select(0, self.users),
-            item_rows.index_select(0, self.pos_items),
-            item_rows.index_select(0, self.neg_items),
+            user_emb_UD.index_select(0, self.user_ids),
+            item_emb_ID.index_select(0, self.pos_item_ids),
+            item_emb_ID.index_select(0, self.neg_item_ids),
             divisor=divisor,
         )
 
@@ -65,12 +65,7 @@ class RankingPhase(Phase):
         self._losses = losses
         self._extra = extra
         self._batch_size = optimization.batch_size
-        self._adam = Adam(parameters, lr=optimization.learning_rate, fused=True)
-
-    @property
-    def optimizer(self) -> Optimizer:
-        """Adam over the parameters."""
-        return self._adam
+        self.optimizer = self._adam = Adam(parameters, lr=optimization.learning_rate, fused=True)
 
     def begin(self, context: PhaseContext) -> int:
         """Draw the epoch's negatives and batches."""
@@ -100,6 +95,5 @@ class RankingPhase(Phase):
         return {name: term.detach() for name, term in terms.items()} | {"loss": total.detach()}
 
     def finish(self) -> dict[str, float]:
-        """Drop the gradients, so that they take no memory in other phases."""
-        self._adam.zero_grad(set_to_none=True)
+        """Return the extra values."""
         return self._extra()

@@ -1,6 +1,6 @@
 """DiffMM's recommendation network (equations and deviations in README.md).
 
-Symbols of the specification: E_u, E_i ID embeddings; e^m row-normalised projected features; kappa = softmax(w) modality
+Symbols: E_u, E_i ID embeddings; e^m row-normalised projected features; kappa = softmax(w) modality
 weights; A^ the real graph, A^_m the generated graph of modality m.
 """
 
@@ -21,7 +21,7 @@ from diffmm_dist.graph.relation import Relation
 from diffmm_dist.models.base import Recommender
 from diffmm_dist.models.common.initialization import xavier_table
 from diffmm_dist.models.common.projection import PROJECTIONS
-from diffmm_dist.parallel.random import Stream
+from diffmm_dist.parallel.random import RandomStream
 from diffmm_dist.sparse import CSR
 
 Rows = tuple[Tensor, Tensor]
@@ -88,12 +88,12 @@ class DiffMM(Recommender):
             noise_max=diffusion.noise_max,
         )
         self._seed = seed
-        self._graph = graph
+        self.graph = graph
         self._num_layers = num_layers
         self._residual_weight = residual_weight
         self._modal_graph_weight = modal_graph_weight
         kinds = _projection_of_each(self.modalities, modality_projection)
-        stream = Stream.of(seed, "init")
+        stream = RandomStream.of(seed, "init")
         self.user_embedding = xavier_table(data.num_users, embedding_dim, stream.child("user_embedding"))
         self.item_embedding = xavier_table(data.num_items, embedding_dim, stream.child("item_embedding"))
         self.modality_logits = nn.Parameter(torch.full((len(self.modalities),), 1 / len(self.modalities)))
@@ -113,7 +113,7 @@ class DiffMM(Recommender):
         )
         self.register_buffer("generated_epoch", torch.tensor(-1))
 
-    def _new_denoiser(self, stream: Stream) -> Denoiser:
+    def _new_denoiser(self, stream: RandomStream) -> Denoiser:
         denoiser = Denoiser(
             self.data.num_items,
             self.diffusion.denoiser_hidden_dims,
@@ -148,15 +148,15 @@ class DiffMM(Recommender):
         ids = self.user_embedding, self.item_embedding
         modal_items = {name: F.normalize(self.projected(name), dim=1) for name in self.modalities}
         kappa = dict(zip(self.modalities, self.modality_weights(), strict=True))
-        x_users, x_items = self._propagate(REAL, ids[0], sum_rows(kappa[m] * modal_items[m] for m in kappa))
+        x_users, x_items = self._propagate(REAL, ids[0], _total(kappa[m] * modal_items[m] for m in kappa))
         y_users, y_items = self._propagate(REAL, x_users, ids[1])
         z = {name: self._propagate(generated(name), *ids) for name in self.modalities}
         weight = self._modal_graph_weight
         first = (
-            x_users + y_users + weight * sum_rows(kappa[m] * z[m][0] for m in kappa),
-            x_items + y_items + weight * sum_rows(kappa[m] * z[m][1] for m in kappa),
+            x_users + y_users + weight * _total(kappa[m] * z[m][0] for m in kappa),
+            x_items + y_items + weight * _total(kappa[m] * z[m][1] for m in kappa),
         )
-        users, items = sum_of_layers(self._graph, first, num_layers=self._num_layers)
+        users, items = sum_of_layers(self.graph, first, num_layers=self._num_layers)
         final = (
             users + self._residual_weight * F.normalize(first[0], dim=1),
             items + self._residual_weight * F.normalize(first[1], dim=1),
@@ -167,13 +167,13 @@ class DiffMM(Recommender):
         """Return C^m = sum_l A^^l A^_m [E_u; e^m] of each modality, their columns side by side on the real graph."""
         starts = [self._propagate(generated(m), self.user_embedding, rows) for m, rows in modal_items.items()]
         users, items = (torch.cat(rows, dim=1) for rows in zip(*starts, strict=True))
-        users, items = sum_of_layers(self._graph, (users, items), num_layers=self._num_layers)
+        users, items = sum_of_layers(self.graph, (users, items), num_layers=self._num_layers)
         width = self.user_embedding.shape[1]
         pairs = zip(users.split(width, dim=1), items.split(width, dim=1), strict=True)
         return dict(zip(modal_items, pairs, strict=True))
 
     def _propagate(self, relation: str, users: Tensor, items: Tensor) -> Rows:
-        return propagate(self._graph, relation, users, items)
+        return propagate(self.graph, relation, users, items)
 
     @torch.no_grad()
     def embeddings(self) -> Rows:
@@ -187,9 +187,9 @@ class DiffMM(Recommender):
         relations = {}
         for index, name in enumerate(self.modalities):
             relation = Relation.normalized(self.generated_edges(index))
-            stream = Stream.of(self._seed, "edge_drop", epoch, name)
+            stream = RandomStream.of(self._seed, "edge_drop", epoch, name)
             relations[generated(name)] = relation.dropped(self.diffusion.edge_keep_prob, stream)
-        self._graph = self._graph.with_relations(relations)
+        self.graph = self.graph.with_relations(relations)
 
     def generated_edges(self, index: int) -> CSR:
         """Return the generated edges (U x I) of the modality with this index."""
@@ -210,14 +210,16 @@ def generated(modality: str) -> str:
     return f"generated_{modality}"
 
 
-def sum_rows(rows: Iterable[Tensor]) -> Tensor:
+def _total(tensors: Iterable[Tensor]) -> Tensor:
     """Return the sum of tensors of one shape."""
-    return torch.stack(list(rows)).sum(dim=0)
+    return torch.stack(list(tensors)).sum(dim=0)
 
 
 def _projection_of_each(modalities: Sequence[str], choice: str | Mapping[str, str]) -> Mapping[str, str]:
     if not modalities:
         raise UserError("model.name=diffmm needs at least one modality; add item features or use model.name=lightgcn")
+    if reserved := [name for name in modalities if hasattr(nn.ModuleDict, name)]:
+        raise UserError(f"a modality cannot be called '{reserved[0]}' here; prepare the dataset with another name")
     if isinstance(choice, str):
         return dict.fromkeys(modalities, choice)
     if set(choice) != set(modalities):

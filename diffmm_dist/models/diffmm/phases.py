@@ -6,7 +6,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor
-from torch.optim import Adam, Optimizer
+from torch.optim import Adam
 
 from diffmm_dist.data.batches import EpochBatches
 from diffmm_dist.diffusion.gaussian import ReverseChain, training_losses
@@ -40,7 +40,7 @@ def diffmm_phases(model: DiffMM, optimization: Optimization, contrast: ContrastS
 
     return [
         DenoisePhase(model, optimization),
-        RebuildPhase(model, optimization),
+        RebuildPhase(model, batch_size=optimization.batch_size),
         RankingPhase(model.data, trained, losses, optimization, extra=modality_weights),
     ]
 
@@ -60,12 +60,7 @@ class DenoisePhase(Phase):
         self._model = model
         self._batch_size = optimization.batch_size
         # One Adam over all denoisers steps each as one of its own would: they all step at every batch.
-        self._adam = Adam(model.denoisers.parameters(), lr=optimization.learning_rate, fused=True)
-
-    @property
-    def optimizer(self) -> Optimizer:
-        """Adam over the denoisers."""
-        return self._adam
+        self.optimizer = self._adam = Adam(model.denoisers.parameters(), lr=optimization.learning_rate, fused=True)
 
     def begin(self, context: PhaseContext) -> int:
         """Shuffle the users; project the features once, since nothing here changes them."""
@@ -115,11 +110,6 @@ class DenoisePhase(Phase):
         )
         return losses.elbo.sum() / total, losses.msi.sum() / total
 
-    def finish(self) -> dict[str, float]:
-        """Drop the gradients, so that they take no memory in other phases."""
-        self._adam.zero_grad(set_to_none=True)
-        return {}
-
 
 class RebuildPhase(Phase):
     """Denoise every user's row and keep the top-k items per modality as the edges of a generated graph.
@@ -130,15 +120,10 @@ class RebuildPhase(Phase):
     name = "rebuild"
     unit = "users"
 
-    def __init__(self, model: DiffMM, optimization: Optimization) -> None:
+    def __init__(self, model: DiffMM, *, batch_size: int) -> None:
         self.num_examples = model.data.num_users
         self._model = model
-        self._batch_size = optimization.batch_size
-
-    @property
-    def optimizer(self) -> None:
-        """Nothing is trained."""
-        return None
+        self._batch_size = batch_size
 
     def begin(self, context: PhaseContext) -> int:
         """Prepare the reverse chains."""
@@ -153,15 +138,14 @@ class RebuildPhase(Phase):
             )
             for name in self._model.modalities
         }
-        return -(-self._model.data.users.size // self._batch_size)
+        most_users = -(-self.num_examples // context.world.size)  # of any worker, so that all take as many steps
+        return -(-most_users // self._batch_size)
 
     def step(self, index: int) -> dict[str, Tensor]:
         """Generate the edges of one batch of users."""
         data = self._model.data
-        start = index * self._batch_size
-        rows = torch.arange(
-            start, min(start + self._batch_size, data.users.size), device=data.interactions.indptr.device
-        )
+        start, stop = (min(edge * self._batch_size, data.users.size) for edge in (index, index + 1))
+        rows = torch.arange(start, stop, device=data.interactions.indptr.device)
         selected = data.interactions.select(rows)
         topk = self._model.generated_items.shape[2]
         for modality, (name, chain) in enumerate(self._chains.items()):
@@ -186,11 +170,11 @@ class RebuildPhase(Phase):
 def recommend_losses(
     model: DiffMM, batch: RankingBatch, optimization: Optimization, contrast: ContrastSettings
 ) -> dict[str, Tensor]:
-    """Return the weighted terms of the recommendation loss (specification of DiffMM, section 7.4)."""
+    """Return the weighted terms of the recommendation loss (README.md, "recommend")."""
     final, views = model(with_views=contrast.contrastive_weight > 0)
     norm = squared_norm(model.user_embedding, model.item_embedding)
     losses = {"bpr": batch.bpr(final, divisor=optimization.batch_size), "l2": optimization.l2_weight * norm}
-    nodes = batch.users, batch.pos_items
+    nodes = batch.user_ids, batch.pos_item_ids
     terms = [
         info_nce(anchor[side], target[side], nodes[side], temperature=contrast.temperature)
         for anchor, target in contrasted_pairs(final, list(views.values()), contrast.contrastive_anchor)

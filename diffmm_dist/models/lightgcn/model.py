@@ -8,7 +8,7 @@ from diffmm_dist.graph.hetero import HeteroGraph
 from diffmm_dist.graph.propagate import sum_of_layers
 from diffmm_dist.models.base import Recommender
 from diffmm_dist.models.common.initialization import xavier_table
-from diffmm_dist.parallel.random import Stream
+from diffmm_dist.parallel.random import RandomStream
 
 
 class LightGCN(Recommender):
@@ -26,14 +26,15 @@ class LightGCN(Recommender):
         self, data: TrainingData, graph: HeteroGraph, *, seed: int, embedding_dim: int, num_layers: int
     ) -> None:
         super().__init__()
-        self._graph = graph
+        self.graph = graph
         self._num_layers = num_layers
-        self.user_embedding = xavier_table(data.num_users, embedding_dim, Stream.of(seed, "init", "user_embedding"))
-        self.item_embedding = xavier_table(data.num_items, embedding_dim, Stream.of(seed, "init", "item_embedding"))
+        stream = RandomStream.of(seed, "init")
+        self.user_embedding = xavier_table(data.num_users, embedding_dim, stream.child("user_embedding"))
+        self.item_embedding = xavier_table(data.num_items, embedding_dim, stream.child("item_embedding"))
 
     def forward(self) -> tuple[Tensor, Tensor]:
         """Return the final user and item embeddings."""
-        return sum_of_layers(self._graph, (self.user_embedding, self.item_embedding), num_layers=self._num_layers)
+        return sum_of_layers(self.graph, (self.user_embedding, self.item_embedding), num_layers=self._num_layers)
 
     @torch.no_grad()
     def embeddings(self) -> tuple[Tensor, Tensor]:

@@ -6,6 +6,7 @@ from diffmm_dist.bench.calibration import ProductTimer
 from diffmm_dist.bench.cases import bench_propagate
 from diffmm_dist.bench.report import markdown
 from diffmm_dist.bench.runner import bench_seeds, in_products, summarize
+from diffmm_dist.errors import UserError
 from tests.support.builders import small_config, synthetic_dataset
 
 
@@ -59,6 +60,9 @@ def test_seeds_are_trained_and_reported(tmp_path):
     page = markdown([str(out)])
     assert f"{values[0]:.4f} (0), {values[1]:.4f} (0)" in page
     assert f"`bench.json`: `{document['command']}`" in page
+    (tmp_path / "other.json").write_text("{}")
+    with pytest.raises(UserError, match=r"other\.json is damaged .* give a file written by `bench train`"):
+        markdown([str(tmp_path / "other.json")])
 
 
 def test_propagation_kernels_are_timed(tmp_path):
@@ -73,3 +77,6 @@ def test_propagation_kernels_are_timed(tmp_path):
         "DGL copy_u_sum",
         "embedding_bag",
     }
+    page = markdown([str(tmp_path / "p.json")])
+    assert "60 users, 40 items" in page
+    assert "| items from users |" in page

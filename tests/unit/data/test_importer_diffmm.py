@@ -1,4 +1,3 @@
-import os
 import pickle
 
 import numpy as np
@@ -9,6 +8,7 @@ from diffmm_dist.data.dataset import Dataset
 from diffmm_dist.data.importers.diffmm import import_diffmm
 from diffmm_dist.errors import UserError
 from tests.support.builders import published_folder
+from tests.support.evil import evil_pickle
 from tests.support.reference import dense
 
 
@@ -46,10 +46,14 @@ def test_values_are_binarised_and_explicit_zeros_dropped(folder, tmp_path):
     assert list(zip(train.row_ids.tolist(), train.indices.tolist(), strict=True)) == [(0, 3), (1, 1)]
 
 
-@pytest.mark.parametrize("kind", [sp.csr_matrix, sp.csc_matrix, sp.dok_matrix, sp.csr_array])
-def test_other_sparse_formats(folder, tmp_path, kind):
+FORMATS = [sp.coo_matrix, sp.csr_matrix, sp.csc_matrix, sp.bsr_matrix, sp.dia_matrix, sp.csr_array]
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+def test_other_sparse_formats(folder, tmp_path, kind, protocol):
     matrix = pickle.loads((folder / "trnMat.pkl").read_bytes())
-    put(folder, "trnMat.pkl", kind(matrix))
+    (folder / "trnMat.pkl").write_bytes(pickle.dumps(kind(matrix), protocol=protocol))
     _, dataset = read(folder, tmp_path / "out")
     assert dense(dataset.interactions("train")).tolist() == matrix.toarray().tolist()
 
@@ -68,9 +72,23 @@ def test_missing_validation_gives_an_empty_split(folder, tmp_path):
     assert dataset.manifest.num_interactions("valid") == 0
 
 
-class Evil:
+class ArrayOverForeignMemory:
+    """Makes an array of objects whose pointers stand in the pickle."""
+
     def __reduce__(self):
-        return os.system, ("touch /tmp/diffmm-dist-was-here",)
+        return np.ndarray, ((1, 1), np.dtype("O"), b"A" * 8)
+
+
+class ArrayByHand:
+    def __reduce__(self):
+        return np.ndarray, ((1, 1), "f8", b"A" * 8)
+
+
+class LyingType:
+    """A number type whose state says that its values are objects."""
+
+    def __reduce__(self):
+        return np.dtype, ("f8",), (3, "|", None, ("a",), {"a": (np.dtype("O"), 0)}, 8, 1, 63)
 
 
 def broken_coo(**attributes):
@@ -82,21 +100,42 @@ def broken_coo(**attributes):
 @pytest.mark.parametrize(
     ("name", "value", "message"),
     [
-        ("trnMat.pkl", Evil(), r"refusing the pickle .*trnMat\.pkl: it asks for posix\.system"),
-        ("trnMat.pkl", np.ones((12, 9)), "holds a ndarray, not a sparse matrix"),
+        ("trnMat.pkl", ArrayOverForeignMemory(), "only numbers are read"),
+        ("trnMat.pkl", ArrayByHand(), "it makes an array by hand"),
+        ("trnMat.pkl", LyingType(), "values of type object, and only numbers are read"),
+        ("trnMat.pkl", sp.lil_matrix((12, 9)), "asks for scipy.sparse._lil.lil_matrix, which is not on the list"),
+        ("trnMat.pkl", sp.coo_matrix((12, 0)), "holds a matrix of 12 users and 0 items; both are needed"),
+        ("trnMat.pkl", np.ones((12, 9)), "holds no sparse matrix"),
         ("tstMat.pkl", sp.coo_matrix((3, 4)), r"tstMat\.pkl has shape \(3, 4\) but trnMat\.pkl has \(12, 9\)"),
         ("trnMat.pkl", broken_coo(coords=(np.array([0, 12]), np.array([0, 1]))), "user id 12 is out of range"),
         ("trnMat.pkl", broken_coo(coords=(np.array([0, 1]), np.array([0, -3]))), "item id -3 is out of range"),
-        ("trnMat.pkl", sp.csr_matrix(np.ones((12, 9)), dtype=complex), "sparse matrix of complex128"),
+        ("trnMat.pkl", sp.csr_matrix(np.ones((12, 9)), dtype=complex), "values of type complex128"),
     ],
-    ids=["forbidden class", "dense", "shape", "user id", "item id", "dtype"],
+    ids=[
+        "foreign memory",
+        "by hand",
+        "lying type",
+        "other format",
+        "no items",
+        "dense",
+        "shape",
+        "user id",
+        "item id",
+        "dtype",
+    ],
 )
 def test_bad_matrices(folder, tmp_path, name, value, message):
     put(folder, name, value)
     with pytest.raises(UserError, match=message):
         read(folder, tmp_path / "out")
     assert not (tmp_path / "out").exists()
-    assert not os.path.exists("/tmp/diffmm-dist-was-here")
+
+
+def test_no_code_is_run(folder, tmp_path):
+    (folder / "trnMat.pkl").write_bytes(evil_pickle(tmp_path / "was-here"))
+    with pytest.raises(UserError, match=r"refusing the pickle .*trnMat\.pkl: it asks for posix\.system"):
+        read(folder, tmp_path / "out")
+    assert not (tmp_path / "was-here").exists()
 
 
 def test_a_csr_that_points_outside_its_arrays_is_not_followed(folder, tmp_path):
@@ -125,13 +164,14 @@ def with_nan(rows):
         (np.zeros((8, 5)), "modality 'visual' has 8 feature rows but there are 9 items"),
         (with_nan(np.zeros((9, 5))), "modality 'visual': the features of item row 4 hold NaN"),
         (np.full((9, 5), 1e300), "modality 'visual': the features of item row 0 hold infinity"),
+        (np.zeros((9, 0)), r"shape \(9, 0\)"),
         (np.zeros(9), r"shape \(9,\); float rows \(items, width\) are needed"),
         (np.zeros((9, 5), dtype=np.int64), "holds int64"),
         (np.array([[{}]], dtype=object), r"image_feat\.npy is not a readable \.npy file"),
     ],
-    ids=["row count", "NaN", "beyond float32", "one dimension", "integers", "pickled objects"],
+    ids=["row count", "NaN", "beyond float32", "no width", "one dimension", "integers", "pickled objects"],
 )
-@pytest.mark.filterwarnings("ignore:overflow")
+@pytest.mark.filterwarnings("error")
 def test_bad_features(folder, tmp_path, rows, message):
     np.save(folder / "image_feat.npy", rows, allow_pickle=True)
     with pytest.raises(UserError, match=message):
@@ -144,4 +184,7 @@ def test_missing_folder_and_files(folder, tmp_path):
         read(tmp_path / "nowhere", tmp_path / "out")
     (folder / "tstMat.pkl").unlink()
     with pytest.raises(UserError, match=r"tstMat\.pkl is missing"):
+        read(folder, tmp_path / "out")
+    (folder / "tstMat.pkl").mkdir()
+    with pytest.raises(UserError, match=r"cannot read .*tstMat\.pkl: Is a directory"):
         read(folder, tmp_path / "out")

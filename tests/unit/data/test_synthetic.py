@@ -34,7 +34,7 @@ def test_the_same_seed_gives_the_same_dataset(tmp_path):
 @pytest.mark.parametrize("spec", [(40, 6, 120), (3, 2000, 3000), (200, 10, 1000), (10, 30, 30)])
 def test_extremes(tmp_path, spec, monkeypatch):
     monkeypatch.setattr(synthetic, "_INTERACTIONS_PER_CHUNK", 100)
-    monkeypatch.setattr(synthetic, "_ITEMS_PER_CHUNK", 7)
+    monkeypatch.setattr(synthetic, "_ROWS_PER_CHUNK", 7)
     dataset = make(tmp_path / "d", *spec, modalities={})
     assert sum(dataset.manifest.num_interactions(name) for name in ("train", "valid", "test")) == spec[2]
 

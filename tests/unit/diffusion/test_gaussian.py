@@ -2,12 +2,11 @@ import pytest
 import torch
 
 from diffmm_dist.diffusion import gaussian
-from diffmm_dist.diffusion.denoiser import Denoiser, timestep_code
-from diffmm_dist.diffusion.gaussian import ReverseChain, q_sample, row_sum, training_losses
-from diffmm_dist.parallel.random import Stream
+from diffmm_dist.diffusion.denoiser import Denoiser, timestep_embedding
+from diffmm_dist.diffusion.gaussian import ReverseChain, q_sample, training_losses
+from diffmm_dist.parallel.random import RandomStream
 from tests.support import reference
-from tests.support.builders import random_pairs, random_rows
-from tests.unit.diffusion.test_schedule import schedule
+from tests.support.builders import random_pairs, random_rows, schedule
 
 ROWS = random_pairs(6, 11, share=0.3, empty_rows=[2])
 USERS = torch.arange(6) + 40
@@ -15,7 +14,7 @@ USERS = torch.arange(6) + 40
 
 def denoiser(hidden_dims=(8,), scale=1.0, **options):
     model = Denoiser(11, hidden_dims, time_embedding_dim=options.pop("time_embedding_dim", 10), **options)
-    model.initialize(Stream.of(3))
+    model.initialize(RandomStream.of(3))
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.mul_(scale)
@@ -28,7 +27,7 @@ def dense_predict(model, x, t):
         t = torch.full((x.shape[0],), t)
     if model.normalize_input:
         x = x / x.norm(dim=1, keepdim=True).clamp(min=1e-12)
-    code = timestep_code(t, model.time_embedding_dim) @ model.time_layer.weight.T + model.time_layer.bias
+    code = timestep_embedding(t, model.time_embedding_dim) @ model.time_layer.weight.T + model.time_layer.bias
     weight = torch.cat([model.input_weight, model.input_time_weight])
     hidden = torch.tanh(torch.cat([x, code], dim=1) @ weight + model.input_bias)
     for layer in model.hidden_layers:
@@ -36,16 +35,16 @@ def dense_predict(model, x, t):
     return hidden @ model.output_weight.T + model.output_bias
 
 
-def test_timestep_code_at_one_and_odd_widths():
-    code = timestep_code(torch.tensor([1]), 10)[0]
+def test_timestep_embedding_at_one_and_odd_widths():
+    code = timestep_embedding(torch.tensor([1]), 10)[0]
     torch.testing.assert_close(code[:2], torch.tensor([0.540302, 0.987467]), rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(code[5:7], torch.tensor([0.841471, 0.157827]), rtol=1e-5, atol=1e-6)
-    assert timestep_code(torch.tensor([0, 3]), 5)[:, 4].tolist() == [0, 0]
+    assert timestep_embedding(torch.tensor([0, 3]), 5)[:, 4].tolist() == [0, 0]
 
 
 def test_initialization_has_the_published_spread():
     model = Denoiser(400, (300,), time_embedding_dim=10)
-    model.initialize(Stream.of(1))
+    model.initialize(RandomStream.of(1))
     assert model.input_weight.std().item() == pytest.approx((2 / (410 + 300)) ** 0.5, rel=0.02)
     assert model.input_time_weight.std().item() == pytest.approx((2 / (410 + 300)) ** 0.5, rel=0.06)
     assert model.output_weight.std().item() == pytest.approx((2 / 700) ** 0.5, rel=0.02)
@@ -75,7 +74,7 @@ def test_q_sample():
 def test_training_losses_and_gradients_equal_the_reference(with_mask):
     table, t = schedule(), torch.tensor([0, 1, 2, 3, 4, 4])
     noise, modal, items = random_rows(6, 11, 1), random_rows(11, 4, 2), random_rows(11, 4, 3)
-    mask = Stream.of(5).dropout_rows(USERS, 11, keep_prob=0.5) if with_mask else None
+    mask = RandomStream.of(5).dropout_rows(USERS, 11, keep_prob=0.5) if with_mask else None
     results = []
     for plain in (False, True):
         model = denoiser(scale=3.0)
@@ -104,7 +103,7 @@ def test_reverse_chain_equals_step_by_step(hidden_dims, num_timesteps, options, 
     options = dict(options)
     table = schedule(num_timesteps)
     model = denoiser(hidden_dims, 4.0, normalize_input=options.pop("normalize_input", False))
-    stream = Stream.of(8)
+    stream = RandomStream.of(8)
     chain = ReverseChain(table, model, **options)
     monkeypatch.setattr(gaussian, "_BLOCK_ELEMENTS", 24)  # four items per block
     blocks = list(chain.denoise(ROWS, USERS, stream))
@@ -125,12 +124,5 @@ def test_a_constant_denoiser_gives_its_constant():
     with torch.no_grad():
         model.output_weight.zero_()
         model.output_bias.copy_(torch.arange(11.0))
-    ((_, block),) = ReverseChain(schedule(), model).denoise(ROWS, USERS, Stream.of(0))
+    ((_, block),) = ReverseChain(schedule(), model).denoise(ROWS, USERS, RandomStream.of(0))
     torch.testing.assert_close(block, torch.arange(11.0).expand(6, -1))
-
-
-def test_row_sum():
-    table = random_rows(11, 3)
-    torch.testing.assert_close(row_sum(ROWS, table), reference.dense(ROWS) @ table)
-    nothing = random_pairs(4, 11, share=0)
-    assert torch.equal(row_sum(nothing, table), torch.zeros(4, 3))

@@ -1,20 +1,16 @@
 import pytest
 import torch
 
-from diffmm_dist.diffusion.schedule import DiffusionSchedule, at
+from diffmm_dist.diffusion.schedule import at
+from tests.support.builders import schedule
 
-# The published table for T = 5 (specification of DiffMM, section 5).
+# The published table for T = 5.
 BETAS = [1.0e-4, 4.97505e-4, 4.97753e-4, 4.98000e-4, 4.98249e-4]
 ALPHAS_CUMPROD = [0.9999, 0.99940254, 0.99890509, 0.99840763, 0.99791018]
 LOSS_WEIGHTS = [1, 8326.2344, 760.4489, 285.3202, 149.4866]
 COEF1 = [1.0, 0.83266507, 0.45446995, 0.31257128, 0.2382270]
 COEF2 = [0.0, 0.16733492, 0.54553001, 0.68742865, 0.7617729]
 VARIANCE = [0, 8.327e-5, 2.716e-4, 3.424e-4, 3.796e-4]
-
-
-def schedule(num_timesteps=5, **overrides):
-    settings = {"noise_scale": 0.1, "noise_min": 1e-4, "noise_max": 0.02} | overrides
-    return DiffusionSchedule(num_timesteps, **settings)
 
 
 def test_published_table():

@@ -45,6 +45,14 @@ def test_evaluate_equals_the_reference(items_per_block, integer_scores, monkeypa
     assert ours == pytest.approx(expected)
 
 
+def test_a_huge_cutoff_costs_nothing():
+    users, items = random_rows(3, 2, 1), random_rows(4, 2, 2)
+    truth = random_pairs(3, 4, share=0.5)
+    metrics = evaluate(users, items, truth=truth, masked=[], ks=[4, 10**9], batch_size=2, world=World.single())
+    for name in ("recall", "ndcg", "mrr", "coverage"):
+        assert metrics[f"{name}@1000000000"] == metrics[f"{name}@4"]
+
+
 def test_hand_computed_list():
     # Scores rank items 3, 2, 1, 0; item 3 is masked; true are 2 and 0: hits at ranks 1 and 3.
     users, items = torch.ones(1, 1), torch.arange(4.0)[:, None]

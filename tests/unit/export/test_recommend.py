@@ -25,7 +25,7 @@ def test_original_ids_in_the_order_asked_for():
     rows = user_rows_of(source, ["104", "100"])
     assert rows.tolist() == [4, 0]
     table = pa.concat_tables(recommend(source, rows, k=2)).to_pylist()
-    scores = source.user_rows @ source.item_rows.T
+    scores = source.user_embeddings @ source.item_embeddings.T
     best = scores.argsort(dim=1, descending=True)
     assert [(row["user"], row["rank"], row["item"]) for row in table] == [
         (user + 100, rank + 1, f"item {int(best[user, rank])}") for user in (4, 0) for rank in (0, 1)

@@ -4,9 +4,9 @@ import torch
 from diffmm_dist.graph.hetero import REAL, HeteroGraph
 from diffmm_dist.graph.propagate import choose_kernel, propagate, sum_of_layers
 from diffmm_dist.graph.relation import Relation
-from diffmm_dist.parallel.random import Stream
+from diffmm_dist.parallel.random import RandomStream
 from diffmm_dist.sparse import CSR
-from tests.support.builders import random_pairs, random_rows
+from tests.support.builders import as_matrix, random_pairs, random_rows
 from tests.support.reference import dense, layer_sum, normalized_adjacency
 
 KERNELS = ["csr", "dgl"]
@@ -17,14 +17,6 @@ def kernel(request):
     if request.param == "dgl":
         pytest.importorskip("dgl", reason="DGL is not installed")
     return request.param
-
-
-def as_matrix(relation, kernel="csr"):
-    """The operator's matrix, column by column."""
-    num_users, num_items = relation.user_scale.shape[0], relation.item_scale.shape[0]
-    identity = torch.eye(num_users + num_items)
-    graph = HeteroGraph({REAL: relation}, kernel=kernel)
-    return torch.cat(propagate(graph, REAL, identity[:num_users], identity[num_users:]))
 
 
 GRAPHS = {
@@ -56,7 +48,7 @@ def test_isolated_nodes_keep_a_weight_of_one():
 
 def test_gradients_equal_the_dense_ones(kernel):
     pairs = GRAPHS["cold nodes"]()
-    graph = HeteroGraph({REAL: Relation.normalized(pairs).dropped(0.6, Stream.of(1))}, kernel=kernel)
+    graph = HeteroGraph({REAL: Relation.normalized(pairs).dropped(0.6, RandomStream.of(1))}, kernel=kernel)
     matrix = as_matrix(graph.relations[REAL])
     weights = random_rows(16, 5, seed=9)
     users, items = random_rows(9, 5, 1, grad=True), random_rows(7, 5, 2, grad=True)
@@ -70,7 +62,7 @@ def test_both_kernels_give_the_same_bits():
     pytest.importorskip("dgl", reason="DGL is not installed")
     pairs = random_pairs(300, 200, share=0.05)
     relation = Relation.normalized(pairs)
-    for graph in (relation, relation.dropped(0.5, Stream.of(7))):
+    for graph in (relation, relation.dropped(0.5, RandomStream.of(7))):
         results = []
         for kernel in KERNELS:
             users, items = random_rows(300, 33, 1, grad=True), random_rows(200, 33, 2, grad=True)
@@ -85,7 +77,7 @@ def test_both_kernels_give_the_same_bits():
 def test_drop_keeps_entries_independently_and_rescales(keep_prob):
     pairs = random_pairs(60, 50, share=0.4)
     whole = Relation.normalized(pairs)
-    full, dropped = as_matrix(whole), as_matrix(whole.dropped(keep_prob, Stream.of(5)))
+    full, dropped = as_matrix(whole), as_matrix(whole.dropped(keep_prob, RandomStream.of(5)))
     kept = dropped != 0
     torch.testing.assert_close(dropped[kept], full[kept] / max(keep_prob, 1e-9))
     assert kept.sum() / (full != 0).sum() == pytest.approx(keep_prob, abs=0.04)
@@ -100,7 +92,7 @@ def test_drop_keeps_entries_independently_and_rescales(keep_prob):
 
 def test_drop_is_keyed_by_the_stream():
     relation = Relation.normalized(random_pairs(30, 30, share=0.3))
-    matrices = [as_matrix(relation.dropped(0.5, Stream.of(seed))) for seed in (1, 1, 2)]
+    matrices = [as_matrix(relation.dropped(0.5, RandomStream.of(seed))) for seed in (1, 1, 2)]
     assert torch.equal(matrices[0], matrices[1])
     assert not torch.equal(matrices[0], matrices[2])
 

@@ -10,8 +10,7 @@ from diffmm_dist.models.diffmm.model import DiffMM, DiffusionSettings
 from diffmm_dist.models.diffmm.phases import ContrastSettings, diffmm_phases, recommend_losses
 from diffmm_dist.parallel.world import World
 from tests.support import reference
-from tests.support.builders import random_pairs, training_data
-from tests.unit.graph.test_relation import as_matrix
+from tests.support.builders import as_matrix, random_pairs, training_data
 
 WIDTHS = {"visual": 6, "textual": 9, "acoustic": 3}
 CONTRAST = ContrastSettings(0.1, 0.5, "main")
@@ -40,8 +39,8 @@ def with_generated(model, seed=2):
 
 
 def reference_forward(model, kinds):
-    """The same model from dense matrices, by the specification's own sequence of products."""
-    graph = model._graph
+    """The same model from dense matrices, by the sequence of products of its equations."""
+    graph = model.graph
     projected = []
     for name in model.modalities:
         layer = model.projections[name]
@@ -97,7 +96,7 @@ def test_losses_equal_the_reference(anchor, num_modalities, num_terms):
     final, views = reference_forward(model, dict.fromkeys(model.modalities, "affine"))
     users, items = final[:12], final[12:]
     assert losses["bpr"].item() == pytest.approx(
-        reference.bpr(users[batch.users], items[batch.pos_items], items[batch.neg_items], 16), rel=1e-5
+        reference.bpr(users[batch.user_ids], items[batch.pos_item_ids], items[batch.neg_item_ids], 16), rel=1e-5
     )
     tables = model.user_embedding.square().sum() + model.item_embedding.square().sum()
     assert losses["l2"].item() == pytest.approx(1e-3 * tables.item(), rel=1e-5)
@@ -106,8 +105,8 @@ def test_losses_equal_the_reference(anchor, num_modalities, num_terms):
         pairs = [(views[i], views[j]) for i in range(len(views)) for j in range(i + 1, len(views))]
     terms = []
     for x, y in pairs:
-        terms.append(reference.info_nce(x[:12], y[:12], batch.users, 0.5))
-        terms.append(reference.info_nce(x[12:], y[12:], batch.pos_items, 0.5))
+        terms.append(reference.info_nce(x[:12], y[:12], batch.user_ids, 0.5))
+        terms.append(reference.info_nce(x[12:], y[12:], batch.pos_item_ids, 0.5))
     assert len(terms) == num_terms
     if num_terms:
         assert losses["contrast"].item() == pytest.approx(0.1 * sum(terms).item(), rel=1e-5)
@@ -162,7 +161,7 @@ def test_rebuild_takes_the_top_items_of_the_denoised_rows():
         assert torch.equal(model.generated_items[index], reference.topk(denoised, 3))
         edges = torch.zeros(12, 10).scatter_(1, model.generated_items[index], 1)
         torch.testing.assert_close(
-            as_matrix(model._graph.relations[f"generated_{name}"]), reference.normalized_adjacency(edges)
+            as_matrix(model.graph.relations[f"generated_{name}"]), reference.normalized_adjacency(edges)
         )
         observed = (edges * train).sum() / edges.sum()
         assert values[f"rebuild/observed_share_{name}"] == pytest.approx(observed.item())

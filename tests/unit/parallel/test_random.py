@@ -6,13 +6,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from diffmm_dist.parallel import random as random_module
-from diffmm_dist.parallel.random import Stream
+from diffmm_dist.parallel.random import RandomStream
 
-STREAM = Stream.of(421, "noise", 3, "visual")
+STREAM = RandomStream.of(421, "noise", 3, "visual")
 ROWS = {
     "normal": lambda ids, n: STREAM.normal_rows(ids, n),
     "dropout": lambda ids, n: STREAM.dropout_rows(ids, n, keep_prob=0.7),
-    "uniform": lambda ids, n: STREAM.uniform_rows(ids, n),
+    "uniform": lambda ids, n: STREAM.symmetric_uniform_rows(ids, n),
 }
 
 
@@ -61,7 +61,7 @@ def test_uniform_and_integers():
     assert bool(((drawn >= 0) & (drawn < bounds)).all())
     counts = torch.bincount(drawn[2::4], minlength=3).double()
     assert ((counts - 25_000 / 3) ** 2 / (25_000 / 3)).sum() < 20  # chi-square, 2 degrees of freedom
-    rows = STREAM.uniform_rows(ids[:100], 1000)
+    rows = STREAM.symmetric_uniform_rows(ids[:100], 1000)
     assert -1 <= rows.min() < -0.99
     assert 0.99 < rows.max() <= 1
     assert abs(rows.mean()) < 0.02
@@ -69,7 +69,7 @@ def test_uniform_and_integers():
 
 @given(st.integers(1, 3000), st.integers(0, 2**31))
 def test_permute_is_a_bijection(count, seed):
-    places = Stream.of(seed, "shuffle").permute(torch.arange(count), count)
+    places = RandomStream.of(seed, "shuffle").permute(torch.arange(count), count)
     assert torch.equal(places.sort().values, torch.arange(count))
 
 
@@ -79,13 +79,13 @@ def test_permute_needs_no_other_ids_and_shuffles():
     chosen = torch.tensor([0, 77, 4999])
     assert torch.equal(STREAM.permute(chosen, count), places[chosen])
     assert abs(torch.corrcoef(torch.stack([places.double(), torch.arange(count).double()]))[0, 1]) < 0.07
-    assert not torch.equal(places, Stream.of(422, "shuffle").permute(torch.arange(count), count))
+    assert not torch.equal(places, RandomStream.of(422, "shuffle").permute(torch.arange(count), count))
 
 
 def test_streams_differ_by_every_part_of_their_key():
     ids = torch.arange(1000)
-    streams = [Stream.of(1, "a", 2), Stream.of(1, "a", 3), Stream.of(2, "a", 2), Stream.of(1, "b", 2),
-               Stream.of(1, "a", 2).child("x"), Stream.of("1", "a", 2)]  # fmt: skip
+    keys = [(1, "a", 2), (1, "a", 3), (2, "a", 2), (1, "b", 2), ("1", "a", 2)]
+    streams = [*(RandomStream.of(*key) for key in keys), RandomStream.of(*keys[0]).child("x")]
     drawn = torch.stack([stream.uniform(ids) for stream in streams])
     assert torch.corrcoef(drawn).fill_diagonal_(0).abs().max() < 0.15
-    assert Stream.of(1, "a", 2) == Stream.of(1, "a", 2)
+    assert RandomStream.of(1, "a", 2) == RandomStream.of(1, "a", 2)

@@ -1,5 +1,4 @@
 import os
-import pickle
 import resource
 
 import pytest
@@ -7,6 +6,8 @@ import torch
 
 from diffmm_dist.errors import UserError
 from diffmm_dist.train.checkpoint import Checkpoints
+from diffmm_dist.train.state import Best, Cursor, Progress
+from tests.support.evil import evil_pickle
 
 TENSORS = {
     "model/table": torch.arange(12.0).view(3, 4),
@@ -14,11 +15,11 @@ TENSORS = {
     "optimizer/denoise/0/step": torch.tensor(3.0),
     "model/generated": torch.randint(9, (2, 3, 1)),
 }
-SCALARS = {"cursor": {"epoch": 1}, "sums": {"elbo": 0.1 + 0.2}}
+PROGRESS = Progress(Cursor(epoch=1), Best(0, 0.1 + 0.7, "epoch-00002"), {"elbo": 0.1 + 0.2}, {"a/b": 1e-300}, {})
 
 
-def save(checkpoints, name, best=None):
-    checkpoints.save(name, TENSORS, SCALARS, best=best)
+def save(checkpoints, name):
+    checkpoints.save(name, TENSORS, PROGRESS)
 
 
 def test_round_trip_is_exact(tmp_path):
@@ -29,7 +30,7 @@ def test_round_trip_is_exact(tmp_path):
     for name, tensor in TENSORS.items():
         assert torch.equal(loaded[name], tensor)
         assert loaded[name].dtype == tensor.dtype
-    assert checkpoints.scalars("epoch-00001") == SCALARS
+    assert checkpoints.progress("epoch-00001") == PROGRESS
     assert set(checkpoints.tensors("epoch-00001", wanted=lambda n: n.startswith("model/t"))) == {"model/table"}
 
 
@@ -42,7 +43,7 @@ def test_names_sort_as_steps_do():
 def test_the_newest_and_the_best_are_kept(tmp_path):
     checkpoints = Checkpoints(tmp_path, keep=2)
     for epoch in range(1, 6):
-        save(checkpoints, Checkpoints.name(epoch), best=Checkpoints.name(2))
+        save(checkpoints, Checkpoints.name(epoch))
     assert checkpoints.names() == ["epoch-00002", "epoch-00004", "epoch-00005"]
 
 
@@ -68,7 +69,7 @@ def test_a_full_disk_leaves_the_last_checkpoint(tmp_path):
     resource.setrlimit(resource.RLIMIT_FSIZE, (2048, limits[1]))  # no file may grow beyond 2 KiB
     try:
         with pytest.raises(UserError) as error:
-            checkpoints.save("epoch-00002", {"model/big": torch.zeros(4096)}, SCALARS, best=None)
+            checkpoints.save("epoch-00002", {"model/big": torch.zeros(4096)}, PROGRESS)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert "File too large" in str(error.value)
@@ -95,19 +96,14 @@ def test_a_damaged_checkpoint_is_named(tmp_path, file, change):
     else:
         path.write_bytes(path.read_bytes()[: path.stat().st_size // 3])
     with pytest.raises(UserError, match="epoch-00001"):
-        checkpoints.scalars("epoch-00001")
+        checkpoints.progress("epoch-00001")
         checkpoints.tensors("epoch-00001")
-
-
-class Evil:
-    def __reduce__(self):
-        return os.system, ("touch /tmp/diffmm-dist-was-here",)
 
 
 def test_a_checkpoint_cannot_run_code(tmp_path):
     checkpoints = Checkpoints(tmp_path, keep=1)
     save(checkpoints, "epoch-00001")
-    (tmp_path / "epoch-00001" / ".metadata").write_bytes(pickle.dumps(Evil()))
+    (tmp_path / "epoch-00001" / ".metadata").write_bytes(evil_pickle(tmp_path / "was-here"))
     with pytest.raises(UserError, match=r"refusing the pickle .* it asks for posix\.system"):
         checkpoints.tensors("epoch-00001")
-    assert not os.path.exists("/tmp/diffmm-dist-was-here")
+    assert not (tmp_path / "was-here").exists()

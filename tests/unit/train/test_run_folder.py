@@ -1,7 +1,8 @@
 import pytest
 
+from diffmm_dist import __version__
 from diffmm_dist.errors import UserError
-from diffmm_dist.train.run_folder import RunFolder
+from diffmm_dist.train.run_folder import RunFolder, blocking_differences
 from tests.support.builders import small_config
 
 
@@ -18,7 +19,21 @@ def claim(tmp_path, fingerprint="abc", **sections):
 def test_the_same_run_may_go_on(tmp_path):
     claim(tmp_path).release()
     claim(tmp_path, train={"epochs": 9}, data={"path": "moved"}).release()
-    assert RunFolder.existing(str(tmp_path / "run"))[1].train.epochs == 9
+    assert RunFolder.existing(str(tmp_path / "run")).config().train.epochs == 9
+
+
+def test_which_changes_let_a_run_go_on(tmp_path):
+    old = config(tmp_path)
+    same = config(
+        tmp_path, run={"path": "moved"}, data={"path": "moved"}, train={"epochs": 99}, checkpoint={"keep": 3},
+        cluster={"num_workers": 1}, graph={"kernel": "csr"},
+    )  # fmt: skip
+    assert blocking_differences(old, same) == []
+    other = config(tmp_path, run={"seed": 1}, train={"learning_rate": 0.5})
+    assert blocking_differences(old, other) == [
+        "run.seed is 1 but the run has 421",
+        "train.learning_rate is 0.5 but the run has 0.01",
+    ]
 
 
 def test_another_run_is_refused_with_what_differs(tmp_path):
@@ -37,18 +52,43 @@ def test_two_processes_do_not_share_a_folder(tmp_path):
     claim(tmp_path).release()
 
 
-def test_what_is_remembered_stays(tmp_path):
+def test_what_it_was_started_with_stays(tmp_path):
+    claim(tmp_path).release()
+    folder = claim(tmp_path, graph={"kernel": "csr"})
+    assert folder.identity() == {"dataset": "abc", "version": __version__}
+
+
+def test_without_its_identity_a_run_is_refused(tmp_path):
     folder = claim(tmp_path)
-    folder.remember({"kernel": {"auto": "csr"}})
     folder.release()
-    assert claim(tmp_path).identity() == {"dataset": "abc", "version": "0.1.0", "kernel": {"auto": "csr"}}
+    folder.checkpoints.mkdir()
+    (tmp_path / "run" / "run.json").unlink()
+    before = (tmp_path / "run" / "config.yaml").read_bytes()
+    with pytest.raises(UserError, match=r"its config\.yaml or run\.json is gone"):
+        claim(tmp_path, run={"seed": 9})
+    assert (tmp_path / "run" / "config.yaml").read_bytes() == before
+
+
+RESULT = {
+    "protocol": "validation", "seed": 1, "best_epoch": 0, "epochs": 1, "valid": {}, "test": {"recall@20": 0.5},
+    "seconds_per_epoch": 1.5, "seconds_per_phase": {}, "peak_rss_gib": 0.25, "config": {},
+}  # fmt: skip
 
 
 def test_no_result_before_the_end(tmp_path):
     folder = claim(tmp_path)
     assert folder.result() is None
-    folder.write_result({"test": {"recall@20": 0.5}})
-    assert folder.result() == {"test": {"recall@20": 0.5}}
+    folder.write_result(RESULT)
+    assert folder.result() == RESULT
+
+
+@pytest.mark.parametrize("content", ["", "{}", "[]", "nonsense", '{"epochs": "many"}'])
+def test_damaged_files_are_named(tmp_path, content):
+    folder = claim(tmp_path)
+    for name, read in (("result.json", folder.result), ("run.json", folder.identity)):
+        (tmp_path / "run" / name).write_text(content)
+        with pytest.raises(UserError, match=f"{name} is damaged"):
+            read()
 
 
 @pytest.mark.parametrize("path", ["/proc/no/run", "file/run"])
