@@ -1,12 +1,14 @@
 """Markdown tables from benchmark files."""
 
 from collections.abc import Sequence
+from statistics import mean
 from typing import Any
 
 from typing_extensions import TypedDict
 
 from diffmm_dist import storage
 
+_LATE_EPOCHS = 20
 _REMEDY = "give a file written by `bench train` or `bench propagate`"
 
 
@@ -55,8 +57,11 @@ def _quality(documents: Sequence[TrainingBenchmark]) -> list[str]:
         runs, summary = document["runs"], document["summary"]
         per_seed = ", ".join(f"{run['test'][metric]:.4f} ({run['best_epoch']})" for run in runs)
         means = [f"{name} {_mean(summary[f'test/{name}'])}" for name in (metric, ndcg)]
-        rows.append([document["config"]["model"]["name"], runs[0]["protocol"], str(len(runs)), *means, per_seed])
-    return _table(["model", "protocol", "seeds", "test", "test", "per seed (best epoch)"], rows)
+        late = mean(mean(run["curve"][-_LATE_EPOCHS:]) for run in runs)
+        name = document["config"]["model"]["name"]
+        rows.append([name, runs[0]["protocol"], str(len(runs)), *means, per_seed, f"{late:.4f}"])
+    columns = ["model", "protocol", "seeds", "test", "test", "per seed (best epoch)"]
+    return _table([*columns, f"last {_LATE_EPOCHS} epochs, selecting split"], rows)
 
 
 def _mean(entry: dict[str, Any]) -> str:

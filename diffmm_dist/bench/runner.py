@@ -10,7 +10,9 @@ from diffmm_dist import storage
 from diffmm_dist.bench.calibration import PRODUCT, ProductTimer
 from diffmm_dist.bench.machine import command, machine
 from diffmm_dist.config.schema import Config
+from diffmm_dist.monitoring.jsonl import read_jsonl
 from diffmm_dist.monitoring.log import set_up_logging
+from diffmm_dist.train.run_folder import RunFolder
 from diffmm_dist.train.worker import prepare_process, run_worker
 
 
@@ -51,7 +53,15 @@ def _run(config: Config, seed: int) -> dict[str, Any]:
     tree["run"] = {"seed": seed, "path": storage.join(config.run.path, f"seed-{seed}")}
     timer = ProductTimer()
     result = run_worker(Config.model_validate(tree), stop_requested=lambda: False, recorders=[timer])
-    return {key: value for key, value in result.items() if key != "config"} | in_products(result, timer.seconds)
+    kept = {key: value for key, value in result.items() if key != "config"}
+    return kept | in_products(result, timer.seconds) | {"curve": curve(config, tree["run"]["path"])}
+
+
+def curve(config: Config, run_path: str) -> list[float]:
+    """Return the selecting metric of every evaluated epoch, on the split that picks the best one."""
+    split = "valid" if config.eval.protocol == "validation" else "test"
+    tag = f"{split}/{config.eval.metric}"
+    return [record[tag] for record in read_jsonl(RunFolder(run_path).metrics) if tag in record]
 
 
 def in_products(result: Mapping[str, Any], product_seconds: Sequence[float]) -> dict[str, Any]:

@@ -55,6 +55,7 @@ def test_seeds_are_trained_and_reported(tmp_path):
     assert [r["seed"] for r in document["runs"]] == [3, 4]
     assert {path.name for path in (tmp_path / "run").iterdir()} == {"seed-3", "seed-4"}
     assert document["machine"]["cores"] >= 1
+    assert [r["curve"] for r in document["runs"]] == [[r["valid"]["recall@20"]] for r in document["runs"]]
     values = document["summary"]["test/recall@20"]["values"]
     assert values == [r["test"]["recall@20"] for r in document["runs"]]
     page = markdown([str(out)])
