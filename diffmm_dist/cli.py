@@ -10,6 +10,7 @@ import typer
 
 from diffmm_dist.config import render
 from diffmm_dist.config.load import load_config
+from diffmm_dist.config.schema import LARGEST_COUNT
 from diffmm_dist.errors import StoppedError, UserError, one_line, system_sentence
 from diffmm_dist.monitoring.log import metric_cells, metric_rows, print_table, set_up_logging
 
@@ -27,9 +28,6 @@ bench_app = typer.Typer(help="Measure quality, time and memory.", no_args_is_hel
 app.add_typer(prepare_app, name="prepare")
 app.add_typer(config_app, name="config")
 app.add_typer(bench_app, name="bench")
-
-_LARGEST_COUNT = 10**9
-
 
 Out = Annotated[str, typer.Option(help="Where to write: a folder or an s3:// prefix.")]
 Force = Annotated[bool, typer.Option("--force", help="Replace what is there.")]
@@ -191,7 +189,7 @@ def evaluate(
 
 def _positive_numbers(text: str, option: str) -> list[int]:
     numbers = [int(part) if part.strip().isdecimal() else 0 for part in text.split(",")]
-    if not 1 <= min(numbers) <= max(numbers) <= _LARGEST_COUNT:
+    if not 1 <= min(numbers) <= max(numbers) <= LARGEST_COUNT:
         raise UserError(f"{option} {text} must be whole numbers of at least 1, such as 10,20,50")
     return sorted(set(numbers))
 

@@ -78,15 +78,14 @@ def read_record(uri: str, kind: Any, *, remedy: str) -> Any:
     Raises:
         UserError: it is missing, no JSON, or of another form.
     """
+    data = read_bytes(uri)
     try:
-        return TypeAdapter(kind).validate_python(json.loads(read_bytes(uri)))
+        return TypeAdapter(kind).validate_python(json.loads(data))
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or "its top"
         raise UserError(f"{uri} is damaged at '{where}': {first['msg']}; {remedy}") from error
     except ValueError as error:
-        if isinstance(error, UserError):
-            raise
         raise UserError(f"{uri} is damaged: {one_line(error)}; {remedy}") from error
 
 
@@ -170,8 +169,7 @@ def open_output(uri: str) -> IO[bytes]:
 def sha256(uri: str) -> str:
     """Return the SHA-256 of a file, in hexadecimal."""
     digest = hashlib.sha256()
-    file_system, path = _resolve(uri)
-    with _explained(uri, "read"), file_system.open(path, "rb") as file:
+    with open_file(uri) as file:
         while chunk := file.read(_SHA256_CHUNK):
             digest.update(chunk)
     return digest.hexdigest()

@@ -13,6 +13,7 @@ from diffmm_dist.config.schema import Config
 from diffmm_dist.monitoring.jsonl import read_jsonl
 from diffmm_dist.monitoring.log import set_up_logging
 from diffmm_dist.train.run_folder import RunFolder
+from diffmm_dist.train.selection import SELECTION_SPLIT
 from diffmm_dist.train.worker import prepare_process, run_worker
 
 
@@ -59,8 +60,7 @@ def _run(config: Config, seed: int) -> dict[str, Any]:
 
 def curve(config: Config, run_path: str) -> list[float]:
     """Return the selecting metric of every evaluated epoch, on the split that picks the best one."""
-    split = "valid" if config.eval.protocol == "validation" else "test"
-    tag = f"{split}/{config.eval.metric}"
+    tag = f"{SELECTION_SPLIT[config.eval.protocol]}/{config.eval.metric}"
     return [record[tag] for record in read_jsonl(RunFolder(run_path).metrics) if tag in record]
 
 

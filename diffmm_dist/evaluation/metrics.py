@@ -33,6 +33,10 @@ class MetricSums:
         self._ks = tuple(sorted(set(ks)))
         self._num_items = num_items
         self._sums = torch.zeros(len(self._ks), len(NAMES), dtype=torch.float64, device=device)
+        # Summed on the CPU: a GPU has no repeatable running sum.
+        ranks = torch.arange(1, min(self._ks[-1], num_items) + 1, dtype=torch.float64)
+        gains = 1 / torch.log2(ranks + 1)
+        self._ranks, self._gains, self._ideals = (table.to(device) for table in (ranks, gains, gains.cumsum(0)))
         self._users = torch.zeros((), dtype=torch.float64, device=device)
         self._seen = torch.zeros(len(self._ks), num_items, dtype=torch.int32, device=device)
 
@@ -47,21 +51,20 @@ class MetricSums:
         rows = torch.arange(num_rows, device=lists_BK.device)[:, None].expand(-1, width)
         hits = truth.contains(rows, lists_BK) & (lists_BK >= 0)
         sizes = truth.row_counts
-        ranks = torch.arange(1, width + 1, device=lists_BK.device, dtype=torch.float64)
-        gains, ideals = _gains(max(width, min(self._ks[-1], self._num_items)), lists_BK.device)
         for index, k in enumerate(self._ks):
-            top = hits[:, : min(k, width)]
+            top = hits[:, :k]
+            depth = top.shape[1]
             count = top.sum(dim=1).to(torch.float64)
-            first = (top / ranks[: top.shape[1]]).amax(dim=1)
+            first = (top / self._ranks[:depth]).amax(dim=1)
             per_user = (
                 count / sizes,
-                (top * gains[: top.shape[1]]).sum(dim=1) / ideals[sizes.clamp(max=min(k, self._num_items)) - 1],
+                (top * self._gains[:depth]).sum(dim=1) / self._ideals[sizes.clamp(max=k) - 1],
                 count / k,
                 (count > 0).to(torch.float64),
                 first,
             )
             self._sums[index] += torch.stack(per_user, dim=1).sum(dim=0)
-            shown = lists_BK[:, : min(k, width)]
+            shown = lists_BK[:, :k]
             self._seen[index, shown[shown >= 0]] = 1
         self._users += num_rows
 
@@ -74,9 +77,3 @@ class MetricSums:
         values = {f"{name}@{k}": means[i][j] for i, k in enumerate(self._ks) for j, name in enumerate(NAMES)}
         coverage = {f"coverage@{k}": float(seen[i].sum()) / self._num_items for i, k in enumerate(self._ks)}
         return values | coverage
-
-
-def _gains(count: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Return 1 / log2(rank + 1) of the first ranks and its running sum, float64 (count,) each."""
-    gains = 1 / torch.log2(torch.arange(2, count + 2, dtype=torch.float64))
-    return gains.to(device), gains.cumsum(0).to(device)  # summed on the CPU: a GPU has no repeatable running sum

@@ -117,7 +117,8 @@ def read_bundle(uri: str) -> Bundle:
     marker: Marker = storage.read_record(place, Marker, remedy="export the run again")
     if (marker["format"], marker["version"]) != (FORMAT_NAME, FORMAT_VERSION):
         raise UserError(f"{place} is not a bundle of this version of diffmm_dist; export the run again")
-    users, items, seen = (_read_table(storage.join(uri, name)) for name in (USERS, ITEMS, SEEN))
+    users, items = (_read_table(storage.join(uri, name), "id", "embedding") for name in (USERS, ITEMS))
+    seen = _read_table(storage.join(uri, SEEN), "user", "item")
     if (users.num_rows, items.num_rows) != (marker["num_users"], marker["num_items"]):
         raise UserError(f"{uri} holds other numbers of users and items than its {MARKER} says; export the run again")
     pairs = [seen.column(name).to_numpy() for name in ("user", "item")]
@@ -166,12 +167,12 @@ def _write_table(uri: str, table: pa.Table) -> None:
         writer.write_table(table, max_chunksize=ROWS_PER_BATCH)
 
 
-def _read_table(uri: str) -> pa.Table:
+def _read_table(uri: str, *columns: str) -> pa.Table:
     try:
         with storage.open_input(uri) as source:
             table = pa.ipc.open_file(source).read_all()
     except (pa.ArrowException, OSError) as error:
         raise UserError(f"{uri} is damaged ({one_line(error)}); export the run again") from error
-    if set(table.column_names) not in ({"id", "embedding"}, {"user", "item"}):
+    if table.column_names != list(columns):
         raise UserError(f"{uri} has columns {', '.join(table.column_names)}; export the run again")
     return table

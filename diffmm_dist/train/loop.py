@@ -138,10 +138,10 @@ def _record(run: TrainingRun, epoch: int) -> None:
         scalars[f"throughput/{phase.name}_{phase.unit}_per_s"] = phase.num_examples / seconds[phase.name]
     run.recorder.scalars(scalars, epoch=epoch)
     parts = [f"{name} {value:.1f} s" for name, value in seconds.items()]
-    metric = f"{run.evaluation.selection_split} {run.metric}"
-    score = scalars.get(metric.replace(" ", "/"))
+    split = run.evaluation.selection_split
+    score = scalars.get(f"{split}/{run.metric}")
     if score is not None and state.best is not None:
-        parts.insert(0, f"{metric} {score:.4f} (best {state.best.score:.4f}, {state.best.epoch})")
+        parts.insert(0, f"{split} {run.metric} {score:.4f} (best {state.best.score:.4f}, {state.best.epoch})")
     logger.info("epoch %d of 0..%d: %s", epoch, run.num_epochs - 1, ", ".join(parts))
 
 

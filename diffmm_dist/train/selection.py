@@ -12,6 +12,7 @@ from diffmm_dist.parallel.world import World
 from diffmm_dist.sparse import CSR
 
 Protocol = Literal["validation", "published"]
+SELECTION_SPLIT: dict[Protocol, Split] = {"validation": "valid", "published": "test"}
 
 
 class Evaluation:
@@ -47,7 +48,7 @@ class Evaluation:
         self._ks = ks
         self._batch_size = batch_size
         self._world = world
-        self.selection_split: Split = "valid" if protocol == "validation" else "test"
+        self.selection_split = SELECTION_SPLIT[protocol]
         if self._splits[self.selection_split].num_entries == 0:
             missing, other = ("validation", "published") if protocol == "validation" else ("test", "validation")
             raise UserError(

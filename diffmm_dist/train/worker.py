@@ -74,19 +74,20 @@ def _train_in(
     state = TrainState(recipe.model, recipe.phases)
     checkpoints = Checkpoints(folder.checkpoints, keep=config.checkpoint.keep)
     _restore(state, checkpoints, folder, world)
-    if state.cursor.epoch >= num_epochs(config) and (state.cursor.epoch > num_epochs(config) or state.best is None):
+    done, wanted = state.cursor.epoch, num_epochs(config)
+    if done > wanted or (done == wanted and state.best is None):
         raise UserError(
-            f"{folder.path} has trained {state.cursor.epoch} epochs already, so it cannot become a run of "
+            f"{folder.path} has trained {done} epochs already, so it cannot become a run of "
             f"train.epochs={config.train.epochs}; raise it or choose another run.path"
         )
-    recorder = MultiRecorder([*_recorders(folder, config, start_epoch=state.cursor.epoch), *recorders])
+    recorder = MultiRecorder([*_recorders(folder, config, start_epoch=done), *recorders])
     with ProgressBar(enabled=show_progress) as progress:
         try:
             train(
                 TrainingRun(
                     world=world,
                     seed=config.run.seed,
-                    num_epochs=num_epochs(config),
+                    num_epochs=wanted,
                     state=state,
                     evaluation=evaluation,
                     metric=config.eval.metric,

@@ -49,6 +49,7 @@ class RankingPhase(Phase):
 
     name = "recommend"
     unit = "interactions"
+    optimizer: Adam
 
     def __init__(
         self,
@@ -65,7 +66,7 @@ class RankingPhase(Phase):
         self._losses = losses
         self._extra = extra
         self._batch_size = optimization.batch_size
-        self.optimizer = self._adam = Adam(parameters, lr=optimization.learning_rate, fused=True)
+        self.optimizer = Adam(parameters, lr=optimization.learning_rate, fused=True)
 
     def begin(self, context: PhaseContext) -> int:
         """Draw the epoch's negatives and batches."""
@@ -89,9 +90,9 @@ class RankingPhase(Phase):
         )
         terms = self._losses(batch)
         total = torch.stack(list(terms.values())).sum()
-        self._adam.zero_grad(set_to_none=True)
+        self.optimizer.zero_grad(set_to_none=True)
         total.backward()
-        self._adam.step()
+        self.optimizer.step()
         return {name: term.detach() for name, term in terms.items()} | {"loss": total.detach()}
 
     def finish(self) -> dict[str, float]:

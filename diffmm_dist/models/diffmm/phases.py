@@ -54,13 +54,14 @@ class DenoisePhase(Phase):
 
     name = "denoise"
     unit = "users"
+    optimizer: Adam
 
     def __init__(self, model: DiffMM, optimization: Optimization) -> None:
         self.num_examples = model.data.num_users
         self._model = model
         self._batch_size = optimization.batch_size
         # One Adam over all denoisers steps each as one of its own would: they all step at every batch.
-        self.optimizer = self._adam = Adam(model.denoisers.parameters(), lr=optimization.learning_rate, fused=True)
+        self.optimizer = Adam(model.denoisers.parameters(), lr=optimization.learning_rate, fused=True)
 
     def begin(self, context: PhaseContext) -> int:
         """Shuffle the users; project the features once, since nothing here changes them."""
@@ -80,13 +81,13 @@ class DenoisePhase(Phase):
         """Train every denoiser on one batch of users."""
         rows = self._batches[index]
         total = min(self._batch_size, self.num_examples - index * self._batch_size)
-        self._adam.zero_grad(set_to_none=True)
+        self.optimizer.zero_grad(set_to_none=True)
         values: dict[str, Tensor] = {}
         for name in self._model.modalities:  # one after the other: only one modality's activations live at a time
             elbo, msi = self._losses(name, rows, total)
             (elbo + self._model.diffusion.signal_weight * msi).backward()
             values |= {f"elbo_{name}": elbo.detach(), f"msi_{name}": msi.detach()}
-        self._adam.step()
+        self.optimizer.step()
         return values
 
     def _losses(self, modality: str, rows: Tensor, total: int) -> tuple[Tensor, Tensor]:
