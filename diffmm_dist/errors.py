@@ -13,6 +13,10 @@ class StoppedError(Exception):
     """The run was asked to stop and has saved a checkpoint; its text says where."""
 
 
+class LostWorkerError(RuntimeError):
+    """Another worker has died or hangs; its text says where this one waited for it."""
+
+
 def closest(name: str, choices: list[str]) -> str:
     """Return ``"; did you mean 'x'?"`` for the choice nearest to ``name``, or an empty string."""
     from difflib import get_close_matches

@@ -121,6 +121,8 @@ class ContrastConfig(Section):
     """Temperature tau; from 0.03 on exp(cos / tau) stays below 4e14, so float32 needs no maximum subtracted."""
     contrastive_anchor: Literal["main", "modal"] = "modal"
     """Anchors: the `main` view against every modality, or each `modal` view against the later ones."""
+    negatives: Literal["all", "batch"] = "all"
+    """Nodes in the denominator: `all`, or those of the `batch` where comparing with all of them costs too much."""
 
 
 class TrainConfig(Section):
@@ -179,12 +181,16 @@ class CheckpointConfig(Section):
 class ClusterConfig(Section):
     """Where the program runs."""
 
-    num_workers: Annotated[int, Field(ge=0, le=1)] = 0
-    """0 trains in this process; 1 starts one worker through Ray Train."""
+    num_workers: Annotated[int, Field(ge=0, le=4096)] = 0
+    """0 trains in this process; from 1 on, that many workers through Ray Train, which share users and items."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Device of the worker; `auto` takes a GPU where there is one."""
     threads_per_worker: Annotated[int, Field(ge=0)] = 0
-    """CPU threads of a worker; 0 uses every core of the machine. Another number of threads may change the last bits."""
+    """CPU threads of a worker; 0 shares the machine's cores out evenly. Another number may change the last bits."""
+    timeout_s: Annotated[float, Field(gt=0, le=86_400)] = 300.0
+    """Seconds that a worker waits for the others in one exchange before the attempt ends with an error."""
+    max_failures: Annotated[int, Field(ge=0)] = 3
+    """How often Ray Train starts the workers again, from the last checkpoint, after one has died or hung."""
 
 
 class MonitoringConfig(Section):

@@ -23,9 +23,14 @@ class EpochBatches:
     def __init__(self, ids: Tensor, *, total: int, batch_size: int, stream: RandomStream) -> None:
         places, self._order = torch.sort(stream.permute(ids, total))
         self.num_batches = -(-total // batch_size)
+        self._total, self._batch_size = total, batch_size
         edges = torch.arange(self.num_batches + 1, device=ids.device) * batch_size
         self._bounds = torch.searchsorted(places, edges).tolist()
 
     def __getitem__(self, index: int) -> Tensor:
         """Return int64 positions, in ``ids``, of the worker's part of one batch, in shuffled order."""
         return self._order[self._bounds[index] : self._bounds[index + 1]]
+
+    def size(self, index: int) -> int:
+        """Return the number of examples in a batch, of all workers."""
+        return min(self._batch_size, self._total - index * self._batch_size)

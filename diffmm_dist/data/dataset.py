@@ -1,5 +1,7 @@
 """Reading a prepared dataset."""
 
+from typing import Literal
+
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
@@ -150,6 +152,32 @@ class Dataset:
                 f"dataset {self.uri} has {table.num_rows} ids for {count} {kind}; prepare the dataset again"
             )
         return table.column("id")
+
+    def source_rows(self, kind: Literal["users", "items"], rows: Range | None = None) -> Tensor:
+        """Return the number that each user or item row had before `partition` reordered them, int64.
+
+        Args:
+            kind: users or items.
+            rows: which rows, all by default.
+        """
+        total = self.num_users if kind == "users" else self.num_items
+        rows = rows or Range(0, total)
+        partition = self.manifest.partition
+        if partition is None:
+            return torch.arange(*rows)
+        parts = [np.empty(0, np.int64)]
+        for file in partition.user_order if kind == "users" else partition.item_order:
+            start, stop = max(rows.start, file.row_start), min(rows.stop, file.row_start + file.rows)
+            if start < stop:
+                uri = storage.join(self.uri, file.path)
+                batches = list(read_batches(uri, expected=schema.id_schema(pa.int64()), rows=file.rows))
+                column = pa.Table.from_batches(batches).column("id").to_numpy()
+                check_ids(column, total, kind=kind[:-1], where=uri)
+                parts.append(column[start - file.row_start : stop - file.row_start])
+        ids = np.concatenate(parts)
+        if ids.size != rows.size:
+            raise UserError(f"dataset {self.uri} has an order of {ids.size} {kind} for {rows.size}; partition it again")
+        return torch.from_numpy(ids.copy())
 
     def verify(self) -> None:
         """Compare every file with its checksum.

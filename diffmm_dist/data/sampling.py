@@ -8,12 +8,12 @@ from diffmm_dist.parallel.random import RandomStream
 from diffmm_dist.sparse import CSR
 
 
-def check_negatives_exist(interactions: CSR, *, first_user: int = 0) -> None:
+def check_negatives_exist(interactions: CSR, user_ids: Tensor) -> None:
     """Raise a ``UserError`` if some user has interacted with every item, so that no negative can be drawn."""
     full = torch.nonzero(interactions.row_counts == interactions.num_columns).flatten()
     if full.numel():
         raise UserError(
-            f"user {first_user + int(full[0])} has interacted with all {interactions.num_columns} items in training "
+            f"user {int(user_ids[full[0]])} has interacted with all {interactions.num_columns} items in training "
             f"({full.numel()} such users), so no negative item can be drawn; remove them or add items"
         )
 

@@ -61,6 +61,31 @@ class Ids(_Record):
     files: tuple[RowFile, ...]
 
 
+class Partition(_Record):
+    """How the rows of a dataset were reordered so that neighbours lie in the same part.
+
+    Attributes:
+        method: how the parts were found.
+        user_bounds: first user row of each part, and the end of the last.
+        item_bounds: the same of items.
+        user_order: for each user row its number in the dataset that was partitioned.
+        item_order: the same of items.
+        report: edges, halo rows and balance of the parts.
+    """
+
+    method: Literal["metis", "random"]
+    user_bounds: tuple[Natural, ...]
+    item_bounds: tuple[Natural, ...]
+    user_order: tuple[RowFile, ...]
+    item_order: tuple[RowFile, ...]
+    report: dict[str, dict[str, float]]
+
+    @property
+    def num_parts(self) -> int:
+        """P."""
+        return len(self.user_bounds) - 1
+
+
 class Manifest(_Record):
     """What a dataset holds; written last, so a folder without it is no dataset."""
 
@@ -72,6 +97,7 @@ class Manifest(_Record):
     modalities: dict[Annotated[str, Field(pattern=r"^\w+$")], Modality]
     user_ids: Ids
     item_ids: Ids
+    partition: Partition | None = None
     made_by: dict[str, Any]
 
     def num_interactions(self, split: Split) -> int:
@@ -86,6 +112,8 @@ class Manifest(_Record):
             self.user_ids.files,
             self.item_ids.files,
         ]
+        if self.partition is not None:
+            groups += [self.partition.user_order, self.partition.item_order]
         return [file for group in groups for file in group]
 
     @property

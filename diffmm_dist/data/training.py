@@ -1,33 +1,72 @@
 """What a model is built from: one worker's slice of the training data."""
 
 from dataclasses import dataclass
+from functools import cached_property
 
+import torch
 from torch import Tensor
 
-from diffmm_dist.parallel.ranges import Range
+from diffmm_dist.data.dataset import Dataset
+from diffmm_dist.data.schema import Split
+from diffmm_dist.parallel.collectives import CONTROL, all_reduce_sum_
+from diffmm_dist.parallel.ranges import Ownership
+from diffmm_dist.parallel.shard import Shard
+from diffmm_dist.parallel.world import World
 from diffmm_dist.sparse import CSR
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class TrainingData:
     """One worker's slice of the training data.
 
     Attributes:
-        num_users: U, of all workers.
-        num_items: I, of all workers.
-        users: the users that this worker owns.
-        items: the items that this worker owns.
-        interactions: training rows of the owned users, over all items.
-        first_interaction: global number of the first owned interaction.
+        shard: which users and items this worker owns.
+        interactions: training interactions of the own users (own users x item ids).
         num_interactions: E, of all workers.
-        features: by modality, float32 (owned items, width).
+        features: by modality, float32 (own items, width).
     """
 
-    num_users: int
-    num_items: int
-    users: Range
-    items: Range
+    shard: Shard
     interactions: CSR
-    first_interaction: int
     num_interactions: int
     features: dict[str, Tensor]
+
+    @cached_property
+    def interaction_ids(self) -> Tensor:
+        """Number of each own interaction among all, ordered by user id and item id; int64 (own interactions,).
+
+        Every worker asks for it at the same time.
+        """
+        counts = self.interactions.row_counts
+        starts = torch.zeros(self.shard.num_users + 1, dtype=torch.int64, device=counts.device)
+        starts[self.shard.user_ids + 1] = counts
+        starts = all_reduce_sum_(starts, self.shard.world, purpose=CONTROL).cumsum(0)
+        shift = starts[self.shard.user_ids] - self.interactions.indptr[:-1]
+        return torch.repeat_interleave(shift, counts) + torch.arange(self.interactions.num_entries, device=shift.device)
+
+
+def shard_of(dataset: Dataset, world: World) -> Shard:
+    """Return what this worker owns of a dataset: whole parts of a partitioned one, else even ranges.
+
+    Raises:
+        UserError: a file of the dataset is damaged.
+    """
+    partition = dataset.manifest.partition
+    if partition is None:
+        return Shard.whole(dataset.num_users, dataset.num_items, world=world)
+    users, items = (
+        Ownership.of_parts(bounds, rank=world.rank, size=world.size)
+        for bounds in (partition.user_bounds, partition.item_bounds)
+    )
+    user_ids = dataset.source_rows("users", users.own).to(world.device)
+    return Shard(world, users, items, user_ids, dataset.source_rows("items").to(world.device))
+
+
+def shard_interactions(dataset: Dataset, split: Split, shard: Shard) -> CSR:
+    """Return the interactions of the own users with item ids (own users x item ids), on the worker's device."""
+    pairs = dataset.interactions(split, shard.users.own).to(shard.world.device)
+    if dataset.manifest.partition is None:
+        return pairs
+    return CSR.from_pairs(
+        pairs.row_ids, shard.item_ids[pairs.indices], num_rows=pairs.num_rows, num_columns=pairs.num_columns
+    )

@@ -12,6 +12,7 @@ from diffmm_dist.parallel.collectives import all_reduce_sum
 from diffmm_dist.parallel.world import World
 from diffmm_dist.sparse import CSR
 
+_DIGITS = 12
 NAMES = ("recall", "ndcg", "precision", "hit_rate", "mrr")
 
 
@@ -74,6 +75,9 @@ class MetricSums:
         users = all_reduce_sum(self._users, world).clamp(min=1)
         seen = all_reduce_sum(self._seen, world) > 0
         means = (sums / users).tolist()
-        values = {f"{name}@{k}": means[i][j] for i, k in enumerate(self._ks) for j, name in enumerate(NAMES)}
+        # Rounded, so that epochs that tie do so whatever the order in which workers add up their users.
+        values = {
+            f"{name}@{k}": round(means[i][j], _DIGITS) for i, k in enumerate(self._ks) for j, name in enumerate(NAMES)
+        }
         coverage = {f"coverage@{k}": float(seen[i].sum()) / self._num_items for i, k in enumerate(self._ks)}
         return values | coverage

@@ -5,6 +5,8 @@ from collections.abc import Mapping
 from functools import cached_property
 from typing import Any, Literal
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from diffmm_dist.errors import UserError, one_line
@@ -49,15 +51,22 @@ class HeteroGraph:
 
     @cached_property
     def dgl_graph(self) -> Any:
-        """All relations as one ``dgl.DGLGraph`` with edge types (user, NAME, item) and (item, rev_NAME, user)."""
+        """All relations as one ``dgl.DGLGraph`` with edge types (user, NAME, item) and (item, rev_NAME, user).
+
+        Its nodes are this worker's own users, its own items and their halo.
+        """
         dgl = import_dgl()
+        counts = {"user": self.relations[REAL].user_scale.shape[0], "item": self._num_item_nodes}
         data = {}
         for name, relation in self.relations.items():
-            data["user", name, "item"] = _csc(relation.to_items)
-            data["item", f"rev_{name}", "user"] = _csc(relation.to_users)
-        real = self.relations[REAL]
-        counts = {"user": real.user_scale.shape[0], "item": real.item_scale.shape[0]}
+            data["user", name, "item"] = _csc(relation.to_items, counts["item"])
+            data["item", f"rev_{name}", "user"] = _csc(relation.to_users, counts["user"])
         return dgl.heterograph(data, num_nodes_dict=counts)
+
+    @property
+    def _num_item_nodes(self) -> int:
+        """Own items and the longest halo of any relation: each relation numbers its own halo behind the own items."""
+        return max(relation.halo.num_local for relation in self.relations.values())
 
     @cached_property
     def _dgl_relations(self) -> dict[int, Any]:
@@ -71,12 +80,20 @@ class HeteroGraph:
         return graphs
 
     def neighbor_sum(self, edges: Edges, source_rows: Tensor) -> Tensor:
-        """Return, for each target, the sum of its sources' rows (targets, d), by the graph's kernel; no autograd."""
+        """Return, for each target, the sum of its sources' rows (targets, d), by the graph's kernel; no autograd.
+
+        Local edges and local rows only: nothing is exchanged here.
+        """
         if self.kernel == "csr":
             return edges.by_target.matmul(source_rows)
-        summed: Tensor = import_dgl().ops.copy_u_sum(self._dgl_relations[id(edges)], source_rows)
-        return summed
+        graph = self._dgl_relations[id(edges)]
+        padding = graph.num_src_nodes() - source_rows.shape[0]
+        summed: Tensor = import_dgl().ops.copy_u_sum(graph, F.pad(source_rows, (0, 0, 0, padding)))
+        return summed[: edges.by_target.num_rows]
 
 
-def _csc(edges: Edges) -> tuple[str, tuple[Tensor, Tensor, list[int]]]:
-    return "csc", (edges.by_target.indptr, edges.by_target.indices, [])
+def _csc(edges: Edges, num_targets: int) -> tuple[str, tuple[Tensor, Tensor, list[int]]]:
+    """Return the edges in DGL's form, padded with targets that have none."""
+    indptr = edges.by_target.indptr
+    padding = indptr[-1:].expand(num_targets - edges.by_target.num_rows)
+    return "csc", (torch.cat([indptr, padding]), edges.by_target.indices, [])

@@ -18,14 +18,16 @@ def propagate(graph: HeteroGraph, relation: str, user_rows: Tensor, item_rows: T
 
     Several modalities that share the relation go through at once with their columns side by side.
 
+    Every worker calls it at the same time, with the rows that it owns.
+
     Args:
         graph: the graph.
         relation: name of the relation.
-        user_rows: float32 (U, d).
-        item_rows: float32 (I, d).
+        user_rows: float32 (own users, d).
+        item_rows: float32 (own items, d).
 
     Returns:
-        The user rows (U, d) and the item rows (I, d) of the product.
+        The user rows and the item rows of the product, of the same shapes.
     """
     product: tuple[Tensor, Tensor] = _Propagate.apply(user_rows, item_rows, graph, graph.relations[relation])  # type: ignore[no-untyped-call]
     return product
@@ -61,9 +63,9 @@ class _Propagate(torch.autograd.Function):
 def _product(
     graph: HeteroGraph, relation: Relation, to_users: Edges, to_items: Edges, user_rows: Tensor, item_rows: Tensor
 ) -> tuple[Tensor, Tensor]:
-    users = graph.neighbor_sum(to_users, item_rows * relation.item_scale)
+    users = graph.neighbor_sum(to_users, relation.halo.extend(item_rows * relation.item_scale))
     users.mul_(relation.user_scale * relation.edge_scale).addcmul_(relation.user_loop, user_rows)
-    items = graph.neighbor_sum(to_items, user_rows * relation.user_scale)
+    items = relation.halo.fold(graph.neighbor_sum(to_items, user_rows * relation.user_scale))
     items.mul_(relation.item_scale * relation.edge_scale).addcmul_(relation.item_loop, item_rows)
     return users, items
 

@@ -3,7 +3,10 @@
 A^ = D^-1/2 (A + I) D^-1/2 with A = [[0, R], [R^T, 0]] and D = the row sums of A + I. It is kept as factors on node
 rows, so propagation reads no edge weights: A^ x = D^-1/2 (A (D^-1/2 x)) + D^-1 x.
 
-Shape suffixes: U users, I items.
+A worker keeps the edges of its own users, in both directions: its users' sums read item rows from their owners (the
+halo), and its share of the items' sums goes back to them. So one plan serves both directions and both passes.
+
+Shape suffixes: U own users, I own items, L local items (own ones, then the halo).
 """
 
 from dataclasses import dataclass
@@ -12,8 +15,12 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from diffmm_dist.parallel.halo import Halo, localize
 from diffmm_dist.parallel.random import RandomStream
+from diffmm_dist.parallel.shard import Shard
 from diffmm_dist.sparse import CSR
+
+TRAFFIC = "propagation"
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,11 +48,14 @@ class Edges:
 
 @dataclass(frozen=True, eq=False)
 class Relation:
-    """One normalised bipartite relation.
+    """One normalised bipartite relation, as one worker sees it.
 
     Attributes:
-        to_users: edges from items to users.
-        to_items: edges from users to items.
+        pairs: edges of the own users (U x item ids).
+        shard: what this worker owns.
+        halo: how the local items are reached.
+        to_users: edges from local items to own users.
+        to_items: edges from own users to local items.
         user_scale: D^-1/2 of users, float32 (U, 1).
         item_scale: D^-1/2 of items, float32 (I, 1).
         user_loop: weight of each user's self loop, float32 (U, 1).
@@ -53,6 +63,9 @@ class Relation:
         edge_scale: factor on all edges (1 / keep probability of a dropped graph).
     """
 
+    pairs: CSR
+    shard: Shard
+    halo: Halo
     to_users: Edges
     to_items: Edges
     user_scale: Tensor
@@ -62,12 +75,25 @@ class Relation:
     edge_scale: float = 1.0
 
     @classmethod
-    def normalized(cls, pairs: CSR) -> "Relation":
-        """Return A^ of the bipartite graph whose edges are the entries of ``pairs`` (U x I)."""
-        to_users = Edges(pairs, pairs.transpose())
+    def normalized(cls, pairs: CSR, shard: Shard | None = None) -> "Relation":
+        """Return A^ of the bipartite graph whose edges are the entries of ``pairs``.
+
+        Every worker calls it at the same time.
+
+        Args:
+            pairs: edges of the own users, rows x item ids.
+            shard: what this worker owns; everything by default.
+        """
+        shard = shard or Shard.whole(pairs.num_rows, pairs.num_columns)
+        halo, local_items = localize(shard.item_rows[pairs.indices], shard.items, shard.world, purpose=TRAFFIC)
+        by_user = CSR(pairs.indptr, local_items, halo.num_local)
+        to_users = Edges(by_user, by_user.transpose())
         user_degrees = (pairs.row_counts + 1).to(torch.float32)[:, None]
-        item_degrees = (pairs.column_counts + 1).to(torch.float32)[:, None]
+        item_degrees = (halo.fold(by_user.column_counts[:, None]) + 1).to(torch.float32)
         return cls(
+            pairs,
+            shard,
+            halo,
             to_users,
             to_users.reversed,
             user_degrees.rsqrt(),
@@ -80,7 +106,7 @@ class Relation:
         """Keep each stored entry of A^ with a probability, and divide the kept ones by it.
 
         Both directions of an edge and the self loops are drawn independently of each other, as published; draws are
-        keyed by the entry's (row, column).
+        keyed by the ids of the entry's row and column.
 
         Args:
             keep_prob: 1 keeps all and returns the relation itself, 0 keeps nothing.
@@ -89,25 +115,23 @@ class Relation:
         if keep_prob == 1:
             return self
         scale = 1 / keep_prob if keep_prob > 0 else 0.0
-        loops = {
-            name: loop * scale * _kept(torch.arange(loop.numel(), device=loop.device), keep_prob, stream, name)[:, None]
-            for name, loop in (("user_loop", self.user_loop), ("item_loop", self.item_loop))
-        }
+
+        def kept(ids: Tensor, purpose: str) -> Tensor:
+            return stream.child(purpose).uniform(ids) < keep_prob
+
+        users, items = self.shard.user_ids[self.pairs.row_ids], self.pairs.indices
+        by_user = self.to_users.by_target
+        to_users = by_user.filter(kept(users * self.shard.num_items + items, "to_users"))
+        to_items = by_user.filter(kept(items * self.shard.num_users + users, "to_items"))
         return Relation(
-            _drop(self.to_users, keep_prob, stream, "to_users"),
-            _drop(self.to_items, keep_prob, stream, "to_items"),
+            self.pairs,
+            self.shard,
+            self.halo,
+            Edges(to_users, to_users.transpose()),
+            Edges(to_items.transpose(), to_items),
             self.user_scale,
             self.item_scale,
-            loops["user_loop"],
-            loops["item_loop"],
+            self.user_loop * scale * kept(self.shard.user_ids, "user_loop")[:, None],
+            self.item_loop * scale * kept(self.shard.own_item_ids, "item_loop")[:, None],
             scale,
         )
-
-
-def _kept(ids: Tensor, keep_prob: float, stream: RandomStream, purpose: str) -> Tensor:
-    return stream.child(purpose).uniform(ids) < keep_prob
-
-
-def _drop(edges: Edges, keep_prob: float, stream: RandomStream, purpose: str) -> Edges:
-    by_target = edges.by_target.filter(_kept(edges.by_target.keys, keep_prob, stream, purpose))
-    return Edges(by_target, by_target.transpose())

@@ -1,40 +1,92 @@
 """Contrast of two views of the same nodes, the denominator over all nodes.
 
-Shape suffixes: B batch, A distinct anchors of the batch, N all nodes, D embedding.
+Shape suffixes: B batch, A distinct anchors of the batch, N own nodes, D embedding.
 """
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from diffmm_dist.parallel.collectives import all_reduce_sum_, gather_rows, worker_counts
+from diffmm_dist.parallel.ranges import Ownership
+from diffmm_dist.parallel.world import World
+
 _BLOCK_ELEMENTS = 1 << 21  # similarities held at a time: 8 MiB
+TRAFFIC = "contrast"
 
 
-def info_nce(anchor_ND: Tensor, target_ND: Tensor, nodes_B: Tensor, *, temperature: float) -> Tensor:
-    """Return the contrast of two views at the batch's nodes (models/diffmm/README.md, "recommend").
+@dataclass(frozen=True)
+class BatchNodes:
+    """The distinct nodes of a global batch, as their owners see them.
 
-    The mean over the batch's nodes n, repeats included, of
+    Attributes:
+        nodes: own nodes that stand in the batch, local numbers, int64 (A,).
+        weights: share of the batch that each makes up, float32 (A,); over all workers they sum to 1.
+        worker_counts: how many such nodes each worker owns.
+        most_rows: the most rows that any worker contrasts them with.
+    """
+
+    nodes: Tensor
+    weights: Tensor
+    worker_counts: list[int]
+    most_rows: int
+
+    @classmethod
+    def counted(cls, counts_N: Tensor, ownership: Ownership, world: World, *, batch_size: int) -> "BatchNodes":
+        """Return the nodes of a batch.
+
+        Args:
+            counts_N: how often each own node stands in the batch, int64.
+            ownership: of these nodes.
+            world: the workers.
+            batch_size: B, of all workers.
+        """
+        nodes = torch.nonzero(counts_N).flatten()
+        counts = worker_counts(nodes.numel(), world)
+        return cls(nodes, counts_N[nodes] / batch_size, counts, max(ownership.sizes))
+
+    def among_themselves(self) -> "BatchNodes":
+        """Return the same nodes, numbered among the batch's nodes alone."""
+        nodes = torch.arange(self.nodes.numel(), device=self.nodes.device)
+        return BatchNodes(nodes, self.weights, self.worker_counts, max(self.worker_counts))
+
+
+def info_nce(
+    anchor_ND: Tensor,
+    target_ND: Tensor,
+    batch: BatchNodes,
+    *,
+    temperature: float,
+    world: World,
+    in_batch: bool = False,
+) -> Tensor:
+    """Return this worker's share of the contrast of two views at the batch's nodes; the shares sum to the loss.
+
+    The loss is the mean over the batch's nodes n, repeats included, of
 
         -log( exp(cos(x_n, y_n) / tau) / sum_{all j} exp(cos(x_n, y_j) / tau) )
 
-    with x from ``anchor_ND`` and y from ``target_ND``.
+    with x from ``anchor_ND`` and y from ``target_ND`` (models/diffmm/README.md, "recommend").
 
-    A node that stands in the batch several times is computed once and counted as often. Time is O(A N D); memory is
-    O(N D) and one block of similarities.
+    A node that stands in the batch several times is computed once and counted as often. The anchors go to every
+    worker, and each compares them with its own rows. Time is O(A N D); memory is O(N D) and one block of similarities.
 
     Args:
-        anchor_ND: view that the anchors are taken from, float32.
-        target_ND: view that is contrasted with.
-        nodes_B: int64, the nodes of the batch.
+        anchor_ND: view that the anchors are taken from, own rows, float32.
+        target_ND: view that is contrasted with, own rows.
+        batch: the nodes of the batch.
         temperature: tau, at least 0.03: cosines are bounded, so exp(cos / tau) needs no maximum subtracted there.
+        world: the workers.
+        in_batch: sum the denominator over the batch's nodes instead of all, for graphs where all are too many.
     """
-    nodes_A, counts_A = torch.unique(nodes_B, return_counts=True)
-    anchors_AD = F.normalize(anchor_ND.index_select(0, nodes_A), dim=1)
-    weights_A = counts_A / nodes_B.numel()
+    anchors_AD = F.normalize(anchor_ND.index_select(0, batch.nodes), dim=1)
+    if in_batch:
+        target_ND, batch = target_ND.index_select(0, batch.nodes), batch.among_themselves()
     targets_ND = F.normalize(target_ND, dim=1)
-    loss: Tensor = _InfoNCE.apply(anchors_AD, targets_ND, nodes_A, weights_A, temperature)  # type: ignore[no-untyped-call]
+    loss: Tensor = _InfoNCE.apply(anchors_AD, targets_ND, batch, temperature, world)  # type: ignore[no-untyped-call]
     return loss
 
 
@@ -42,29 +94,35 @@ class _InfoNCE(torch.autograd.Function):
     """Computes the loss and, in the same pass over the similarities, both gradients; backward only scales them.
 
     With e_nj = exp(a_n . y_j / tau) and z_n = sum_j e_nj, the gradient of sum_n w_n (log z_n - a_n . y_n / tau) is
-    w_n / tau (sum_j e_nj y_j / z_n - y_n) for a_n, and sum_n w_n / tau a_n (e_nj / z_n - [j = n]) for y_j.
+    w_n / tau (sum_j e_nj y_j / z_n - y_n) for a_n, and sum_n w_n / tau a_n (e_nj / z_n - [j = n]) for y_j. Sums over j
+    are over all workers' rows; the one over n needs all anchors, which every worker has. G: anchors of all workers.
     """
 
     @staticmethod
     def forward(
-        ctx: Any, anchors_AD: Tensor, targets_ND: Tensor, nodes_A: Tensor, weights_A: Tensor, tau: float
+        ctx: Any, anchors_AD: Tensor, targets_ND: Tensor, batch: BatchNodes, tau: float, world: World
     ) -> Tensor:
-        scaled_AD = anchors_AD / tau
-        positives_AD = targets_ND.index_select(0, nodes_A)
-        loss = -(weights_A * (scaled_AD * positives_AD).sum(dim=1)).sum()
-        anchor_grad_AD = torch.empty_like(anchors_AD)
+        counts = batch.worker_counts
+        own = slice(sum(counts[: world.rank]), sum(counts[: world.rank + 1]))
+        scaled_GD = gather_rows(anchors_AD / tau, counts, world, purpose=TRAFFIC)
+        weights_G = gather_rows(batch.weights, counts, world, purpose=TRAFFIC)
+        positives_AD = targets_ND.index_select(0, batch.nodes)
+        logs_G = torch.empty_like(weights_G)
+        anchor_grad_GD = torch.empty_like(scaled_GD)
         target_grad_ND = torch.zeros_like(targets_ND)
-        step = max(1, _BLOCK_ELEMENTS // max(targets_ND.shape[0], 1))
-        for start in range(0, nodes_A.numel(), step):
-            block = slice(start, start + step)
-            exp_bN = (scaled_AD[block] @ targets_ND.T).exp_()
-            sums_b = exp_bN.sum(dim=1)
-            loss += (weights_A[block] * sums_b.log()).sum()
-            share_b = (weights_A[block] / sums_b)[:, None]
-            torch.mul(exp_bN @ targets_ND, share_b, out=anchor_grad_AD[block])
-            target_grad_ND.addmm_(exp_bN.T, scaled_AD[block] * share_b)
-        anchor_grad_AD.sub_(positives_AD * weights_A[:, None]).div_(tau)
-        target_grad_ND.index_add_(0, nodes_A, scaled_AD * -weights_A[:, None])
+        step = max(1, _BLOCK_ELEMENTS // max(batch.most_rows, 1))  # the same on all workers
+        for block in (slice(start, start + step) for start in range(0, scaled_GD.shape[0], step)):
+            exp_bN = (scaled_GD[block] @ targets_ND.T).exp_()
+            sums_b = all_reduce_sum_(exp_bN.sum(dim=1), world, purpose=TRAFFIC)
+            torch.log(sums_b, out=logs_G[block])
+            share_b = (weights_G[block] / sums_b)[:, None]
+            torch.mul(exp_bN @ targets_ND, share_b, out=anchor_grad_GD[block])
+            target_grad_ND.addmm_(exp_bN.T, scaled_GD[block] * share_b)
+        scaled_AD = scaled_GD[own]
+        loss = (batch.weights * (logs_G[own] - (scaled_AD * positives_AD).sum(dim=1))).sum()
+        anchor_grad_AD = all_reduce_sum_(anchor_grad_GD, world, purpose=TRAFFIC)[own]
+        anchor_grad_AD.sub_(positives_AD * batch.weights[:, None]).div_(tau)
+        target_grad_ND.index_add_(0, batch.nodes, scaled_AD * -batch.weights[:, None])
         ctx.save_for_backward(anchor_grad_AD, target_grad_ND)
         return loss
 

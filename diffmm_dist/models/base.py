@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from diffmm_dist.parallel.random import RandomStream
+from diffmm_dist.parallel.ranges import Ownership
 from diffmm_dist.parallel.world import World
 
 
@@ -53,10 +54,15 @@ class Phase(ABC):
 
     @abstractmethod
     def step(self, index: int) -> dict[str, Tensor]:
-        """Do one step; return scalars whose mean over the steps is recorded as ``<phase>/<name>``."""
+        """Do one step.
+
+        Returns:
+            This worker's shares of scalars; their sum over the workers, and its mean over the steps, is recorded as
+            ``<phase>/<name>``.
+        """
 
     def finish(self) -> dict[str, float]:
-        """Conclude the epoch; return further values to record under the phase's name."""
+        """Conclude the epoch; return further values to record under the phase's name, the same on all workers."""
         return {}
 
 
@@ -76,11 +82,21 @@ class Optimization:
 
 
 class Recommender(ABC, nn.Module):
-    """A model whose score of a user and an item is the inner product of two embeddings."""
+    """A model whose score of a user and an item is the inner product of two embeddings.
+
+    Each worker builds the model with its own rows of the tables, and with all of everything else.
+    """
 
     @abstractmethod
     def embeddings(self) -> tuple[Tensor, Tensor]:
-        """Return the final user (U, d) and item (I, d) embeddings, without gradient."""
+        """Return the final embeddings of own users and own items, (rows, d) each, without gradient.
+
+        Every worker calls it at the same time.
+        """
+
+    def row_owners(self) -> dict[str, Ownership]:
+        """Return, for each parameter and buffer of which a worker holds its own rows only, who owns which."""
+        return {}
 
     def restored(self) -> None:
         """Rebuild what follows from parameters and buffers after they were loaded."""

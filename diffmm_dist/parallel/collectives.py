@@ -1,24 +1,143 @@
-"""Sums and agreements over all workers; each is the identity in a world of one."""
+"""Sums, agreements and exchanges over all workers; each is the identity in a world of one.
+
+Every call adds what this worker sends to ``world.sent_bytes`` under a purpose: an exchange the rows that leave for
+other workers, a broadcast its rows once for each receiver, and a sum of n bytes 2 n (W - 1) / W, which is what the ring
+algorithm sends.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from diffmm_dist.errors import LostWorkerError, UserError, one_line
+from diffmm_dist.parallel.ranges import Ownership
 from diffmm_dist.parallel.world import World
 
+T = TypeVar("T")
+CONTROL = "control"  # counts, votes and metrics: a few numbers at a time
 
-def all_reduce_sum(tensor: Tensor, world: World) -> Tensor:
+
+def _together(operation: Callable[..., Any], *arguments: Any, **options: Any) -> None:
+    """Run one of torch's collectives, which raises whatever its backend does when a worker is gone or too late."""
+    try:
+        operation(*arguments, **options)
+    except RuntimeError as error:
+        raise LostWorkerError(one_line(error)) from error
+
+
+def all_reduce_sum(tensor: Tensor, world: World, *, purpose: str = CONTROL) -> Tensor:
     """Return the elementwise sum of every worker's tensor; the input is left as it is."""
     if world.size == 1:
         return tensor
-    total = tensor.clone()
-    dist.all_reduce(total)
-    return total
+    return all_reduce_sum_(tensor.clone(), world, purpose=purpose)
+
+
+def all_reduce_sum_(tensor: Tensor, world: World, *, purpose: str = CONTROL) -> Tensor:
+    """Replace a contiguous tensor by the elementwise sum of every worker's, and return it."""
+    if world.size > 1 and tensor.numel():
+        _together(dist.all_reduce, tensor)
+        world.sent_bytes[purpose] += ring_bytes(tensor.numel() * tensor.element_size(), world.size)
+    return tensor
+
+
+def ring_bytes(num_bytes: int, num_workers: int) -> int:
+    """Return what each worker sends when ``num_bytes`` are summed over a ring of workers."""
+    return 2 * num_bytes * (num_workers - 1) // num_workers
+
+
+def all_reduce_max(value: float, world: World) -> float:
+    """Return the largest of every worker's value."""
+    if world.size == 1:
+        return value
+    largest = torch.tensor(value, dtype=torch.float64, device=world.device)
+    _together(dist.all_reduce, largest, op=dist.ReduceOp.MAX)
+    return float(largest)
 
 
 def any_worker(flag: bool, world: World) -> bool:
     """Return whether any worker says yes, the same answer on all."""
+    return all_reduce_max(float(flag), world) > 0
+
+
+def agree(check: Callable[[], T], world: World) -> T:
+    """Return ``check()``, or raise on every worker if it fails with a ``UserError`` on any.
+
+    Without it the workers that found nothing wrong would wait for the one that did.
+    """
+    error: UserError | None = None
+    try:
+        value = check()
+    except UserError as caught:
+        error = caught
+    if any_worker(error is not None, world):
+        raise error or UserError("another worker has found something wrong; its message says what")
+    return value
+
+
+def on_first(action: Callable[[], object], world: World) -> None:
+    """Do something on the first worker alone, or raise on every worker if it fails there with a ``UserError``."""
+    agree(action if world.is_first else lambda: None, world)
+
+
+def worker_counts(count: int, world: World) -> list[int]:
+    """Return every worker's count, in the order of ranks."""
     if world.size == 1:
-        return flag
-    votes = torch.tensor(int(flag), device=world.device)
-    return bool(all_reduce_sum(votes, world).item())
+        return [count]
+    counts = torch.zeros(world.size, dtype=torch.int64, device=world.device)
+    counts[world.rank] = count
+    return [int(value) for value in all_reduce_sum_(counts, world)]
+
+
+def gather_rows(own: Tensor, counts: Sequence[int], world: World, *, purpose: str) -> Tensor:
+    """Return all workers' rows, one worker's after the other's.
+
+    Args:
+        own: this worker's rows, (counts[rank], ...).
+        counts: rows of each worker.
+        world: the workers.
+        purpose: what the bytes are counted under.
+    """
+    if world.size == 1:
+        return own
+    parts = list(own.new_empty(sum(counts), *own.shape[1:]).split(list(counts)))
+    parts[world.rank].copy_(own)
+    for rank, part in enumerate(parts):
+        if part.numel():
+            _together(dist.broadcast, part, src=rank)
+    world.sent_bytes[purpose] += own.numel() * own.element_size() * (world.size - 1)
+    return torch.cat(parts)
+
+
+def gather_owned(own: Tensor, ownership: Ownership, world: World, *, purpose: str) -> Tensor:
+    """Return all rows ``0 .. total - 1`` from each worker's own."""
+    return gather_rows(own, ownership.sizes, world, purpose=purpose)
+
+
+def exchange_counts(send_counts: Tensor, world: World) -> Tensor:
+    """Tell every worker how many rows it is going to get; return how many come from each, int64 (W,)."""
+    receive_counts = torch.empty_like(send_counts)
+    _together(dist.all_to_all_single, receive_counts, send_counts)
+    world.sent_bytes[CONTROL] += (world.size - 1) * send_counts.element_size()
+    return receive_counts
+
+
+def exchange_rows(
+    rows: Tensor, send_counts: Sequence[int], receive_counts: Sequence[int], world: World, *, purpose: str
+) -> Tensor:
+    """Send rows to their workers and return the rows that come in, both in the order of ranks.
+
+    Args:
+        rows: contiguous, (sum(send_counts), ...).
+        send_counts: rows for each worker.
+        receive_counts: rows from each worker.
+        world: the workers, at least two.
+        purpose: what the bytes are counted under.
+    """
+    received = rows.new_empty(sum(receive_counts), *rows.shape[1:])
+    _together(dist.all_to_all_single, received, rows.contiguous(), list(receive_counts), list(send_counts))
+    leaving = sum(send_counts) - send_counts[world.rank]
+    world.sent_bytes[purpose] += leaving * rows[:1].numel() * rows.element_size()
+    return received

@@ -1,8 +1,10 @@
 """One worker's place among all."""
 
-from dataclasses import dataclass
+from collections import Counter
+from dataclasses import dataclass, field
 
 import torch
+import torch.distributed as dist
 
 
 @dataclass(frozen=True)
@@ -13,13 +15,27 @@ class World:
         rank: this worker's number, from 0.
         size: number of workers; at size 1 every collective is the identity and needs no process group.
         device: where this worker computes.
+        sent_bytes: what this worker has sent to others so far, by purpose (collectives.py says how it is counted).
     """
 
     rank: int
     size: int
     device: torch.device
+    sent_bytes: Counter[str] = field(default_factory=Counter, compare=False)
 
     @classmethod
     def single(cls, device: str | torch.device = "cpu") -> "World":
         """Return the world of one worker."""
         return cls(rank=0, size=1, device=torch.device(device))
+
+    @classmethod
+    def current(cls, device: str | torch.device = "cpu") -> "World":
+        """Return this process's place in torch's process group, or the world of one where there is none."""
+        if not dist.is_initialized():
+            return cls.single(device)
+        return cls(rank=dist.get_rank(), size=dist.get_world_size(), device=torch.device(device))
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this worker writes what is written once."""
+        return self.rank == 0

@@ -7,7 +7,7 @@ import torch
 
 from diffmm_dist.config.schema import Config
 from diffmm_dist.data.dataset import Dataset
-from diffmm_dist.data.training import TrainingData
+from diffmm_dist.data.training import TrainingData, shard_interactions, shard_of
 from diffmm_dist.errors import UserError
 from diffmm_dist.graph.hetero import REAL, HeteroGraph
 from diffmm_dist.graph.propagate import choose_kernel
@@ -19,7 +19,6 @@ from diffmm_dist.models.lightgcn.model import LightGCN
 from diffmm_dist.models.lightgcn.phases import lightgcn_phases
 from diffmm_dist.models.popularity.model import Popularity
 from diffmm_dist.monitoring.log import logger
-from diffmm_dist.parallel.ranges import even_range
 from diffmm_dist.parallel.world import World
 from diffmm_dist.train.selection import Evaluation
 
@@ -41,8 +40,6 @@ def load_training_data(config: Config, dataset: Dataset, world: World) -> Traini
     Raises:
         UserError: there is nothing to train on, a modality is missing, or a file is damaged.
     """
-    users = even_range(dataset.num_users, rank=world.rank, size=world.size)
-    items = even_range(dataset.num_items, rank=world.rank, size=world.size)
     if dataset.manifest.num_interactions("train") == 0:
         raise UserError(f"dataset {dataset.uri} has no training interactions; prepare it with some")
     modalities = config.data.modalities
@@ -50,29 +47,26 @@ def load_training_data(config: Config, dataset: Dataset, world: World) -> Traini
         modalities = tuple(dataset.manifest.modalities)
     if not MODELS[config.model.name].reads_features:
         modalities = ()
+    shard = shard_of(dataset, world)
     return TrainingData(
-        num_users=dataset.num_users,
-        num_items=dataset.num_items,
-        users=users,
-        items=items,
-        interactions=dataset.interactions("train", users).to(world.device),
-        first_interaction=0,
+        shard=shard,
+        interactions=shard_interactions(dataset, "train", shard),
         num_interactions=dataset.manifest.num_interactions("train"),
-        features={name: dataset.features(name, items).to(world.device) for name in modalities},
+        features={name: dataset.features(name, shard.items.own).to(world.device) for name in modalities},
     )
 
 
 def build_evaluation(
-    config: Config, dataset: Dataset, data: TrainingData, world: World, *, ks: Sequence[int] | None = None
+    config: Config, dataset: Dataset, data: TrainingData, *, ks: Sequence[int] | None = None
 ) -> Evaluation:
     """Return the evaluation that the configuration asks for, at other cut-offs if given."""
     return Evaluation(
         dataset,
         data.interactions,
+        data.shard,
         protocol=config.eval.protocol,
         ks=ks or config.eval.k,
         batch_size=config.eval.batch_size,
-        world=world,
     )
 
 
@@ -153,9 +147,9 @@ def num_epochs(config: Config) -> int:
 
 def _graph(config: Config, data: TrainingData) -> HeteroGraph:
     """Return the real graph, with the kernel that is asked for or found fastest on it."""
-    real = Relation.normalized(data.interactions)
+    real = Relation.normalized(data.interactions, data.shard)
     choice = choose_kernel(config.graph.kernel, real, width=config.model.embedding_dim)
-    if config.graph.kernel == "auto":
+    if config.graph.kernel == "auto" and data.shard.world.is_first:
         logger.info("propagation kernel: %s (%s)", choice.kernel, choice.reason)
     return HeteroGraph({REAL: real}, kernel=choice.kernel)
 

@@ -1,7 +1,8 @@
 """Checkpoints: complete or absent, the newest few and the best kept.
 
 A checkpoint is a folder written by torch.distributed.checkpoint, with ``state.json`` for everything that is no tensor.
-It is written aside and renamed, so a folder under its final name is complete.
+It is written aside and renamed, so a folder under its final name is complete. Every worker writes the rows that it
+owns, and reads those that it owns then, so the number of workers may change in between.
 """
 
 import contextlib
@@ -10,7 +11,7 @@ import logging
 import os
 import shutil
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path, PosixPath
 from typing import Any
@@ -20,12 +21,23 @@ from torch import Tensor
 from torch.distributed.checkpoint import filesystem, metadata
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
-from torch.distributed.checkpoint.metadata import Metadata, StorageMeta, TensorStorageMetadata
+from torch.distributed.checkpoint.metadata import (
+    ChunkStorageMetadata,
+    Metadata,
+    MetadataIndex,
+    StorageMeta,
+    TensorProperties,
+    TensorStorageMetadata,
+)
+from torch.distributed.checkpoint.planner import TensorWriteData, WriteItem, WriteItemType
 from torch.distributed.checkpoint.state_dict_loader import load as load_distributed
 from torch.distributed.checkpoint.state_dict_saver import save as save_distributed
 
 from diffmm_dist import storage
 from diffmm_dist.errors import UserError, one_line
+from diffmm_dist.parallel.collectives import any_worker
+from diffmm_dist.parallel.ranges import Ownership
+from diffmm_dist.parallel.world import World
 from diffmm_dist.train.state import Progress
 from diffmm_dist.unpickle import load_pickle
 
@@ -54,13 +66,15 @@ class Checkpoints:
     """The checkpoints of one run.
 
     Args:
-        folder: where they are.
+        folder: where they are, on storage that all workers share.
         keep: how many of the newest to keep.
+        world: the workers.
     """
 
-    def __init__(self, folder: Path, *, keep: int) -> None:
+    def __init__(self, folder: Path, *, keep: int, world: World) -> None:
         self._folder = folder
         self._keep = keep
+        self._world = world
 
     @staticmethod
     def name(epoch: int, phase: int = 0, step: int = 0) -> str:
@@ -74,35 +88,68 @@ class Checkpoints:
             return []
         return sorted(path.name for path in self._folder.iterdir() if path.name.startswith(_PREFIX))
 
-    def save(self, name: str, tensors: dict[str, Tensor], progress: Progress) -> None:
-        """Write a checkpoint, then remove the ones that need not be kept.
+    def save(
+        self, name: str, tensors: Mapping[str, Tensor], progress: Progress, owners: Mapping[str, Ownership]
+    ) -> None:
+        """Write a checkpoint, then remove the ones that need not be kept; every worker calls it at the same time.
 
         Args:
             name: from ``name``.
-            tensors: all tensors.
+            tensors: all tensors of this worker.
             progress: everything else; the checkpoint of its best epoch stays.
+            owners: for each tensor of which a worker has its own rows only, who owns which.
 
         Raises:
             UserError: it cannot be written; the earlier checkpoints are untouched.
         """
         partial = self._folder / f"partial-{name}"
+        self._together(name, lambda: self._make_room(partial), on_first=True)
+        self._together(name, lambda: self._write_tensors(partial, tensors, owners))
+        self._together(name, lambda: self._complete(partial, name, progress), on_first=True)
+        if self._world.is_first:
+            self._remove_old(progress)
+
+    def _together(self, name: str, action: Callable[[], object], *, on_first: bool = False) -> None:
+        """Do one step of a save on all workers, or on the first; if it fails on any, undo the save and raise on all."""
+        failure: BaseException | None = None
         try:
-            self._folder.mkdir(parents=True, exist_ok=True)
-            shutil.rmtree(partial, ignore_errors=True)
-            with _quiet():
-                save_distributed(tensors, storage_writer=FileSystemWriter(partial, sync_files=True), no_dist=True)
-            with (partial / STATE_FILE).open("w", encoding="utf-8") as file:
-                json.dump(asdict(progress), file)
-                file.flush()
-                os.fsync(file.fileno())
-            partial.rename(self._folder / name)
+            if self._world.is_first or not on_first:
+                action()
         except (Exception, CheckpointException) as error:  # DCP's own is no Exception
-            shutil.rmtree(partial, ignore_errors=True)
-            last = self.names()[-1:] or ["none"]
-            raise UserError(
-                f"cannot write the checkpoint {self._folder / name}: {_reason(error)}; the last complete checkpoint is "
-                f"{last[0]}; make room or give write access, then run the same command again"
-            ) from error
+            failure = error
+        if any_worker(failure is not None, self._world):
+            if self._world.is_first:
+                shutil.rmtree(self._folder / f"partial-{name}", ignore_errors=True)
+            raise self._cannot_write(name, failure)
+
+    def _make_room(self, partial: Path) -> None:
+        self._folder.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(partial, ignore_errors=True)
+
+    def _write_tensors(self, folder: Path, tensors: Mapping[str, Tensor], owners: Mapping[str, Ownership]) -> None:
+        alone = self._world.size == 1
+        shards = dict(tensors) if alone else {key: _shard(value, owners.get(key)) for key, value in tensors.items()}
+        with _quiet():
+            save_distributed(shards, storage_writer=FileSystemWriter(folder, sync_files=True), no_dist=alone)
+
+    def _complete(self, partial: Path, name: str, progress: Progress) -> None:
+        with (partial / STATE_FILE).open("w", encoding="utf-8") as file:
+            json.dump(asdict(progress), file)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.rename(self._folder / name)
+
+    def _cannot_write(self, name: str, failure: BaseException | None) -> UserError:
+        reason = "another worker failed" if failure is None else _reason(failure)
+        last = self.names()[-1:] or ["none"]
+        error = UserError(
+            f"cannot write the checkpoint {self._folder / name}: {reason}; the last complete checkpoint is "
+            f"{last[0]}; make room or give write access, then run the same command again"
+        )
+        error.__cause__ = failure
+        return error
+
+    def _remove_old(self, progress: Progress) -> None:
         for old in self.names()[: -self._keep]:
             if progress.best is None or old != progress.best.checkpoint:
                 shutil.rmtree(self._folder / old, ignore_errors=True)
@@ -118,8 +165,15 @@ class Checkpoints:
         progress: Progress = storage.read_record(str(path / STATE_FILE), Progress, remedy=remedy)
         return progress
 
-    def tensors(self, name: str, *, wanted: Callable[[str], bool] = lambda _: True) -> dict[str, Tensor]:
-        """Return the tensors whose names are wanted.
+    def tensors(
+        self, name: str, owners: Mapping[str, Ownership], *, wanted: Callable[[str], bool] = lambda _: True
+    ) -> dict[str, Tensor]:
+        """Return the tensors whose names are wanted; every worker calls it at the same time.
+
+        Args:
+            name: the checkpoint.
+            owners: for each tensor of which this worker wants its own rows only, who owns which.
+            wanted: whether a tensor is wanted, by its name.
 
         Raises:
             UserError: the checkpoint is missing, damaged, or holds something other than tensors.
@@ -128,8 +182,9 @@ class Checkpoints:
         try:
             reader = _SafeReader(path)
             entries = reader.read_metadata().state_dict_metadata
-            tensors = {key: _empty(entry) for key, entry in entries.items() if wanted(key)}
+            tensors = {key: _empty(entry, owners.get(key)) for key, entry in entries.items() if wanted(key)}
             with _quiet():
+                # Without a process group: what a worker reads does not depend on the others.
                 load_distributed(tensors, storage_reader=reader, no_dist=True)
         except UserError:
             raise
@@ -137,7 +192,50 @@ class Checkpoints:
             raise UserError(
                 f"the checkpoint {path} cannot be read: {_reason(error)}; remove it to go on from an earlier one"
             ) from error
-        return tensors
+        return {key: tensor.local if isinstance(tensor, _RowShard) else tensor for key, tensor in tensors.items()}
+
+
+class _RowShard(Tensor):
+    """A worker's own rows of a table, in the form in which torch.distributed.checkpoint asks for its part of a tensor.
+
+    Attributes:
+        local: the own rows.
+        ownership: of the table's rows.
+    """
+
+    local: Tensor
+    ownership: Ownership
+
+    def size(self, dim: Any = None) -> Any:
+        """Return the size of the whole table."""
+        return torch.Size([self.ownership.total, *self.local.shape[1:]])
+
+    def _chunk(self) -> ChunkStorageMetadata:
+        start = self.ownership.own.start
+        return ChunkStorageMetadata(torch.Size([start, *(0 for _ in self.local.shape[1:])]), self.local.shape)
+
+    def __create_write_items__(self, fqn: str, _: Any) -> list[WriteItem]:
+        if not self.local.numel():
+            return []
+        chunk = self._chunk()
+        data = TensorWriteData(chunk, TensorProperties.create_from_tensor(self.local), self.size())
+        return [WriteItem(MetadataIndex(fqn, chunk.offsets), WriteItemType.SHARD, tensor_data=data)]
+
+    def __create_chunk_list__(self) -> list[ChunkStorageMetadata]:
+        return [self._chunk()] if self.local.numel() else []
+
+    def __get_tensor_shard__(self, _: MetadataIndex) -> Tensor:
+        return self.local
+
+
+def _shard(local: Tensor, ownership: Ownership | None) -> Tensor:
+    """Return a worker's own rows of a table as what they are to DCP; a replicated tensor stays one."""
+    if ownership is None:
+        return local
+    shard = Tensor._make_subclass(_RowShard, local.detach())
+    assert isinstance(shard, _RowShard)
+    shard.local, shard.ownership = local.detach(), ownership
+    return shard
 
 
 class _SafeReader(FileSystemReader):
@@ -153,9 +251,13 @@ class _SafeReader(FileSystemReader):
         return index
 
 
-def _empty(entry: Any) -> Tensor:
+def _empty(entry: Any, ownership: Ownership | None) -> Tensor:
     assert isinstance(entry, TensorStorageMetadata)
-    return torch.empty(entry.size, dtype=entry.properties.dtype)
+    if ownership is None:
+        return torch.empty(entry.size, dtype=entry.properties.dtype)
+    if entry.size[0] != ownership.total:
+        raise ValueError(f"it holds {entry.size[0]} rows of a table of {ownership.total}")
+    return _shard(torch.empty(ownership.own.size, *entry.size[1:], dtype=entry.properties.dtype), ownership)
 
 
 @contextlib.contextmanager

@@ -3,13 +3,13 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from diffmm_dist.errors import StoppedError, UserError
+from diffmm_dist.errors import LostWorkerError, StoppedError, UserError
 from diffmm_dist.models.base import Phase, PhaseContext
 from diffmm_dist.monitoring.log import logger
 from diffmm_dist.monitoring.progress import ProgressBar
 from diffmm_dist.monitoring.recorder import Recorder
 from diffmm_dist.monitoring.timing import peak_rss_gib
-from diffmm_dist.parallel.collectives import any_worker
+from diffmm_dist.parallel.collectives import any_worker, worker_counts
 from diffmm_dist.parallel.world import World
 from diffmm_dist.train.checkpoint import Checkpoints
 from diffmm_dist.train.selection import Evaluation
@@ -59,6 +59,7 @@ def train(run: TrainingRun) -> None:
     Raises:
         StoppedError: the run was asked to stop; a checkpoint is saved.
         UserError: a loss became NaN or infinite, or a checkpoint cannot be written; the last good one is kept.
+        LostWorkerError: another worker died, or kept this one waiting for too long.
     """
     state = run.state
     while state.cursor.epoch < run.num_epochs:
@@ -72,6 +73,16 @@ def train(run: TrainingRun) -> None:
             raise UserError(
                 f"{error}; the last good checkpoint is {last}; lower train.learning_rate or look at the features"
             ) from error
+        except LostWorkerError as error:
+            raise LostWorkerError(
+                f"worker {run.world.rank} of {run.world.size} lost another {_where(run)}: {error}"
+            ) from error
+
+
+def _where(run: TrainingRun) -> str:
+    cursor, phases = run.state.cursor, run.state.phases
+    phase = phases[cursor.phase].name if cursor.phase < len(phases) else "evaluate"
+    return f"at epoch {cursor.epoch}, phase '{phase}', step {cursor.step}"
 
 
 def _run_phase(run: TrainingRun, phase: Phase, context: PhaseContext) -> None:
@@ -85,14 +96,14 @@ def _run_phase(run: TrainingRun, phase: Phase, context: PhaseContext) -> None:
         cursor.step, cursor.global_step = index + 1, cursor.global_step + 1
         run.progress.advance()
         if index % _STEPS_BETWEEN_FINITE_CHECKS == 0:
-            values.check_finite(phase, cursor)
+            values.check_finite(phase, cursor, run.world)
         _save_inside_epoch(run, phase)
     with values.stopwatch.measure(phase.name):
-        values.check_finite(phase, cursor)
+        values.check_finite(phase, cursor, run.world)
         if phase.optimizer is not None:
             phase.optimizer.zero_grad(set_to_none=True)  # no memory for gradients in the other phases
             run.state.check_finite(phase)
-        values.conclude(phase, num_steps, phase.finish())
+        values.conclude(phase, num_steps, phase.finish(), run.world)
     cursor.phase, cursor.step = cursor.phase + 1, 0
 
 
@@ -101,7 +112,7 @@ def _save_inside_epoch(run: TrainingRun, phase: Phase) -> None:
     cursor = run.state.cursor
     stop = any_worker(run.stop_requested(), run.world)
     if stop or (run.save_every_steps and cursor.global_step % run.save_every_steps == 0):
-        run.state.epoch_values.check_finite(phase, cursor)
+        run.state.epoch_values.check_finite(phase, cursor, run.world)
         run.state.check_finite(phase)
         _save(run)
     if stop:
@@ -133,7 +144,7 @@ def _record(run: TrainingRun, epoch: int) -> None:
     seconds = dict(values.stopwatch.seconds)
     epoch_seconds = sum(value for name, value in seconds.items() if name != "checkpoint")
     scalars = values.scalars | {f"time/{name}_s": value for name, value in seconds.items()}
-    scalars |= {"time/epoch_s": epoch_seconds, "mem/peak_gib": peak_rss_gib()}
+    scalars |= {"time/epoch_s": epoch_seconds, **_memory(run.world), **_traffic(run.world)}
     for phase in state.phases:
         scalars[f"throughput/{phase.name}_{phase.unit}_per_s"] = phase.num_examples / seconds[phase.name]
     run.recorder.scalars(scalars, epoch=epoch)
@@ -142,7 +153,22 @@ def _record(run: TrainingRun, epoch: int) -> None:
     score = scalars.get(f"{split}/{run.metric}")
     if score is not None and state.best is not None:
         parts.insert(0, f"{split} {run.metric} {score:.4f} (best {state.best.score:.4f}, {state.best.epoch})")
-    logger.info("epoch %d of 0..%d: %s", epoch, run.num_epochs - 1, ", ".join(parts))
+    if run.world.is_first:
+        logger.info("epoch %d of 0..%d: %s", epoch, run.num_epochs - 1, ", ".join(parts))
+
+
+def _memory(world: World) -> dict[str, float]:
+    """Return the peak memory of the worker that needed most, and of each where there are several."""
+    peaks = [mib / 1024 for mib in worker_counts(round(peak_rss_gib() * 1024), world)]
+    each = {f"mem/peak_gib_worker_{rank}": peak for rank, peak in enumerate(peaks)} if world.size > 1 else {}
+    return {"mem/peak_gib": max(peaks)} | each
+
+
+def _traffic(world: World) -> dict[str, float]:
+    """Return what this worker has sent in this epoch, by purpose."""
+    sent = {f"comm/{purpose}_mib": num_bytes / 2**20 for purpose, num_bytes in world.sent_bytes.items()}
+    world.sent_bytes.clear()
+    return sent
 
 
 def _save(run: TrainingRun) -> None:
@@ -153,4 +179,5 @@ def _save(run: TrainingRun) -> None:
             Checkpoints.name(cursor.epoch, cursor.phase, cursor.step),
             state.tensors(),
             state.progress(),
+            state.row_owners(),
         )

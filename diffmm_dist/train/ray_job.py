@@ -1,9 +1,11 @@
 """A run through Ray Train; the only place that imports ray."""
 
 import logging
+import math
 import os
 import threading
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +21,47 @@ from diffmm_dist.train.signals import StopSignals
 from diffmm_dist.train.worker import run_worker
 
 _POLL_SECONDS = 0.2
+_PATIENCE_S = 60.0  # for the workers of an earlier attempt to be gone
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a run asks of the cluster.
+
+    Attributes:
+        num_workers: W.
+        cpus: CPUs of each worker.
+        use_gpu: whether each worker gets a GPU.
+    """
+
+    num_workers: int
+    cpus: int
+    use_gpu: bool
+
+    @classmethod
+    def of(cls, config: Config, available: Mapping[str, float]) -> "Request":
+        """Return what a configuration asks of a cluster with these resources."""
+        cluster = config.cluster
+        use_gpu = cluster.device == "cuda" or (cluster.device == "auto" and available.get("GPU", 0) > 0)
+        return cls(cluster.num_workers, max(1, cluster.threads_per_worker), use_gpu)
+
+    def check_fits(self, available: Mapping[str, float]) -> None:
+        """Raise a ``UserError`` with both numbers if the cluster cannot hold the request; Ray would wait for ever."""
+        wanted = {"CPU": self.num_workers * self.cpus, "GPU": self.num_workers * int(self.use_gpu)}
+        missing = [
+            f"{count} {kind}s where the cluster has {available.get(kind, 0):g}"
+            for kind, count in wanted.items()
+            if count > available.get(kind, 0)
+        ]
+        if missing:
+            raise UserError(
+                f"cluster.num_workers={self.num_workers} needs {' and '.join(missing)}; lower it or "
+                "cluster.threads_per_worker, or add nodes"
+            )
 
 
 def run_on_ray(config: Config) -> Result:
-    """Train in a Ray worker: on the cluster that RAY_ADDRESS names, or on one started here for the run.
+    """Train in Ray workers: on the cluster that RAY_ADDRESS names, or on one started here for the run.
 
     Raises:
         UserError: something that the user can put right.
@@ -35,9 +74,19 @@ def run_on_ray(config: Config) -> Result:
     folder.release()
     folder.stop_request.unlink(missing_ok=True)
     ray = _start_ray()
+    try:
+        available = ray.cluster_resources()
+        request = Request.of(config, available)
+        request.check_fits(available)
+        return _unpack(_fit_in_thread(config, folder, request))
+    finally:
+        ray.shutdown()
+
+
+def _fit_in_thread(config: Config, folder: RunFolder, request: Request) -> Any:
+    """Run the trainer so that Ctrl-C lets the workers save first; Ray, in the main thread, would abort them."""
     outcome: list[Any] = []
-    # Ray handles Ctrl-C by aborting the workers, but only from the main thread; ours lets them save first.
-    thread = threading.Thread(target=lambda: outcome.append(_fit(config, folder)), daemon=True)
+    thread = threading.Thread(target=lambda: outcome.append(_fit(config, folder, request)), daemon=True)
     try:
         with StopSignals(folder.request_stop):
             thread.start()
@@ -45,8 +94,7 @@ def run_on_ray(config: Config) -> Result:
                 thread.join(_POLL_SECONDS)
     finally:
         folder.stop_request.unlink(missing_ok=True)
-        ray.shutdown()
-    return _unpack(outcome[0])
+    return outcome[0]
 
 
 def _start_ray() -> Any:
@@ -57,6 +105,7 @@ def _start_ray() -> Any:
         # Without the cluster support that this variable is named for, every server of Ray's binds to loopback; Ray
         # reads it when it is imported.
         os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # the workers' exchanges stay on this machine too
     try:
         import ray
     except ImportError as error:
@@ -80,20 +129,23 @@ def _with_absolute_paths(config: Config) -> Config:
     return Config.model_validate(tree)
 
 
-def _fit(config: Config, folder: RunFolder) -> Any:
-    """Run the trainer; return what the worker returned, or the exception."""
-    import ray
-    from ray.train import LoggingConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchTrainer
+def _fit(config: Config, folder: RunFolder, request: Request) -> Any:
+    """Run the trainer; return what the first worker returned, or the exception."""
+    from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchConfig, TorchTrainer
 
-    device = config.cluster.device
-    use_gpu = device == "cuda" or (device == "auto" and ray.cluster_resources().get("GPU", 0) > 0)
     trainer = TorchTrainer(
         _train_function,
         train_loop_config=config.model_dump(mode="json"),
-        scaling_config=ScalingConfig(num_workers=config.cluster.num_workers, use_gpu=use_gpu),
+        torch_config=TorchConfig(timeout_s=math.ceil(config.cluster.timeout_s)),
+        scaling_config=ScalingConfig(
+            num_workers=request.num_workers, use_gpu=request.use_gpu, resources_per_worker={"CPU": request.cpus}
+        ),
         run_config=RunConfig(
-            storage_path=str(folder.path), name="ray", logging_config=LoggingConfig(log_level="WARNING")
+            storage_path=str(folder.path),
+            name="ray",
+            failure_config=FailureConfig(max_failures=config.cluster.max_failures),
+            logging_config=LoggingConfig(log_level="WARNING"),
         ),
     )
     try:
@@ -103,14 +155,22 @@ def _fit(config: Config, folder: RunFolder) -> Any:
 
 
 def _train_function(tree: dict[str, Any]) -> Mapping[str, Any]:
-    """What a Ray worker runs; what the user can put right is returned, since Ray would wrap it when raised."""
+    """What a Ray worker runs.
+
+    What the user can put right is returned, since Ray would wrap it when raised and try again. A lost worker is raised:
+    Ray Train starts all workers again, and they go on from the last checkpoint.
+    """
     set_up_logging()
     logging.getLogger("ray.train").setLevel(logging.WARNING)  # it would print every report
     config = config_from_tree(tree, source="driver")
     folder = RunFolder(config.run.path)
     try:
         result = run_worker(
-            config, stop_requested=folder.stop_request.exists, recorders=[_ReportToRay()], show_progress=False
+            config,
+            stop_requested=folder.stop_request.exists,
+            recorders=[_ReportToRay()],
+            show_progress=False,
+            patience_s=_PATIENCE_S,
         )
     except UserError as error:
         return {"error": str(error)}
@@ -123,13 +183,26 @@ def _train_function(tree: dict[str, Any]) -> Mapping[str, Any]:
 
 def _unpack(outcome: Any) -> Result:
     if isinstance(outcome, BaseException):
-        raise outcome
+        raise _explained(outcome)
     if "error" in outcome:
         raise UserError(outcome["error"])
     if "stopped" in outcome:
         raise StoppedError(outcome["stopped"])
     result: Result = outcome["result"]
     return result
+
+
+def _explained(error: BaseException) -> BaseException:
+    """Return the failure of workers as a sentence with the last line of the one that failed first."""
+    failures = getattr(error, "worker_failures", None)
+    if not failures:
+        return error
+    rank, failure = min(failures.items())
+    lines = [line for line in str(failure).splitlines() if line.strip()] or [type(failure).__name__]
+    return UserError(
+        f"worker {rank} failed and cluster.max_failures attempts are used up: {lines[-1].strip()}; the last checkpoint "
+        "stands, and the same command goes on from it"
+    )
 
 
 class _ReportToRay(Recorder):

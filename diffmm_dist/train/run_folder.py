@@ -1,6 +1,7 @@
 """A run folder: which run it is, and whether this command may continue it."""
 
 import fcntl
+import time
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from diffmm_dist.errors import UserError, one_line
 CONFIG = "config.yaml"
 IDENTITY = "run.json"
 RESULT = "result.json"
+_LOCK_POLL_S = 0.2
 
 
 class Identity(TypedDict):
@@ -93,13 +95,18 @@ class RunFolder:
         """Return the run's configuration."""
         return load_config(self.path / CONFIG)
 
-    def claim(self, config: Config, *, fingerprint: str) -> None:
+    def claim(self, config: Config, *, fingerprint: str, patience_s: float = 0) -> None:
         """Make the folder this run's, or check that it is, and keep other processes out until this one ends.
+
+        Args:
+            config: the run.
+            fingerprint: of its dataset.
+            patience_s: seconds to wait for another process to leave the folder.
 
         Raises:
             UserError: it cannot be written, another process is training in it, or it holds another run.
         """
-        self._lock()
+        self._lock(patience_s)
         if (self.path / CONFIG).is_file() and (self.path / IDENTITY).is_file():
             self._check_same_run(config, fingerprint)
         elif self.checkpoints.exists() or (self.path / RESULT).exists():
@@ -111,7 +118,7 @@ class RunFolder:
             storage.write_json(str(self.path / IDENTITY), Identity(dataset=fingerprint, version=__version__))
         storage.write_bytes(str(self.path / CONFIG), to_yaml(config).encode())
 
-    def _lock(self) -> None:
+    def _lock(self, patience_s: float) -> None:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             self._lock_file = (self.path / "lock").open("w")
@@ -120,12 +127,18 @@ class RunFolder:
                 f"the run folder {self.path} cannot be written: {one_line(error)}; "
                 "choose another run.path or give write access"
             ) from error
+        deadline = time.monotonic() + patience_s
+        while not self._try_lock():
+            if time.monotonic() >= deadline:
+                raise UserError(f"another process is training in {self.path}; wait for it or choose another run.path")
+            time.sleep(_LOCK_POLL_S)
+
+    def _try_lock(self) -> bool:
         try:
             fcntl.flock(self._lock_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise UserError(
-                f"another process is training in {self.path}; wait for it or choose another run.path"
-            ) from error
+        except OSError:
+            return False
+        return True
 
     def release(self) -> None:
         """Let other processes use the folder."""

@@ -4,11 +4,13 @@ from collections.abc import Sequence
 from typing import Literal
 
 from diffmm_dist.data.dataset import Dataset
-from diffmm_dist.data.schema import Split
+from diffmm_dist.data.schema import SPLITS, Split
+from diffmm_dist.data.training import shard_interactions
 from diffmm_dist.errors import UserError
 from diffmm_dist.evaluation.evaluator import evaluate
 from diffmm_dist.models.base import Recommender
-from diffmm_dist.parallel.world import World
+from diffmm_dist.parallel.collectives import gather_owned
+from diffmm_dist.parallel.shard import Shard
 from diffmm_dist.sparse import CSR
 
 Protocol = Literal["validation", "published"]
@@ -24,11 +26,11 @@ class Evaluation:
 
     Args:
         dataset: where the splits are.
-        train: training interactions, which are always masked.
+        train: training interactions of the own users, which are always masked.
+        shard: what this worker owns; it ranks all items for its own users.
         protocol: which.
         ks: cut-offs.
         batch_size: users ranked at a time.
-        world: this worker among all.
 
     Attributes:
         selection_split: the split that picks the best epoch.
@@ -38,18 +40,18 @@ class Evaluation:
     """
 
     def __init__(
-        self, dataset: Dataset, train: CSR, *, protocol: Protocol, ks: Sequence[int], batch_size: int, world: World
+        self, dataset: Dataset, train: CSR, shard: Shard, *, protocol: Protocol, ks: Sequence[int], batch_size: int
     ) -> None:
-        device = world.device
         self._splits: dict[Split, CSR] = {"train": train}
         for name in ("valid", "test"):
-            self._splits[name] = dataset.interactions(name).to(device)
+            self._splits[name] = shard_interactions(dataset, name, shard)
+        self._empty = {name for name in SPLITS if dataset.manifest.num_interactions(name) == 0}
+        self._shard = shard
         self._protocol = protocol
         self._ks = ks
         self._batch_size = batch_size
-        self._world = world
         self.selection_split = SELECTION_SPLIT[protocol]
-        if self._splits[self.selection_split].num_entries == 0:
+        if self.selection_split in self._empty:
             missing, other = ("validation", "published") if protocol == "validation" else ("test", "validation")
             raise UserError(
                 f"dataset {dataset.uri} has no {missing} interactions to choose the best epoch with; prepare it with a "
@@ -57,18 +59,23 @@ class Evaluation:
             )
 
     def measure(self, model: Recommender, split: Split) -> dict[str, float]:
-        """Return the metrics on a split, masked as the protocol says; empty for an empty split."""
-        truth = self._splits[split]
-        if truth.num_entries == 0:
+        """Return the metrics on a split, masked as the protocol says; empty for an empty split.
+
+        Every worker calls it at the same time, and all get the same.
+        """
+        if split in self._empty:
             return {}
         masked: list[Split] = ["train", "valid"] if split == "test" and self._protocol == "validation" else ["train"]
         users, items = model.embeddings()
+        shard = self._shard
+        # In the order of ids, so that ties go to the lower id whatever the partition.
+        all_items = gather_owned(items, shard.items, shard.world, purpose="evaluation")[shard.item_rows]
         return evaluate(
             users,
-            items,
-            truth=truth,
+            all_items,
+            truth=self._splits[split],
             masked=[self._splits[name] for name in masked],
             ks=self._ks,
             batch_size=self._batch_size,
-            world=self._world,
+            world=shard.world,
         )

@@ -6,10 +6,14 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
+from torch.optim import Optimizer
 
 from diffmm_dist.errors import UserError, one_line
 from diffmm_dist.models.base import Phase, Recommender
 from diffmm_dist.monitoring.timing import Stopwatch
+from diffmm_dist.parallel.collectives import all_reduce_sum, any_worker
+from diffmm_dist.parallel.ranges import Ownership
+from diffmm_dist.parallel.world import World
 
 
 class NonFiniteError(UserError):
@@ -72,7 +76,7 @@ class EpochValues:
     """What the current epoch has measured so far; saved with the run, so that an interrupted epoch is recorded whole.
 
     Attributes:
-        sums: sums of the current phase's step values, float64 scalars.
+        sums: sums of this worker's step values in the current phase, float64 scalars.
         scalars: by tag, of the phases already finished.
         stopwatch: seconds by phase, evaluation and checkpoint.
     """
@@ -87,18 +91,25 @@ class EpochValues:
             value = value.to(torch.float64)
             self.sums[name] = self.sums[name] + value if name in self.sums else value
 
-    def check_finite(self, phase: Phase, cursor: Cursor) -> None:
-        """Raise a ``NonFiniteError`` naming the phase if a sum is NaN or infinite."""
-        for name, value in self.sums.items():
-            if not math.isfinite(float(value)):
+    def totals(self, world: World) -> dict[str, float]:
+        """Return the sums over all workers."""
+        if not self.sums:
+            return {}
+        sums = all_reduce_sum(torch.stack(list(self.sums.values())), world)
+        return dict(zip(self.sums, sums.tolist(), strict=True))
+
+    def check_finite(self, phase: Phase, cursor: Cursor, world: World) -> None:
+        """Raise a ``NonFiniteError`` naming the phase, on all workers, if a sum is NaN or infinite."""
+        for name, value in self.totals(world).items():
+            if not math.isfinite(value):
                 raise NonFiniteError(
-                    f"the loss became {float(value)} in phase '{phase.name}' ({phase.name}/{name}) at epoch "
+                    f"the loss became {value} in phase '{phase.name}' ({phase.name}/{name}) at epoch "
                     f"{cursor.epoch}, within {cursor.step} steps"
                 )
 
-    def conclude(self, phase: Phase, num_steps: int, finished: Mapping[str, float]) -> None:
+    def conclude(self, phase: Phase, num_steps: int, finished: Mapping[str, float], world: World) -> None:
         """Turn the phase's sums into means under its tags."""
-        means = {name: float(value) / max(num_steps, 1) for name, value in self.sums.items()}
+        means = {name: value / max(num_steps, 1) for name, value in self.totals(world).items()}
         self.scalars |= {f"{phase.name}/{name}": value for name, value in (means | dict(finished)).items()}
         self.sums = {}
 
@@ -109,67 +120,91 @@ class TrainState:
     Args:
         model: the model.
         phases: its phases; their names tell their optimisers apart.
+        world: the workers, each of which has a state of its own.
     """
 
-    def __init__(self, model: Recommender, phases: Sequence[Phase]) -> None:
+    def __init__(self, model: Recommender, phases: Sequence[Phase], world: World) -> None:
         self.model = model
         self.phases = tuple(phases)
+        self.world = world
         self.cursor = Cursor()
         self.best: Best | None = None
         self.epoch_values = EpochValues()
 
     def check_finite(self, phase: Phase) -> None:
-        """Raise a ``NonFiniteError`` naming the phase if a parameter holds NaN or infinity."""
-        for name, parameter in self.model.named_parameters():
-            if not bool(torch.isfinite(parameter).all()):
-                raise NonFiniteError(
-                    f"parameter {name} became NaN or infinite in phase '{phase.name}' at epoch {self.cursor.epoch}, "
-                    f"within {self.cursor.step} steps"
-                )
+        """Raise a ``NonFiniteError`` naming the phase, on all workers, if a parameter holds NaN or infinity."""
+        names = [name for name, values in self.model.named_parameters() if not bool(torch.isfinite(values).all())]
+        if any_worker(bool(names), self.world):
+            raise NonFiniteError(
+                f"parameter {names[0] if names else '(of another worker)'} became NaN or infinite in phase "
+                f"'{phase.name}' at epoch {self.cursor.epoch}, within {self.cursor.step} steps"
+            )
 
     def tensors(self) -> dict[str, Tensor]:
-        """Return all tensors by name: ``model/NAME`` and ``optimizer/PHASE/PARAMETER/KEY``."""
+        """Return this worker's tensors by name: ``model/NAME`` and ``optimizer/PHASE/PARAMETER/KEY``."""
         tensors = {f"{_MODEL}{name}": tensor for name, tensor in self.model.state_dict().items()}
         for phase in self.phases:
-            if phase.optimizer is not None:
-                for index, values in phase.optimizer.state_dict()["state"].items():
-                    tensors |= {f"optimizer/{phase.name}/{index}/{key}": value for key, value in values.items()}
+            for parameter, values in self._optimizer_state(phase).items():
+                tensors |= {f"optimizer/{phase.name}/{parameter}/{key}": value for key, value in values.items()}
         return tensors
+
+    def row_owners(self) -> dict[str, Ownership]:
+        """Return, for each tensor of which a worker has its own rows only, who owns which."""
+        of_model = self.model.row_owners()
+        owners = {f"{_MODEL}{name}": ownership for name, ownership in of_model.items()}
+        for phase in self.phases:
+            for name, ownership in of_model.items():
+                owners |= {f"optimizer/{phase.name}/{name}/{key}": ownership for key in _ADAM_MOMENTS}
+        return owners
+
+    def _optimizer_state(self, phase: Phase) -> dict[str, dict[str, Tensor]]:
+        """Return what the phase's optimiser remembers of each parameter, by the parameter's name."""
+        if phase.optimizer is None:
+            return {}
+        names = self._parameter_names(phase.optimizer)
+        state: dict[int, dict[str, Tensor]] = phase.optimizer.state_dict()["state"]
+        return {names[index]: values for index, values in state.items()}
+
+    def _parameter_names(self, optimizer: Optimizer) -> list[str]:
+        """Return the names of an optimiser's parameters, in its order."""
+        names = {parameter: name for name, parameter in self.model.named_parameters()}
+        return [names[parameter] for group in optimizer.param_groups for parameter in group["params"]]
 
     def load_tensors(self, tensors: Mapping[str, Tensor]) -> None:
         """Take over what ``tensors`` returned."""
         load_model(self.model, tensors)
         for phase in self.phases:
             if phase.optimizer is not None:
-                self._load_optimizer(phase, tensors)
+                self._load_optimizer(phase.name, phase.optimizer, tensors)
 
-    def _load_optimizer(self, phase: Phase, tensors: Mapping[str, Tensor]) -> None:
-        assert phase.optimizer is not None
+    def _load_optimizer(self, phase: str, optimizer: Optimizer, tensors: Mapping[str, Tensor]) -> None:
         state: dict[int, dict[str, Tensor]] = {}
-        prefix = f"optimizer/{phase.name}/"
-        for name, tensor in tensors.items():
-            if name.startswith(prefix):
-                index, key = name.removeprefix(prefix).split("/")
-                state.setdefault(int(index), {})[key] = tensor
-        groups = phase.optimizer.state_dict()["param_groups"]
-        phase.optimizer.load_state_dict({"state": state, "param_groups": groups})
+        for index, name in enumerate(self._parameter_names(optimizer)):
+            prefix = f"optimizer/{phase}/{name}/"
+            values = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
+            if values:
+                state[index] = values
+        groups = optimizer.state_dict()["param_groups"]
+        optimizer.load_state_dict({"state": state, "param_groups": groups})
 
     def progress(self) -> Progress:
-        """Return everything but the tensors; floats survive JSON exactly."""
+        """Return everything but the tensors, the same on all workers; floats survive JSON exactly."""
         values = self.epoch_values
-        sums = {name: float(value) for name, value in values.sums.items()}
-        return Progress(self.cursor, self.best, sums, values.scalars, values.stopwatch.seconds)
+        totals = values.totals(self.world)
+        return Progress(self.cursor, self.best, totals, values.scalars, values.stopwatch.seconds)
 
-    def load_progress(self, progress: Progress, device: torch.device) -> None:
-        """Take over what ``progress`` returned."""
+    def load_progress(self, progress: Progress) -> None:
+        """Take over what ``progress`` returned; the first worker goes on with the sums of all."""
         self.cursor, self.best = progress.cursor, progress.best
+        mine, device = float(self.world.is_first), self.world.device
         self.epoch_values = EpochValues(
-            {name: torch.tensor(value, dtype=torch.float64, device=device) for name, value in progress.sums.items()},
+            {name: torch.tensor(mine * v, dtype=torch.float64, device=device) for name, v in progress.sums.items()},
             progress.scalars,
             Stopwatch(progress.seconds),
         )
 
 
+_ADAM_MOMENTS = ("exp_avg", "exp_avg_sq")
 _MODEL = "model/"
 
 

@@ -38,7 +38,7 @@ class TrainedRun:
 
     def evaluation(self, ks: Sequence[int]) -> Evaluation:
         """Return the evaluation under the run's protocol, at these cut-offs."""
-        return build_evaluation(self.config, self.dataset, self.data, self.world, ks=ks)
+        return build_evaluation(self.config, self.dataset, self.data, ks=ks)
 
 
 def load_trained(run_path: str) -> TrainedRun:
@@ -49,7 +49,7 @@ def load_trained(run_path: str) -> TrainedRun:
     """
     folder = RunFolder.existing(run_path)
     config = folder.config()
-    checkpoints = Checkpoints(folder.checkpoints, keep=config.checkpoint.keep)
+    checkpoints = Checkpoints(folder.checkpoints, keep=config.checkpoint.keep, world=World.single())
     names = checkpoints.names()
     best = checkpoints.progress(names[-1]).best if names else None
     if best is None:
@@ -61,5 +61,5 @@ def load_trained(run_path: str) -> TrainedRun:
     data = load_training_data(config, dataset, world)
     anywhere = config.model_copy(update={"graph": GraphConfig(kernel="csr")})  # the kernels give the same bits
     model = build_recipe(anywhere, data, device=world.device).model
-    load_model(model, checkpoints.tensors(best.checkpoint, wanted=is_of_model))
+    load_model(model, checkpoints.tensors(best.checkpoint, {}, wanted=is_of_model))
     return TrainedRun(config, dataset, data, model, best.epoch, world)

@@ -16,6 +16,7 @@ from diffmm_dist.monitoring.log import logger
 from diffmm_dist.monitoring.progress import ProgressBar
 from diffmm_dist.monitoring.recorder import MultiRecorder, Recorder
 from diffmm_dist.monitoring.timing import peak_rss_gib
+from diffmm_dist.parallel.collectives import agree, all_reduce_max, on_first, worker_counts
 from diffmm_dist.parallel.world import World
 from diffmm_dist.train.build import build_evaluation, build_recipe, choose_device, load_training_data, num_epochs
 from diffmm_dist.train.checkpoint import Checkpoints
@@ -31,32 +32,43 @@ def run_worker(
     stop_requested: Callable[[], bool],
     recorders: Sequence[Recorder] = (),
     show_progress: bool | None = None,
+    patience_s: float = 0,
 ) -> Result:
     """Train, or go on training, the configured run; return what result.json says.
 
+    Where torch has a process group, every process of it calls this at the same time: each takes its share of the users
+    and items, and the first alone writes the run folder, which all must be able to read.
+
     Args:
         config: the run.
-        stop_requested: polled after every step; when it says yes the run saves a checkpoint and stops.
+        stop_requested: polled after every step; when it says yes on any worker the run saves a checkpoint and stops.
         recorders: besides the run folder's own.
         show_progress: draw a progress bar; None draws it on a terminal.
+        patience_s: seconds to wait for another process, such as a dying one of this run, to leave the run folder.
 
     Raises:
         UserError: something that the user can put right.
         StoppedError: the run was asked to stop and has saved a checkpoint.
+        LostWorkerError: another worker has died or hangs.
     """
     prepare_process(config.cluster.threads_per_worker)
-    world = World.single(choose_device(config.cluster.device))
-    dataset = Dataset.open(config.data.path)
+    world = World.current(choose_device(config.cluster.device))
+    processes = worker_counts(os.getpid(), world)
+    if world.size > 1 and world.is_first:
+        logger.info("%d workers, by rank processes %s", world.size, ", ".join(map(str, processes)))
+    dataset = agree(lambda: Dataset.open(config.data.path), world)
     folder = RunFolder(config.run.path)
-    folder.claim(config, fingerprint=dataset.manifest.fingerprint)
+    fingerprint = dataset.manifest.fingerprint
+    on_first(lambda: folder.claim(config, fingerprint=fingerprint, patience_s=patience_s), world)
     try:
-        result = folder.result()
+        result = agree(folder.result, world)
         if result is not None and result["epochs"] >= num_epochs(config):
             logger.info("%s has already finished; its result stands in result.json", folder.path)
             return result
         return _train_in(folder, config, dataset, world, stop_requested, recorders, show_progress)
     finally:
-        folder.release()
+        if world.is_first:
+            folder.release()
 
 
 def _train_in(
@@ -68,20 +80,21 @@ def _train_in(
     recorders: Sequence[Recorder],
     show_progress: bool | None,
 ) -> Result:
-    data = load_training_data(config, dataset, world)
-    evaluation = build_evaluation(config, dataset, data, world)
+    data = agree(lambda: load_training_data(config, dataset, world), world)
+    evaluation = agree(lambda: build_evaluation(config, dataset, data), world)
     recipe = build_recipe(config, data, device=world.device)
-    state = TrainState(recipe.model, recipe.phases)
-    checkpoints = Checkpoints(folder.checkpoints, keep=config.checkpoint.keep)
-    _restore(state, checkpoints, folder, world)
+    state = TrainState(recipe.model, recipe.phases, world)
+    checkpoints = Checkpoints(folder.checkpoints, keep=config.checkpoint.keep, world=world)
+    _read_newest(state, checkpoints, folder)
     done, wanted = state.cursor.epoch, num_epochs(config)
     if done > wanted or (done == wanted and state.best is None):
         raise UserError(
             f"{folder.path} has trained {done} epochs already, so it cannot become a run of "
             f"train.epochs={config.train.epochs}; raise it or choose another run.path"
         )
-    recorder = MultiRecorder([*_recorders(folder, config, start_epoch=done), *recorders])
-    with ProgressBar(enabled=show_progress) as progress:
+    own = _recorders(folder, config, start_epoch=done) if world.is_first else []
+    recorder = MultiRecorder([*own, *recorders])
+    with ProgressBar(enabled=show_progress if world.is_first else False) as progress:
         try:
             train(
                 TrainingRun(
@@ -103,7 +116,8 @@ def _train_in(
         finally:
             recorder.close()
     result = _conclude(state, checkpoints, evaluation, folder, config)
-    folder.write_result(result)
+    if world.is_first:
+        folder.write_result(result)
     return result
 
 
@@ -121,9 +135,10 @@ def prepare_process(num_threads: int) -> None:
     """Set up this process for repeatable and fast computation on the CPU.
 
     Args:
-        num_threads: threads of torch; 0 for one per core.
+        num_threads: threads of torch; 0 for this process's share of the cores.
     """
-    torch.set_num_threads(num_threads or os.cpu_count() or 1)
+    neighbors = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # set by Ray Train and by torchrun
+    torch.set_num_threads(num_threads or max(1, (os.cpu_count() or 1) // neighbors))
     torch.use_deterministic_algorithms(True)
     # Nothing here reads memory that it has not written, so filling it first would only cost time.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
@@ -147,12 +162,16 @@ def keep_freed_memory() -> None:
     mallopt(trim_threshold, 2**31 - 1)
 
 
-def _restore(state: TrainState, checkpoints: Checkpoints, folder: RunFolder, world: World) -> None:
+def _read_newest(state: TrainState, checkpoints: Checkpoints, folder: RunFolder) -> None:
+    """Go on from the newest checkpoint, if there is one."""
     names = checkpoints.names()
     if not names:
         return
-    state.load_tensors(checkpoints.tensors(names[-1]))
-    state.load_progress(checkpoints.progress(names[-1]), world.device)
+    world = state.world
+    state.load_tensors(agree(lambda: checkpoints.tensors(names[-1], state.row_owners()), world))
+    state.load_progress(agree(lambda: checkpoints.progress(names[-1]), world))
+    if not world.is_first:
+        return
     cursor = state.cursor
     logger.info(
         "resuming %s from checkpoint %s: epoch %d, phase %d, step %d (%d steps done)",
@@ -170,7 +189,8 @@ def _conclude(
 ) -> Result:
     """Measure the best epoch and summarise the run."""
     assert state.best is not None
-    load_model(state.model, checkpoints.tensors(state.best.checkpoint, wanted=is_of_model))
+    load_model(state.model, checkpoints.tensors(state.best.checkpoint, state.row_owners(), wanted=is_of_model))
+    peak = all_reduce_max(peak_rss_gib(), state.world)
     records = read_jsonl(folder.metrics)
     times = {tag for record in records for tag in record if tag.startswith("time/")} - {"time/epoch_s"}
     return {
@@ -182,7 +202,7 @@ def _conclude(
         "test": evaluation.measure(state.model, "test"),
         "seconds_per_epoch": _median(records, "time/epoch_s"),
         "seconds_per_phase": {tag[5:-2]: _median(records, tag) for tag in sorted(times)},
-        "peak_rss_gib": max([peak_rss_gib(), *(record["mem/peak_gib"] for record in records)]),
+        "peak_rss_gib": max([peak, *(record["mem/peak_gib"] for record in records)]),
         "config": config.model_dump(mode="json"),
     }
 

@@ -12,10 +12,9 @@ from diffmm_dist.errors import StoppedError
 from diffmm_dist.export.bundle import export_bundle, read_bundle
 from diffmm_dist.export.recommend import recommend
 from diffmm_dist.train.build import MODELS
-from diffmm_dist.train.checkpoint import Checkpoints
 from diffmm_dist.train.trained import load_trained
 from diffmm_dist.train.worker import run_worker
-from tests.support.builders import metrics_of, small_config, synthetic_dataset
+from tests.support.builders import checkpoint_tensors, metrics_of, small_config, synthetic_dataset
 
 # Name, and overrides that exercise another path through the model.
 CASES = {
@@ -100,7 +99,7 @@ def test_stopped_anywhere_it_goes_on_with_the_same_bits(dataset, tmp_path, secti
     assert metrics_of(tmp_path / "parts") == metrics_of(tmp_path / "whole")
     newest = [sorted((tmp_path / name / "checkpoints").iterdir())[-1] for name in ("whole", "parts")]
     assert newest[0].name == newest[1].name
-    tensors = [Checkpoints(path.parent, keep=1).tensors(path.name) for path in newest]
+    tensors = [checkpoint_tensors(path) for path in newest]
     assert set(tensors[0]) == set(tensors[1])
     for name, tensor in tensors[0].items():
         assert torch.equal(tensor, tensors[1][name]), name

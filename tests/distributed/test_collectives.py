@@ -1,41 +1,25 @@
 """Collectives over real processes equal the sums computed here, and are the identity in a world of one."""
 
-import os
-
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 
 from diffmm_dist.data.batches import EpochBatches
+from diffmm_dist.errors import UserError
 from diffmm_dist.evaluation.metrics import MetricSums
-from diffmm_dist.parallel.collectives import all_reduce_sum, any_worker
+from diffmm_dist.parallel.collectives import (
+    agree,
+    all_reduce_max,
+    all_reduce_sum,
+    any_worker,
+    gather_rows,
+    worker_counts,
+)
+from diffmm_dist.parallel.halo import extended, localize
 from diffmm_dist.parallel.random import RandomStream
-from diffmm_dist.parallel.ranges import even_range
+from diffmm_dist.parallel.ranges import Ownership, even_range
 from diffmm_dist.parallel.world import World
-from tests.support.builders import random_pairs
-from tests.support.processes import free_port
-
-
-def _worker(rank, size, port, check):
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", rank=rank, world_size=size)
-    try:
-        check(World(rank, size, torch.device("cpu")))
-    finally:
-        dist.destroy_process_group()
-
-
-def on_workers(size, check):
-    """Run ``check(world)`` on every worker of a group, in this process where there is only one."""
-    if size == 1:
-        check(World.single())
-    else:
-        mp.spawn(_worker, args=(size, free_port(), check), nprocs=size)
-
-
-SIZES = [1, 2, 3]
+from tests.support.builders import random_pairs, random_rows
+from tests.support.workers import SIZES, cuts, on_workers
 
 
 def check_sums(world):
@@ -45,6 +29,40 @@ def check_sums(world):
     assert own.tolist() == [1.0, world.rank]
     assert any_worker(world.rank == world.size - 1, world)
     assert not any_worker(False, world)
+    assert all_reduce_max(float(world.rank), world) == world.size - 1
+    assert worker_counts(world.rank * 5, world) == [rank * 5 for rank in range(world.size)]
+    rows = torch.full((world.rank, 2), float(world.rank))  # the first worker has none
+    gathered = gather_rows(rows, list(range(world.size)), world, purpose="test")
+    assert gathered[:, 0].tolist() == [rank for rank in range(world.size) for _ in range(rank)]
+
+
+def check_agreement(world):
+    """A mistake that one worker finds is raised on all."""
+
+    def check():
+        if world.rank == world.size - 1:
+            raise UserError("the file is damaged")
+        return world.rank
+
+    assert agree(lambda: world.rank, world) == world.rank
+    with pytest.raises(UserError, match="the file is damaged" if world.rank == world.size - 1 else "another worker"):
+        agree(check, world)
+
+
+def check_halo(world):
+    """Rows from anywhere, and the gradients' way back, equal indexing the whole table."""
+    table = random_rows(11, 3, seed=1)
+    for empty in (None, 0, world.size - 1):
+        ownership = Ownership(tuple(cuts(11, world.size, empty if world.size > 1 else None)), world.rank)
+        wanted = torch.randint(11, (4 * world.rank,), generator=torch.Generator().manual_seed(world.rank))
+        halo, local = localize(wanted, ownership, world, purpose="test")
+        own = table[slice(*ownership.own)].clone().requires_grad_()
+        rows = extended(own, halo).index_select(0, local)
+        assert torch.equal(rows, table[wanted])
+        ((world.rank + 1) * rows).sum().backward()
+        counts = (world.rank + 1.0) * torch.bincount(wanted, minlength=11)
+        expected = all_reduce_sum(counts, world)[slice(*ownership.own), None].expand(-1, 3)
+        assert torch.equal(own.grad if own.grad is not None else torch.zeros_like(own), expected)
 
 
 def check_metrics(world):
@@ -79,6 +97,5 @@ def check_batches(world):
 
 
 @pytest.mark.parametrize("size", SIZES)
-@pytest.mark.parametrize("check", [check_sums, check_metrics, check_batches])
-def test_on_workers(size, check):
-    on_workers(size, check)
+def test_on_workers(size):
+    on_workers(size, check_sums, check_agreement, check_halo, check_metrics, check_batches)

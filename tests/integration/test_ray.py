@@ -1,5 +1,7 @@
 """One worker through a local Ray gives what local mode gives."""
 
+import os
+import re
 import signal
 import subprocess
 import sys
@@ -55,6 +57,37 @@ def test_interrupted_it_saves_and_goes_on_locally(config, local, tmp_path):
     again = launch("train", "--config", config, f"run.path={run}", f"train.epochs={more}")
     assert f"resuming {run} from checkpoint {saved}" in again.stderr
     assert metrics_of(run)[:2] == metrics_of(local)[:2]
+
+
+@pytest.mark.timeout(900)
+def test_two_workers_give_the_same_and_a_killed_one_costs_nothing(config, local, tmp_path):
+    """Kill -9 one of two workers inside an epoch: Ray starts both again, and the run ends as an undisturbed one."""
+    two = ["cluster.num_workers=2", "cluster.threads_per_worker=1"]
+    launch("train", "--config", config, f"run.path={tmp_path / 'whole'}", *two, timeout=400)
+    for record, expected in zip(metrics_of(tmp_path / "whole"), metrics_of(local), strict=True):
+        assert record == pytest.approx(expected, rel=1e-3, abs=1e-4)
+    run = tmp_path / "killed"
+    command = [sys.executable, str(ROOT / "launch.py"), "train", "--config", config, f"run.path={run}", *two]
+    log = (tmp_path / "log").open("w+")
+    process = subprocess.Popen([*command, "checkpoint.every_steps=7"], stdout=log, stderr=subprocess.STDOUT, text=True)
+    try:
+        wait_until(lambda: any("phase" in name for name in checkpoints(run)), process, seconds=400)
+        pid = re.search(r"2 workers, by rank processes \d+, (\d+)", (tmp_path / "log").read_text()).group(1)
+        os.kill(int(pid), signal.SIGKILL)
+        assert process.wait(timeout=400) == 0, (tmp_path / "log").read_text()
+    finally:
+        process.kill()
+    assert f"resuming {run} from checkpoint epoch-0000" in (tmp_path / "log").read_text()
+    assert_same_result(run, tmp_path / "whole")
+
+
+def test_more_workers_than_the_cluster_holds_are_refused_with_both_numbers(config, tmp_path):
+    outcome = launch(
+        "train", "--config", config, f"run.path={tmp_path / 'run'}", "cluster.num_workers=900", check=False
+    )
+    assert outcome.returncode == 1
+    last = outcome.stderr.splitlines()[-1]
+    assert re.search(r"error: cluster.num_workers=900 needs 900 CPUs where the cluster has \d+; lower it", last), last
 
 
 def test_what_the_user_can_put_right_is_one_sentence(config, tmp_path):

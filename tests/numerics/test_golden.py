@@ -1,32 +1,23 @@
 """Every array of every golden file, against the code that trains."""
 
-from pathlib import Path
-
-import numpy as np
 import pytest
 import torch
 
-from diffmm_dist.data.training import TrainingData
 from diffmm_dist.diffusion.denoiser import Denoiser
 from diffmm_dist.diffusion.gaussian import ReverseChain, q_sample, training_losses
 from diffmm_dist.diffusion.schedule import DiffusionSchedule
 from diffmm_dist.evaluation.evaluator import evaluate
 from diffmm_dist.evaluation.topk import merge_topk
-from diffmm_dist.graph.hetero import REAL, HeteroGraph
+from diffmm_dist.graph.hetero import REAL
 from diffmm_dist.graph.propagate import propagate
-from diffmm_dist.graph.relation import Relation
 from diffmm_dist.losses.contrastive import info_nce
 from diffmm_dist.models.base import Optimization
-from diffmm_dist.models.common.ranking import RankingBatch
-from diffmm_dist.models.diffmm.model import DiffMM, DiffusionSettings, generated
-from diffmm_dist.models.diffmm.phases import ContrastSettings, contrasted_pairs, recommend_losses
+from diffmm_dist.models.diffmm.model import generated
+from diffmm_dist.models.diffmm.phases import contrasted_pairs, recommend_losses
 from diffmm_dist.parallel.random import RandomStream
-from diffmm_dist.parallel.ranges import Range
 from diffmm_dist.parallel.world import World
 from diffmm_dist.sparse import CSR
-
-FILES = sorted((Path(__file__).parents[1] / "golden").glob("*.npz"))
-TOLERANCE = {"rtol": 1e-4, "atol": 1e-6}
+from tests.support.golden import FILES, Golden, batch_of, build_model, contrast_of, golden_parameters
 
 # Keys that describe the problem and are used as input below; anything else in a file must be checked by a test.
 INPUTS = {
@@ -38,75 +29,9 @@ INPUTS = {
 INPUT_PREFIXES = ("feat_", "param_", "modal_edges_", "denoiser_")
 
 
-class Golden:
-    """One golden file, and the record of which of its arrays were compared."""
-
-    def __init__(self, path):
-        with np.load(path, allow_pickle=False) as arrays:
-            self.arrays = {name: arrays[name] for name in arrays.files}
-        self.compared = set()
-
-    def __getitem__(self, name):
-        array = self.arrays[name]
-        return array.item() if array.ndim == 0 else torch.from_numpy(array)
-
-    def check(self, name, actual):
-        self.compared.add(name)
-        actual = actual.detach().numpy() if isinstance(actual, torch.Tensor) else np.asarray(actual)
-        np.testing.assert_allclose(actual, self.arrays[name], err_msg=name, **TOLERANCE)
-
-    @property
-    def modalities(self):
-        return [name.removeprefix("feat_") for name in self.arrays if name.startswith("feat_")]
-
-    def pairs(self, name):
-        edges = self[name]
-        return CSR.from_pairs(edges[:, 0], edges[:, 1], num_rows=self["num_users"], num_columns=self["num_items"])
-
-
 @pytest.fixture(params=FILES, ids=lambda path: path.stem)
 def golden(request):
     return Golden(request.param)
-
-
-def build_model(golden, kernel="csr"):
-    interactions = golden.pairs("edges")
-    users, items = Range(0, golden["num_users"]), Range(0, golden["num_items"])
-    data = TrainingData(
-        users.size, items.size, users, items, interactions, 0, interactions.num_entries,
-        {name: golden[f"feat_{name}"] for name in golden.modalities},
-    )  # fmt: skip
-    relations = {generated(m): Relation.normalized(golden.pairs(f"modal_edges_{m}")) for m in golden.modalities}
-    graph = HeteroGraph({REAL: Relation.normalized(interactions), **relations}, kernel=kernel)
-    model = DiffMM(
-        data, graph, seed=0, embedding_dim=golden["embedding_dim"], num_layers=golden["num_layers"],
-        modality_projection=("matrix", "affine")[golden["projection"]],
-        residual_weight=golden["modal_residual_weight"], modal_graph_weight=golden["modal_graph_weight"],
-        diffusion=DiffusionSettings(
-            golden["diffusion_steps"], golden["noise_scale"], golden["noise_min"], golden["noise_max"], 0, False,
-            (golden["hidden_dim"],), golden["time_dim"], 0.0, False, golden["msi_weight"], 1, 1.0,
-        ),
-    )  # fmt: skip
-    with torch.no_grad():
-        for name, parameter in golden_parameters(golden, model).items():
-            parameter.copy_(golden[f"param_{name}"])
-    return model
-
-
-def golden_parameters(golden, model):
-    named = {
-        "user_embedding": model.user_embedding,
-        "item_embedding": model.item_embedding,
-        "modal_weight": model.modality_logits,
-    }
-    for m in golden.modalities:
-        projection = model.projections[m]
-        if golden["projection"] == 0:
-            named[f"{m}_projection"] = projection.weight
-        else:
-            named[f"{m}_projection_weight"] = projection.weight
-            named[f"{m}_projection_bias"] = projection.bias
-    return named
 
 
 def build_denoiser(golden):
@@ -170,12 +95,13 @@ def check_recommendation(golden, kernel):
     for name, (users, items) in views.items():
         golden.check(f"view_user_{name}", users)
         golden.check(f"view_item_{name}", items)
-    batch = RankingBatch(golden["batch_user"], golden["batch_pos"], golden["batch_neg"])
-    nodes = batch.user_ids, batch.pos_item_ids
+    batch = batch_of(golden, model.shard)
     for anchor in ("main", "modal"):
         pairs = contrasted_pairs(final, list(views.values()), anchor)
         terms = [
-            info_nce(first[side], second[side], nodes[side], temperature=golden["temperature"])
+            info_nce(
+                first[side], second[side], batch.nodes[side], temperature=golden["temperature"], world=World.single()
+            )
             for first, second in pairs
             for side in (0, 1)
         ]
@@ -183,8 +109,8 @@ def check_recommendation(golden, kernel):
     losses = recommend_losses(
         model,
         batch,
-        Optimization(len(batch.user_ids), 1e-3, golden["reg_weight"]),
-        ContrastSettings(golden["contrast_weight"], golden["temperature"], ("modal", "main")[golden["contrast"]]),
+        Optimization(batch.size, 1e-3, golden["reg_weight"]),
+        contrast_of(golden),
     )
     golden.check("loss_bpr", losses["bpr"])
     golden.check("loss_reg", losses["l2"])

@@ -15,8 +15,12 @@ from diffmm_dist.data.training import TrainingData
 from diffmm_dist.diffusion.schedule import DiffusionSchedule
 from diffmm_dist.graph.hetero import REAL, HeteroGraph
 from diffmm_dist.graph.propagate import propagate
-from diffmm_dist.parallel.ranges import Range
+from diffmm_dist.losses.contrastive import BatchNodes
+from diffmm_dist.parallel.ranges import Ownership
+from diffmm_dist.parallel.shard import Shard
+from diffmm_dist.parallel.world import World
 from diffmm_dist.sparse import CSR
+from diffmm_dist.train.checkpoint import Checkpoints
 
 ROOT = Path(__file__).parents[2]
 
@@ -61,9 +65,20 @@ def schedule(num_timesteps=5, **overrides):
 
 def training_data(interactions, widths):
     """Training data of one worker, with random features of the given width per modality."""
-    users, items = Range(0, interactions.num_rows), Range(0, interactions.num_columns)
-    features = {name: random_rows(items.size, width, seed=width) for name, width in widths.items()}
-    return TrainingData(users.size, items.size, users, items, interactions, 0, interactions.num_entries, features)
+    shard = Shard.whole(interactions.num_rows, interactions.num_columns)
+    features = {name: random_rows(shard.num_items, width, seed=width) for name, width in widths.items()}
+    return TrainingData(shard, interactions, interactions.num_entries, features)
+
+
+def own_rows(pairs, shard):
+    """The rows of a pattern that a shard owns."""
+    return pairs.select(torch.arange(*shard.users.own))
+
+
+def nodes_of(nodes, num_nodes):
+    """A batch of nodes, with repeats, in a world of one."""
+    counts = torch.bincount(nodes, minlength=num_nodes)
+    return BatchNodes.counted(counts, Ownership.even(num_nodes), World.single(), batch_size=len(nodes))
 
 
 def synthetic_dataset(path, users=60, items=40, interactions=600, modalities=None, seed=1):
@@ -95,11 +110,16 @@ def launch(*arguments, check=True, timeout=280, env=None, **kwargs):
     )  # fmt: skip
 
 
+def checkpoint_tensors(path):
+    """All tensors of one checkpoint."""
+    return Checkpoints(path.parent, keep=1, world=World.single()).tensors(path.name, {})
+
+
 def metrics_of(run):
-    """The lines of metrics.jsonl without what depends on the clock."""
+    """The lines of metrics.jsonl without what depends on the clock or on the number of workers."""
     from diffmm_dist.monitoring.jsonl import read_jsonl
 
-    clock = ("time/", "mem/", "throughput/")
+    clock = ("time/", "mem/", "throughput/", "comm/")
     records = read_jsonl(Path(run) / "metrics.jsonl")
     return [{tag: value for tag, value in record.items() if not tag.startswith(clock)} for record in records]
 

@@ -1,7 +1,8 @@
 """The phase that goes through the interactions: negatives, a loss of the model's choice, one Adam step per batch."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
@@ -10,26 +11,63 @@ from torch.optim import Adam
 from diffmm_dist.data.batches import EpochBatches
 from diffmm_dist.data.sampling import check_negatives_exist, sample_negatives
 from diffmm_dist.data.training import TrainingData
+from diffmm_dist.losses.contrastive import BatchNodes
 from diffmm_dist.losses.ranking import bpr_loss
 from diffmm_dist.models.base import Optimization, Phase, PhaseContext
+from diffmm_dist.parallel.collectives import agree
+from diffmm_dist.parallel.halo import Halo, extended, localize
+from diffmm_dist.parallel.replicas import sum_gradients
+from diffmm_dist.parallel.shard import Shard
+
+TRAFFIC = "ranking"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class RankingBatch:
-    """Users, an item that each has interacted with, and one that each has not; int64 (B,) each."""
+    """The interactions of a global batch whose users this worker owns.
 
-    user_ids: Tensor
-    pos_item_ids: Tensor
-    neg_item_ids: Tensor
+    Attributes:
+        shard: what this worker owns.
+        user_rows: own users, local numbers, int64 (b,).
+        item_halo: how the items of ``pos_items`` and ``neg_items`` are reached.
+        pos_items: an item that each user has interacted with, local numbers, int64 (b,).
+        neg_items: an item that each has not, local numbers, int64 (b,).
+        size: interactions of the batch, of all workers.
+    """
+
+    shard: Shard
+    user_rows: Tensor
+    item_halo: Halo
+    pos_items: Tensor
+    neg_items: Tensor
+    size: int
+
+    @classmethod
+    def of(cls, shard: Shard, user_rows: Tensor, pos_ids: Tensor, neg_ids: Tensor, *, size: int) -> "RankingBatch":
+        """Plan how this batch's items, int64 ids (b,) each, are reached; every worker calls it at the same time."""
+        rows = shard.item_rows[torch.stack([pos_ids, neg_ids])]
+        halo, (pos_items, neg_items) = localize(rows, shard.items, shard.world, purpose=TRAFFIC)
+        return cls(shard, user_rows, halo, pos_items, neg_items, size)
 
     def bpr(self, embeddings: tuple[Tensor, Tensor], *, divisor: int) -> Tensor:
-        """Return the BPR loss of the batch from the final embeddings of all users (U, d) and items (I, d)."""
-        user_emb_UD, item_emb_ID = embeddings
+        """Return this worker's share of the BPR loss from the final embeddings of own users and own items."""
+        user_emb_UD, item_emb_LD = embeddings[0], extended(embeddings[1], self.item_halo)
         return bpr_loss(
-            user_emb_UD.index_select(0, self.user_ids),
-            item_emb_ID.index_select(0, self.pos_item_ids),
-            item_emb_ID.index_select(0, self.neg_item_ids),
+            user_emb_UD.index_select(0, self.user_rows),
+            item_emb_LD.index_select(0, self.pos_items),
+            item_emb_LD.index_select(0, self.neg_items),
             divisor=divisor,
+        )
+
+    @cached_property
+    def nodes(self) -> tuple[BatchNodes, BatchNodes]:
+        """The batch's users and its positive items, at their owners."""
+        shard = self.shard
+        users = torch.bincount(self.user_rows, minlength=shard.users.own.size)
+        items = self.item_halo.fold(torch.bincount(self.pos_items, minlength=self.item_halo.num_local))
+        return (
+            BatchNodes.counted(users, shard.users, shard.world, batch_size=self.size),
+            BatchNodes.counted(items, shard.items, shard.world, batch_size=self.size),
         )
 
 
@@ -38,8 +76,9 @@ class RankingPhase(Phase):
 
     Args:
         data: the training data.
-        parameters: what the phase trains.
-        losses: from a batch to its weighted terms; ``loss``, the one to minimise, is their sum.
+        tables: parameters that the phase trains, of which each worker has its own rows.
+        replicas: parameters that the phase trains and every worker has whole.
+        losses: from a batch to this worker's shares of its weighted terms; ``loss``, the one to minimise, is the sum.
         optimization: interactions per step and learning rate.
         extra: values to record at the end of the epoch.
 
@@ -54,26 +93,26 @@ class RankingPhase(Phase):
     def __init__(
         self,
         data: TrainingData,
-        parameters: list[nn.Parameter],
+        tables: Sequence[nn.Parameter],
+        replicas: Sequence[nn.Parameter],
         losses: Callable[[RankingBatch], dict[str, Tensor]],
         optimization: Optimization,
         *,
         extra: Callable[[], dict[str, float]] = dict,
     ) -> None:
-        check_negatives_exist(data.interactions, first_user=data.users.start)
+        agree(lambda: check_negatives_exist(data.interactions, data.shard.user_ids), data.shard.world)
         self.num_examples = data.num_interactions
         self._data = data
         self._losses = losses
         self._extra = extra
         self._batch_size = optimization.batch_size
-        self.optimizer = Adam(parameters, lr=optimization.learning_rate, fused=True)
+        self._replicas = list(replicas)
+        self.optimizer = Adam([*tables, *replicas], lr=optimization.learning_rate, fused=True)
 
     def begin(self, context: PhaseContext) -> int:
         """Draw the epoch's negatives and batches."""
-        interactions = self._data.interactions
-        rows = interactions.row_ids
-        ids = torch.arange(rows.numel(), device=rows.device) + self._data.first_interaction
-        self._negatives = sample_negatives(interactions, rows, ids, context.stream("negatives"))
+        interactions, ids = self._data.interactions, self._data.interaction_ids
+        self._negatives = sample_negatives(interactions, interactions.row_ids, ids, context.stream("negatives"))
         self._batches = EpochBatches(
             ids,
             total=self._data.num_interactions,
@@ -85,13 +124,19 @@ class RankingPhase(Phase):
     def step(self, index: int) -> dict[str, Tensor]:
         """Take one Adam step."""
         chosen = self._batches[index]
-        batch = RankingBatch(
-            self._data.interactions.row_ids[chosen], self._data.interactions.indices[chosen], self._negatives[chosen]
+        interactions, world = self._data.interactions, self._data.shard.world
+        batch = RankingBatch.of(
+            self._data.shard,
+            interactions.row_ids[chosen],
+            interactions.indices[chosen],
+            self._negatives[chosen],
+            size=self._batches.size(index),
         )
         terms = self._losses(batch)
         total = torch.stack(list(terms.values())).sum()
         self.optimizer.zero_grad(set_to_none=True)
         total.backward()
+        sum_gradients(self._replicas, world, purpose=TRAFFIC)
         self.optimizer.step()
         return {name: term.detach() for name, term in terms.items()} | {"loss": total.detach()}
 

@@ -18,10 +18,10 @@ from diffmm_dist.errors import UserError
 from diffmm_dist.graph.hetero import REAL, HeteroGraph
 from diffmm_dist.graph.propagate import propagate, sum_of_layers
 from diffmm_dist.graph.relation import Relation
-from diffmm_dist.models.base import Recommender
-from diffmm_dist.models.common.initialization import xavier_table
 from diffmm_dist.models.common.projection import PROJECTIONS
+from diffmm_dist.models.common.tables import EmbeddingTables
 from diffmm_dist.parallel.random import RandomStream
+from diffmm_dist.parallel.ranges import Ownership
 from diffmm_dist.sparse import CSR
 
 Rows = tuple[Tensor, Tensor]
@@ -46,7 +46,7 @@ class DiffusionSettings:
     edge_keep_prob: float
 
 
-class DiffMM(Recommender):
+class DiffMM(EmbeddingTables):
     """DiffMM.
 
     Args:
@@ -77,7 +77,7 @@ class DiffMM(Recommender):
         modal_graph_weight: float,
         diffusion: DiffusionSettings,
     ) -> None:
-        super().__init__()
+        super().__init__(data.shard, seed=seed, embedding_dim=embedding_dim)
         self.modalities = tuple(data.features)
         self.data = data
         self.diffusion = diffusion
@@ -94,8 +94,6 @@ class DiffMM(Recommender):
         self._modal_graph_weight = modal_graph_weight
         kinds = _projection_of_each(self.modalities, modality_projection)
         stream = RandomStream.of(seed, "init")
-        self.user_embedding = xavier_table(data.num_users, embedding_dim, stream.child("user_embedding"))
-        self.item_embedding = xavier_table(data.num_items, embedding_dim, stream.child("item_embedding"))
         self.modality_logits = nn.Parameter(torch.full((len(self.modalities),), 1 / len(self.modalities)))
         self.projections = nn.ModuleDict()
         self.denoisers = nn.ModuleDict()
@@ -105,17 +103,15 @@ class DiffMM(Recommender):
                 features.shape[1], embedding_dim, stream.child("projection", name)
             )
             self.denoisers[name] = self._new_denoiser(stream.child("denoiser", name))
-        topk = min(diffusion.rebuild_topk, data.num_items)
+        num_users, topk = data.shard.users.own.size, min(diffusion.rebuild_topk, data.shard.num_items)
         self.generated_items: Tensor
         self.generated_epoch: Tensor
-        self.register_buffer(
-            "generated_items", torch.zeros(len(self.modalities), data.num_users, topk, dtype=torch.int64)
-        )
+        self.register_buffer("generated_items", torch.zeros(num_users, len(self.modalities), topk, dtype=torch.int64))
         self.register_buffer("generated_epoch", torch.tensor(-1))
 
     def _new_denoiser(self, stream: RandomStream) -> Denoiser:
         denoiser = Denoiser(
-            self.data.num_items,
+            self.data.shard.num_items,
             self.diffusion.denoiser_hidden_dims,
             time_embedding_dim=self.diffusion.time_embedding_dim,
             normalize_input=self.diffusion.normalize_input,
@@ -123,8 +119,12 @@ class DiffMM(Recommender):
         denoiser.initialize(stream)
         return denoiser
 
+    def row_owners(self) -> dict[str, Ownership]:
+        """Return the owners of the ID tables and of the generated edges."""
+        return super().row_owners() | {"generated_items": self.shard.users}
+
     def projected(self, modality: str) -> Tensor:
-        """Return G^m, the projected features (I, d)."""
+        """Return G^m, the projected features of own items (I, d)."""
         rows: Tensor = self.projections[modality](self.get_buffer(f"features_{modality}"))
         return rows
 
@@ -186,17 +186,17 @@ class DiffMM(Recommender):
         self.generated_epoch.fill_(epoch)
         relations = {}
         for index, name in enumerate(self.modalities):
-            relation = Relation.normalized(self.generated_edges(index))
+            relation = Relation.normalized(self.generated_edges(index), self.shard)
             stream = RandomStream.of(self._seed, "edge_drop", epoch, name)
             relations[generated(name)] = relation.dropped(self.diffusion.edge_keep_prob, stream)
         self.graph = self.graph.with_relations(relations)
 
     def generated_edges(self, index: int) -> CSR:
-        """Return the generated edges (U x I) of the modality with this index."""
-        items = self.generated_items[index]
+        """Return the generated edges (own users x item ids) of the modality with this index."""
+        items = self.generated_items[:, index]
         users = torch.arange(items.shape[0], device=items.device)[:, None].expand_as(items)
         return CSR.from_pairs(
-            users.reshape(-1), items.reshape(-1), num_rows=items.shape[0], num_columns=self.data.num_items
+            users.reshape(-1), items.reshape(-1), num_rows=items.shape[0], num_columns=self.shard.num_items
         )
 
     def restored(self) -> None:

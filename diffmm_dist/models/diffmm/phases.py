@@ -12,10 +12,13 @@ from diffmm_dist.data.batches import EpochBatches
 from diffmm_dist.diffusion.gaussian import ReverseChain, training_losses
 from diffmm_dist.evaluation.topk import merge_topk
 from diffmm_dist.losses.contrastive import info_nce
-from diffmm_dist.losses.regularization import squared_norm
 from diffmm_dist.models.base import Optimization, Phase, PhaseContext
 from diffmm_dist.models.common.ranking import RankingBatch, RankingPhase
 from diffmm_dist.models.diffmm.model import DiffMM, Rows
+from diffmm_dist.parallel.collectives import all_reduce_sum, gather_owned
+from diffmm_dist.parallel.replicas import sum_gradients
+
+TRAFFIC = "denoiser"
 
 
 @dataclass(frozen=True)
@@ -25,11 +28,13 @@ class ContrastSettings:
     contrastive_weight: float
     temperature: float
     contrastive_anchor: Literal["main", "modal"]
+    negatives: Literal["all", "batch"] = "all"
 
 
 def diffmm_phases(model: DiffMM, optimization: Optimization, contrast: ContrastSettings) -> list[Phase]:
     """Return denoise, rebuild and recommend."""
-    trained = [parameter for name, parameter in model.named_parameters() if not name.startswith("denoisers.")]
+    tables = [model.user_embedding, model.item_embedding]
+    replicas = [model.modality_logits, *model.projections.parameters()]
 
     def losses(batch: RankingBatch) -> dict[str, Tensor]:
         return recommend_losses(model, batch, optimization, contrast)
@@ -41,7 +46,7 @@ def diffmm_phases(model: DiffMM, optimization: Optimization, contrast: ContrastS
     return [
         DenoisePhase(model, optimization),
         RebuildPhase(model, batch_size=optimization.batch_size),
-        RankingPhase(model.data, trained, losses, optimization, extra=modality_weights),
+        RankingPhase(model.data, tables, replicas, losses, optimization, extra=modality_weights),
     ]
 
 
@@ -57,44 +62,56 @@ class DenoisePhase(Phase):
     optimizer: Adam
 
     def __init__(self, model: DiffMM, optimization: Optimization) -> None:
-        self.num_examples = model.data.num_users
+        self.num_examples = model.shard.num_users
         self._model = model
         self._batch_size = optimization.batch_size
         # One Adam over all denoisers steps each as one of its own would: they all step at every batch.
         self.optimizer = Adam(model.denoisers.parameters(), lr=optimization.learning_rate, fused=True)
 
     def begin(self, context: PhaseContext) -> int:
-        """Shuffle the users; project the features once, since nothing here changes them."""
-        users = self._model.data.users
+        """Shuffle the users; collect what the modality signal needs of all items, since nothing here changes it."""
+        shard = self._model.shard
         self._context = context
         self._batches = EpochBatches(
-            torch.arange(users.start, users.stop, device=context.world.device),
+            shard.user_ids,
             total=self.num_examples,
             batch_size=self._batch_size,
             stream=context.stream("users"),
         )
         with torch.no_grad():
-            self._modal_items = {name: self._model.projected(name) for name in self._model.modalities}
+            self._modal_items = {name: self._by_id(self._model.projected(name)) for name in self._model.modalities}
+            self._item_table = self._by_id(self._model.item_embedding)
         return self._batches.num_batches
+
+    def _by_id(self, own_items: Tensor) -> Tensor:
+        """Return the rows of all items in the order of their ids."""
+        shard = self._model.shard
+        return gather_owned(own_items, shard.items, shard.world, purpose=TRAFFIC)[shard.item_rows]
 
     def step(self, index: int) -> dict[str, Tensor]:
         """Train every denoiser on one batch of users."""
         rows = self._batches[index]
-        total = min(self._batch_size, self.num_examples - index * self._batch_size)
+        total = self._batches.size(index)
         self.optimizer.zero_grad(set_to_none=True)
         values: dict[str, Tensor] = {}
         for name in self._model.modalities:  # one after the other: only one modality's activations live at a time
             elbo, msi = self._losses(name, rows, total)
             (elbo + self._model.diffusion.signal_weight * msi).backward()
             values |= {f"elbo_{name}": elbo.detach(), f"msi_{name}": msi.detach()}
+        sum_gradients(list(self._model.denoisers.parameters()), self._model.shard.world, purpose=TRAFFIC)
         self.optimizer.step()
         return values
 
+    def finish(self) -> dict[str, float]:
+        """Forget the items."""
+        del self._modal_items, self._item_table
+        return {}
+
     def _losses(self, modality: str, rows: Tensor, total: int) -> tuple[Tensor, Tensor]:
-        """Return the mean elbo and modality signal over the global batch of ``total`` users."""
+        """Return this worker's share of the mean elbo and modality signal over the global batch of ``total`` users."""
         model, settings = self._model, self._model.diffusion
-        users = rows + model.data.users.start
-        num_items = model.data.num_items
+        users = model.shard.user_ids[rows]
+        num_items = model.shard.num_items
         dropout_mask = None
         if (keep_prob := 1 - settings.input_dropout_prob) < 1:
             stream = self._context.stream("input_dropout", modality)
@@ -107,7 +124,7 @@ class DenoisePhase(Phase):
             self._context.stream("noise", modality).normal_rows(users, num_items),
             dropout_mask_BI=dropout_mask,
             modal_items_ID=self._modal_items[modality],
-            item_table_ID=model.item_embedding.detach(),
+            item_table_ID=self._item_table,
         )
         return losses.elbo.sum() / total, losses.msi.sum() / total
 
@@ -122,7 +139,7 @@ class RebuildPhase(Phase):
     unit = "users"
 
     def __init__(self, model: DiffMM, *, batch_size: int) -> None:
-        self.num_examples = model.data.num_users
+        self.num_examples = model.shard.num_users
         self._model = model
         self._batch_size = batch_size
 
@@ -139,20 +156,20 @@ class RebuildPhase(Phase):
             )
             for name in self._model.modalities
         }
-        most_users = -(-self.num_examples // context.world.size)  # of any worker, so that all take as many steps
+        most_users = max(self._model.shard.users.sizes)  # of any worker, so that all take as many steps
         return -(-most_users // self._batch_size)
 
     def step(self, index: int) -> dict[str, Tensor]:
         """Generate the edges of one batch of users."""
-        data = self._model.data
-        start, stop = (min(edge * self._batch_size, data.users.size) for edge in (index, index + 1))
-        rows = torch.arange(start, stop, device=data.interactions.indptr.device)
-        selected = data.interactions.select(rows)
+        shard, interactions = self._model.shard, self._model.data.interactions
+        start, stop = (min(edge * self._batch_size, shard.users.own.size) for edge in (index, index + 1))
+        rows = torch.arange(start, stop, device=interactions.indptr.device)
+        selected = interactions.select(rows)
         topk = self._model.generated_items.shape[2]
         for modality, (name, chain) in enumerate(self._chains.items()):
             stream = self._context.stream("reverse_chain", name)
-            _, items = merge_topk(chain.denoise(selected, rows + data.users.start, stream), topk)
-            self._model.generated_items[modality, rows] = items
+            _, items = merge_topk(chain.denoise(selected, shard.user_ids[rows], stream), topk)
+            self._model.generated_items[rows, modality] = items
         return {}
 
     def finish(self) -> dict[str, float]:
@@ -163,7 +180,9 @@ class RebuildPhase(Phase):
         for index, name in enumerate(self._model.modalities):
             edges = self._model.generated_edges(index)
             observed = self._model.data.interactions.contains(edges.row_ids, edges.indices)
-            share = float(observed.to(torch.float64).mean())
+            counts = torch.tensor([int(observed.sum()), observed.numel()], device=observed.device)
+            num_observed, num_edges = all_reduce_sum(counts, self._model.shard.world).tolist()
+            share = num_observed / num_edges
             values |= {f"observed_share_{name}": share, f"new_share_{name}": 1 - share}
         return values
 
@@ -171,13 +190,21 @@ class RebuildPhase(Phase):
 def recommend_losses(
     model: DiffMM, batch: RankingBatch, optimization: Optimization, contrast: ContrastSettings
 ) -> dict[str, Tensor]:
-    """Return the weighted terms of the recommendation loss (README.md, "recommend")."""
+    """Return this worker's shares of the weighted terms of the recommendation loss (README.md, "recommend")."""
     final, views = model(with_views=contrast.contrastive_weight > 0)
-    norm = squared_norm(model.user_embedding, model.item_embedding)
-    losses = {"bpr": batch.bpr(final, divisor=optimization.batch_size), "l2": optimization.l2_weight * norm}
-    nodes = batch.user_ids, batch.pos_item_ids
+    losses = {
+        "bpr": batch.bpr(final, divisor=optimization.batch_size),
+        "l2": optimization.l2_weight * model.squared_norm(),
+    }
     terms = [
-        info_nce(anchor[side], target[side], nodes[side], temperature=contrast.temperature)
+        info_nce(
+            anchor[side],
+            target[side],
+            batch.nodes[side],
+            temperature=contrast.temperature,
+            world=model.shard.world,
+            in_batch=contrast.negatives == "batch",
+        )
         for anchor, target in contrasted_pairs(final, list(views.values()), contrast.contrastive_anchor)
         for side in (0, 1)
     ]

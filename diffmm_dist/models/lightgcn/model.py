@@ -6,12 +6,10 @@ from torch import Tensor
 from diffmm_dist.data.training import TrainingData
 from diffmm_dist.graph.hetero import HeteroGraph
 from diffmm_dist.graph.propagate import sum_of_layers
-from diffmm_dist.models.base import Recommender
-from diffmm_dist.models.common.initialization import xavier_table
-from diffmm_dist.parallel.random import RandomStream
+from diffmm_dist.models.common.tables import EmbeddingTables
 
 
-class LightGCN(Recommender):
+class LightGCN(EmbeddingTables):
     """Sum of the layers A^^l [E_u; E_i], l = 0 .. L.
 
     Args:
@@ -25,15 +23,12 @@ class LightGCN(Recommender):
     def __init__(
         self, data: TrainingData, graph: HeteroGraph, *, seed: int, embedding_dim: int, num_layers: int
     ) -> None:
-        super().__init__()
+        super().__init__(data.shard, seed=seed, embedding_dim=embedding_dim)
         self.graph = graph
         self._num_layers = num_layers
-        stream = RandomStream.of(seed, "init")
-        self.user_embedding = xavier_table(data.num_users, embedding_dim, stream.child("user_embedding"))
-        self.item_embedding = xavier_table(data.num_items, embedding_dim, stream.child("item_embedding"))
 
     def forward(self) -> tuple[Tensor, Tensor]:
-        """Return the final user and item embeddings."""
+        """Return the final embeddings of own users and own items."""
         return sum_of_layers(self.graph, (self.user_embedding, self.item_embedding), num_layers=self._num_layers)
 
     @torch.no_grad()

@@ -3,7 +3,6 @@
 from torch import Tensor
 
 from diffmm_dist.data.training import TrainingData
-from diffmm_dist.losses.regularization import squared_norm
 from diffmm_dist.models.base import Optimization, Phase
 from diffmm_dist.models.common.ranking import RankingBatch, RankingPhase
 from diffmm_dist.models.lightgcn.model import LightGCN
@@ -13,7 +12,7 @@ def lightgcn_phases(model: LightGCN, data: TrainingData, optimization: Optimizat
     """Return the one phase: BPR and L2 of the ID tables over the interactions."""
 
     def losses(batch: RankingBatch) -> dict[str, Tensor]:
-        norm = squared_norm(model.user_embedding, model.item_embedding)
-        return {"bpr": batch.bpr(model(), divisor=optimization.batch_size), "l2": optimization.l2_weight * norm}
+        bpr = batch.bpr(model(), divisor=optimization.batch_size)
+        return {"bpr": bpr, "l2": optimization.l2_weight * model.squared_norm()}
 
-    return [RankingPhase(data, list(model.parameters()), losses, optimization)]
+    return [RankingPhase(data, list(model.parameters()), [], losses, optimization)]

@@ -5,6 +5,8 @@ from torch import Tensor
 
 from diffmm_dist.data.training import TrainingData
 from diffmm_dist.models.base import Recommender
+from diffmm_dist.parallel.collectives import all_reduce_sum
+from diffmm_dist.parallel.ranges import Ownership
 
 
 class Popularity(Recommender):
@@ -16,11 +18,16 @@ class Popularity(Recommender):
 
     def __init__(self, data: TrainingData) -> None:
         super().__init__()
-        counts = data.interactions.column_counts.to(torch.float32)
+        self._shard = data.shard
+        counts = all_reduce_sum(data.interactions.column_counts, data.shard.world).to(torch.float32)
         self.user_embedding: Tensor
         self.item_embedding: Tensor
-        self.register_buffer("user_embedding", torch.ones(data.num_users, 1, device=counts.device))
-        self.register_buffer("item_embedding", counts[:, None])
+        self.register_buffer("user_embedding", torch.ones(data.shard.users.own.size, 1, device=counts.device))
+        self.register_buffer("item_embedding", counts[data.shard.own_item_ids, None])
+
+    def row_owners(self) -> dict[str, Ownership]:
+        """Return the owners of both tables."""
+        return {"user_embedding": self._shard.users, "item_embedding": self._shard.items}
 
     def embeddings(self) -> tuple[Tensor, Tensor]:
         """Return ones and counts."""

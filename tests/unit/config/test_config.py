@@ -55,7 +55,7 @@ def test_what_is_shown_reads_back():
         (["data.modalities=[visual, visual]"], "data.modalities names one of visual, visual twice"),
         (["data.path=''"], "'data.path' is '': string should have at least 1 character"),
         (["run.seed=2024-02-30"], "the value of 'run.seed=2024-02-30' is not valid YAML"),
-        (["cluster.num_workers=2"], "'cluster.num_workers' is 2: input should be less than or equal to 1"),
+        (["cluster.num_workers=-1"], "'cluster.num_workers' is -1: input should be greater than or equal to 0"),
     ],
 )
 def test_each_error_is_one_sentence(overrides, message):

@@ -116,7 +116,9 @@ def test_reverse_chain_equals_step_by_step(hidden_dims, num_timesteps, options, 
     if options.get("sampling_noise"):
         noise = [stream.child("posterior", t).normal_rows(USERS, 11) for t in range(num_timesteps)]
     expected = reference.reverse_chain(table, lambda x, t: dense_predict(model, x, t), x, noise)
-    torch.testing.assert_close(torch.cat([block for _, block in blocks], dim=1), expected, rtol=1e-4, atol=1e-5)
+    # Relative to the largest value: processors sum in different orders, and an element near zero is a difference.
+    atol = 1e-5 * max(1.0, float(expected.abs().max()))
+    torch.testing.assert_close(torch.cat([block for _, block in blocks], dim=1), expected, rtol=1e-4, atol=atol)
 
 
 def test_a_constant_denoiser_gives_its_constant():

@@ -1,3 +1,5 @@
+from functools import partial
+
 import pytest
 import torch
 
@@ -5,8 +7,9 @@ from diffmm_dist.losses import contrastive
 from diffmm_dist.losses.contrastive import info_nce
 from diffmm_dist.losses.ranking import bpr_loss
 from diffmm_dist.losses.regularization import squared_norm
+from diffmm_dist.parallel.world import World
 from tests.support import reference
-from tests.support.builders import random_rows
+from tests.support.builders import nodes_of, random_rows
 
 
 def test_bpr_divides_by_the_nominal_batch():
@@ -28,13 +31,18 @@ def test_squared_norm_and_gradient():
         torch.testing.assert_close(table.grad, 2 * table.detach())
 
 
+def ours_of(anchors, targets, nodes, temperature, **options):
+    batch = nodes_of(nodes, len(targets))
+    return info_nce(anchors, targets, batch, temperature=temperature, world=World.single(), **options)
+
+
 @pytest.mark.parametrize("temperature", [0.03, 0.1, 0.5, 2.0])
 @pytest.mark.parametrize("block_elements", [1, 30, 1 << 21])
 def test_info_nce_equals_the_naive_formula(temperature, block_elements, monkeypatch):
     monkeypatch.setattr(contrastive, "_BLOCK_ELEMENTS", block_elements)
     nodes = torch.tensor([3, 0, 3, 9, 3, 5])  # with repeats
     results = []
-    for function in (info_nce, reference.info_nce):
+    for function in (ours_of, reference.info_nce):
         anchors, targets = random_rows(10, 4, 1, grad=True), random_rows(10, 4, 2, grad=True)
         loss = function(anchors, targets, nodes, temperature=temperature)
         (3 * loss).backward()
@@ -43,10 +51,28 @@ def test_info_nce_equals_the_naive_formula(temperature, block_elements, monkeypa
         torch.testing.assert_close(ours, plain, rtol=1e-4, atol=1e-5)
 
 
+def test_info_nce_among_the_batch_alone():
+    nodes = torch.tensor([3, 0, 3, 9, 3, 5])
+    results = []
+    for function in (partial(ours_of, in_batch=True), in_batch_reference):
+        anchors, targets = random_rows(10, 4, 1, grad=True), random_rows(10, 4, 2, grad=True)
+        loss = function(anchors, targets, nodes, temperature=0.2)
+        loss.backward()
+        results.append((loss, anchors.grad, targets.grad))
+    for ours, plain in zip(*results, strict=True):
+        torch.testing.assert_close(ours, plain, rtol=1e-4, atol=1e-5)
+
+
+def in_batch_reference(anchors, targets, nodes, temperature):
+    """The same sum with the denominator over the batch's distinct nodes."""
+    distinct, places = torch.unique(nodes, return_inverse=True)
+    return reference.info_nce(anchors[distinct], targets[distinct], places, temperature)
+
+
 def test_info_nce_of_a_view_with_itself():
     rows = random_rows(6, 3, 1, grad=True)
     nodes = torch.arange(6)
-    info_nce(rows, rows, nodes, temperature=0.5).backward()
+    ours_of(rows, rows, nodes, temperature=0.5).backward()
     ours, rows.grad = rows.grad, None
     reference.info_nce(rows, rows, nodes, 0.5).backward()
     torch.testing.assert_close(ours, rows.grad, rtol=1e-4, atol=1e-6)

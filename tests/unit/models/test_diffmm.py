@@ -33,7 +33,7 @@ def build(num_modalities=2, projection="affine", num_layers=1, interactions=None
 
 
 def with_generated(model, seed=2):
-    model.generated_items.random_(model.data.num_items, generator=torch.Generator().manual_seed(seed))
+    model.generated_items.random_(model.shard.num_items, generator=torch.Generator().manual_seed(seed))
     model.use_generated_items(3)
     return model
 
@@ -91,12 +91,13 @@ def test_without_modalities_it_says_what_to_do():
 @pytest.mark.parametrize(("anchor", "num_modalities", "num_terms"), [("main", 3, 6), ("modal", 3, 6), ("modal", 1, 0)])
 def test_losses_equal_the_reference(anchor, num_modalities, num_terms):
     model = with_generated(build(num_modalities))
-    batch = RankingBatch(torch.tensor([0, 3, 3, 11]), torch.tensor([1, 1, 8, 0]), torch.tensor([5, 9, 2, 2]))
+    batch_users, pos, neg = torch.tensor([0, 3, 3, 11]), torch.tensor([1, 1, 8, 0]), torch.tensor([5, 9, 2, 2])
+    batch = RankingBatch.of(model.shard, batch_users, pos, neg, size=4)
     losses = recommend_losses(model, batch, OPTIMIZATION, ContrastSettings(0.1, 0.5, anchor))
     final, views = reference_forward(model, dict.fromkeys(model.modalities, "affine"))
     users, items = final[:12], final[12:]
     assert losses["bpr"].item() == pytest.approx(
-        reference.bpr(users[batch.user_ids], items[batch.pos_item_ids], items[batch.neg_item_ids], 16), rel=1e-5
+        reference.bpr(users[batch_users], items[pos], items[neg], 16), rel=1e-5
     )
     tables = model.user_embedding.square().sum() + model.item_embedding.square().sum()
     assert losses["l2"].item() == pytest.approx(1e-3 * tables.item(), rel=1e-5)
@@ -105,8 +106,8 @@ def test_losses_equal_the_reference(anchor, num_modalities, num_terms):
         pairs = [(views[i], views[j]) for i in range(len(views)) for j in range(i + 1, len(views))]
     terms = []
     for x, y in pairs:
-        terms.append(reference.info_nce(x[:12], y[:12], batch.user_ids, 0.5))
-        terms.append(reference.info_nce(x[12:], y[12:], batch.pos_item_ids, 0.5))
+        terms.append(reference.info_nce(x[:12], y[:12], batch_users, 0.5))
+        terms.append(reference.info_nce(x[12:], y[12:], pos, 0.5))
     assert len(terms) == num_terms
     if num_terms:
         assert losses["contrast"].item() == pytest.approx(0.1 * sum(terms).item(), rel=1e-5)
@@ -158,8 +159,8 @@ def test_rebuild_takes_the_top_items_of_the_denoised_rows():
         denoised = reference.reverse_chain(
             model.schedule, lambda x, t, d=denoiser: d(x, torch.full((12,), t)).detach(), train
         )
-        assert torch.equal(model.generated_items[index], reference.topk(denoised, 3))
-        edges = torch.zeros(12, 10).scatter_(1, model.generated_items[index], 1)
+        assert torch.equal(model.generated_items[:, index], reference.topk(denoised, 3))
+        edges = torch.zeros(12, 10).scatter_(1, model.generated_items[:, index], 1)
         torch.testing.assert_close(
             as_matrix(model.graph.relations[f"generated_{name}"]), reference.normalized_adjacency(edges)
         )
@@ -172,7 +173,7 @@ def test_more_edges_than_items_gives_every_item():
     model = build(rebuild_topk=50)
     run_epoch(model)
     assert model.generated_items.shape[2] == 10
-    assert torch.equal(model.generated_items.sort(dim=2).values, torch.arange(10).expand(2, 12, 10))
+    assert torch.equal(model.generated_items.sort(dim=2).values, torch.arange(10).expand(12, 2, 10))
 
 
 def test_an_epoch_reports_every_loss_and_weight():

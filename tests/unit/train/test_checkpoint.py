@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from diffmm_dist.errors import UserError
+from diffmm_dist.parallel.world import World
 from diffmm_dist.train.checkpoint import Checkpoints
 from diffmm_dist.train.state import Best, Cursor, Progress
 from tests.support.evil import evil_pickle
@@ -19,19 +20,19 @@ PROGRESS = Progress(Cursor(epoch=1), Best(0, 0.1 + 0.7, "epoch-00002"), {"elbo":
 
 
 def save(checkpoints, name):
-    checkpoints.save(name, TENSORS, PROGRESS)
+    checkpoints.save(name, TENSORS, PROGRESS, {})
 
 
 def test_round_trip_is_exact(tmp_path):
-    checkpoints = Checkpoints(tmp_path, keep=1)
+    checkpoints = Checkpoints(tmp_path, keep=1, world=World.single())
     save(checkpoints, "epoch-00001")
-    loaded = checkpoints.tensors("epoch-00001")
+    loaded = checkpoints.tensors("epoch-00001", {})
     assert set(loaded) == set(TENSORS)
     for name, tensor in TENSORS.items():
         assert torch.equal(loaded[name], tensor)
         assert loaded[name].dtype == tensor.dtype
     assert checkpoints.progress("epoch-00001") == PROGRESS
-    assert set(checkpoints.tensors("epoch-00001", wanted=lambda n: n.startswith("model/t"))) == {"model/table"}
+    assert set(checkpoints.tensors("epoch-00001", {}, wanted=lambda n: n.startswith("model/t"))) == {"model/table"}
 
 
 def test_names_sort_as_steps_do():
@@ -41,14 +42,14 @@ def test_names_sort_as_steps_do():
 
 
 def test_the_newest_and_the_best_are_kept(tmp_path):
-    checkpoints = Checkpoints(tmp_path, keep=2)
+    checkpoints = Checkpoints(tmp_path, keep=2, world=World.single())
     for epoch in range(1, 6):
         save(checkpoints, Checkpoints.name(epoch))
     assert checkpoints.names() == ["epoch-00002", "epoch-00004", "epoch-00005"]
 
 
 def test_a_half_written_checkpoint_is_no_checkpoint(tmp_path, monkeypatch):
-    checkpoints = Checkpoints(tmp_path, keep=1)
+    checkpoints = Checkpoints(tmp_path, keep=1, world=World.single())
     save(checkpoints, "epoch-00001")
     monkeypatch.setattr("diffmm_dist.train.checkpoint.json.dump", lambda *_: os._exit(9))
     if (child := os.fork()) == 0:  # killed between the tensors and the state
@@ -63,32 +64,32 @@ def test_a_half_written_checkpoint_is_no_checkpoint(tmp_path, monkeypatch):
 
 
 def test_a_full_disk_leaves_the_last_checkpoint(tmp_path):
-    checkpoints = Checkpoints(tmp_path, keep=1)
+    checkpoints = Checkpoints(tmp_path, keep=1, world=World.single())
     save(checkpoints, "epoch-00001")
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (2048, limits[1]))  # no file may grow beyond 2 KiB
     try:
         with pytest.raises(UserError) as error:
-            checkpoints.save("epoch-00002", {"model/big": torch.zeros(4096)}, PROGRESS)
+            checkpoints.save("epoch-00002", {"model/big": torch.zeros(4096)}, PROGRESS, {})
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert "File too large" in str(error.value)
     assert "the last complete checkpoint is epoch-00001" in str(error.value)
     assert checkpoints.names() == ["epoch-00001"]
-    assert torch.equal(checkpoints.tensors("epoch-00001")["model/table"], TENSORS["model/table"])
+    assert torch.equal(checkpoints.tensors("epoch-00001", {})["model/table"], TENSORS["model/table"])
     assert not list(tmp_path.glob("partial-*"))
 
 
 def test_a_place_that_cannot_be_written(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="Not a directory"):
-        save(Checkpoints(tmp_path / "file" / "checkpoints", keep=1), "epoch-00001")
+        save(Checkpoints(tmp_path / "file" / "checkpoints", keep=1, world=World.single()), "epoch-00001")
 
 
 @pytest.mark.parametrize("file", ["__0_0.distcp", ".metadata", "state.json"])
 @pytest.mark.parametrize("change", ["missing", "truncated"])
 def test_a_damaged_checkpoint_is_named(tmp_path, file, change):
-    checkpoints = Checkpoints(tmp_path, keep=1)
+    checkpoints = Checkpoints(tmp_path, keep=1, world=World.single())
     save(checkpoints, "epoch-00001")
     path = tmp_path / "epoch-00001" / file
     if change == "missing":
@@ -97,13 +98,13 @@ def test_a_damaged_checkpoint_is_named(tmp_path, file, change):
         path.write_bytes(path.read_bytes()[: path.stat().st_size // 3])
     with pytest.raises(UserError, match="epoch-00001"):
         checkpoints.progress("epoch-00001")
-        checkpoints.tensors("epoch-00001")
+        checkpoints.tensors("epoch-00001", {})
 
 
 def test_a_checkpoint_cannot_run_code(tmp_path):
-    checkpoints = Checkpoints(tmp_path, keep=1)
+    checkpoints = Checkpoints(tmp_path, keep=1, world=World.single())
     save(checkpoints, "epoch-00001")
     (tmp_path / "epoch-00001" / ".metadata").write_bytes(evil_pickle(tmp_path / "was-here"))
     with pytest.raises(UserError, match=r"refusing the pickle .* it asks for posix\.system"):
-        checkpoints.tensors("epoch-00001")
+        checkpoints.tensors("epoch-00001", {})
     assert not (tmp_path / "was-here").exists()

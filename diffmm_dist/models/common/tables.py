@@ -1,0 +1,44 @@
+"""A model with a table of ID embeddings for users and one for items."""
+
+from torch import Tensor
+
+from diffmm_dist.losses.regularization import squared_norm
+from diffmm_dist.models.base import Recommender
+from diffmm_dist.models.common.initialization import xavier_table
+from diffmm_dist.parallel.random import RandomStream
+from diffmm_dist.parallel.ranges import Ownership
+from diffmm_dist.parallel.shard import Shard
+
+
+class EmbeddingTables(Recommender):
+    """Xavier-uniform ID embeddings, of which each worker has its own rows.
+
+    Args:
+        shard: what this worker owns.
+        seed: of the initial values.
+        embedding_dim: d.
+
+    Attributes:
+        shard: what this worker owns.
+        user_embedding: (own users, d).
+        item_embedding: (own items, d).
+    """
+
+    def __init__(self, shard: Shard, *, seed: int, embedding_dim: int) -> None:
+        super().__init__()
+        self.shard = shard
+        stream = RandomStream.of(seed, "init")
+        self.user_embedding = xavier_table(
+            shard.num_users, embedding_dim, stream.child("user_embedding"), ids=shard.user_ids
+        )
+        self.item_embedding = xavier_table(
+            shard.num_items, embedding_dim, stream.child("item_embedding"), ids=shard.own_item_ids
+        )
+
+    def row_owners(self) -> dict[str, Ownership]:
+        """Return the owners of both tables."""
+        return {"user_embedding": self.shard.users, "item_embedding": self.shard.items}
+
+    def squared_norm(self) -> Tensor:
+        """Return this worker's share of ||E_u||^2 + ||E_i||^2."""
+        return squared_norm(self.user_embedding, self.item_embedding)

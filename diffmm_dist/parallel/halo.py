@@ -1,0 +1,105 @@
+"""Halo rows: what a worker needs of rows that others own, and the way back of what it adds to them.
+
+A worker numbers the rows that it touches locally: its own ("inner") rows first, then its halo rows.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from diffmm_dist.parallel.collectives import exchange_counts, exchange_rows
+from diffmm_dist.parallel.ranges import Ownership
+from diffmm_dist.parallel.world import World
+
+
+@dataclass(frozen=True, eq=False)
+class Halo:
+    """A plan to fetch rows from their owners, used as often as wanted.
+
+    Attributes:
+        world: the workers.
+        num_inner: rows that this worker owns.
+        global_ids: the halo rows, ascending and so in the order of their owners, int64 (H,).
+        receive_counts: halo rows that each worker owns.
+        send_rows: own rows that other workers need, local, in the order of these workers, int64 (S,).
+        send_counts: own rows that each worker needs.
+        purpose: what the traffic is counted under.
+    """
+
+    world: World
+    num_inner: int
+    global_ids: Tensor
+    receive_counts: list[int]
+    send_rows: Tensor
+    send_counts: list[int]
+    purpose: str
+
+    @property
+    def num_local(self) -> int:
+        """Inner and halo rows."""
+        return self.num_inner + self.global_ids.numel()
+
+    def extend(self, inner: Tensor) -> Tensor:
+        """Return inner rows (num_inner, ...) followed by their halo rows: (num_local, ...)."""
+        if self.world.size == 1:
+            return inner
+        received = exchange_rows(
+            inner[self.send_rows], self.send_counts, self.receive_counts, self.world, purpose=self.purpose
+        )
+        return torch.cat([inner, received])
+
+    def fold(self, local: Tensor) -> Tensor:
+        """Return inner rows with what every worker's halo holds of them added: the transpose of ``extend``."""
+        if self.world.size == 1:
+            return local
+        inner, halo = local[: self.num_inner], local[self.num_inner :]
+        received = exchange_rows(halo, self.receive_counts, self.send_counts, self.world, purpose=self.purpose)
+        return inner.index_add(0, self.send_rows, received)
+
+
+def localize(rows: Tensor, ownership: Ownership, world: World, *, purpose: str) -> tuple[Halo, Tensor]:
+    """Plan how to reach rows anywhere; every worker calls it at the same time.
+
+    Args:
+        rows: int64, global rows with repeats.
+        ownership: of these rows.
+        world: the workers.
+        purpose: what the traffic is counted under.
+
+    Returns:
+        The plan, and the local number of each row, of the shape of ``rows``.
+    """
+    own = ownership.own
+    if world.size == 1:
+        none = rows.new_empty(0)
+        return Halo(world, own.size, none, [0], none, [0], purpose), rows
+    inside = (rows >= own.start) & (rows < own.stop)
+    halo_ids = torch.unique(rows[~inside])
+    owners = torch.bincount(ownership.owner_of(halo_ids), minlength=world.size)
+    wanted = exchange_counts(owners, world)
+    receive_counts, send_counts = owners.tolist(), wanted.tolist()
+    send_ids = exchange_rows(halo_ids, receive_counts, send_counts, world, purpose=f"{purpose}_plan")
+    halo = Halo(world, own.size, halo_ids, receive_counts, send_ids - own.start, send_counts, purpose)
+    return halo, torch.where(inside, rows - own.start, torch.searchsorted(halo_ids, rows) + own.size)
+
+
+def extended(inner: Tensor, halo: Halo) -> Tensor:
+    """Return ``halo.extend(inner)`` with autograd: the gradients of halo rows go back to their owners."""
+    if halo.world.size == 1:
+        return inner
+    rows: Tensor = _Extend.apply(inner, halo)  # type: ignore[no-untyped-call]
+    return rows
+
+
+class _Extend(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, inner: Tensor, halo: Halo) -> Tensor:
+        ctx.halo = halo
+        return halo.extend(inner)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        halo: Halo = ctx.halo
+        return halo.fold(gradients[0]), None

@@ -1,0 +1,61 @@
+"""What one worker owns, and how its rows are numbered."""
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from diffmm_dist.parallel.ranges import Ownership
+from diffmm_dist.parallel.world import World
+
+
+@dataclass(frozen=True, eq=False)
+class Shard:
+    """One worker's users and items.
+
+    Rows are numbered as they lie in the dataset's files, where each worker owns contiguous ranges. ``partition``
+    reorders them; an id is the number that a row had before. Ids key every random draw and break ties, so that results
+    depend neither on the number of workers nor on the partition. Without a partition ids are rows.
+
+    Attributes:
+        world: the workers.
+        users: who owns which user rows.
+        items: who owns which item rows.
+        user_ids: id of each own user, int64 (own users,).
+        item_ids: id of each item row, of all workers, int64 (I,).
+    """
+
+    world: World
+    users: Ownership
+    items: Ownership
+    user_ids: Tensor
+    item_ids: Tensor
+
+    @classmethod
+    def whole(cls, num_users: int, num_items: int, *, world: World | None = None) -> "Shard":
+        """Return even ranges of rows that are their own ids: everything in a world of one."""
+        world = world or World.single()
+        users, items = (Ownership.even(n, rank=world.rank, size=world.size) for n in (num_users, num_items))
+        user_ids = torch.arange(*users.own, device=world.device)
+        return cls(world, users, items, user_ids, torch.arange(num_items, device=world.device))
+
+    @property
+    def num_users(self) -> int:
+        """U, of all workers."""
+        return self.users.total
+
+    @property
+    def num_items(self) -> int:
+        """I, of all workers."""
+        return self.items.total
+
+    @property
+    def own_item_ids(self) -> Tensor:
+        """Id of each own item, int64 (own items,)."""
+        return self.item_ids[self.items.own.start : self.items.own.stop]
+
+    @cached_property
+    def item_rows(self) -> Tensor:
+        """Row of each item id, int64 (I,)."""
+        return torch.argsort(self.item_ids)

@@ -1,0 +1,134 @@
+"""Sharded propagation, contrast and ranking equal their dense twins, values and gradients."""
+
+from itertools import product
+
+import pytest
+import torch
+
+from diffmm_dist.graph.hetero import REAL, HeteroGraph
+from diffmm_dist.graph.propagate import propagate
+from diffmm_dist.graph.relation import Relation
+from diffmm_dist.losses import contrastive
+from diffmm_dist.losses.contrastive import BatchNodes, info_nce
+from diffmm_dist.models.common.ranking import RankingBatch
+from diffmm_dist.parallel.collectives import all_reduce_sum, gather_owned
+from diffmm_dist.parallel.random import RandomStream
+from diffmm_dist.sparse import CSR
+from tests.support import reference
+from tests.support.builders import as_matrix, own_rows, random_pairs, random_rows
+from tests.support.workers import SIZES, cuts, on_workers, shard_with
+
+NUM_USERS, NUM_ITEMS, WIDTH = 13, 9, 5
+
+
+def hub():
+    """Everybody has item 4, user 2 has everything, and the rest is empty."""
+    users = torch.cat([torch.arange(NUM_USERS), torch.full((NUM_ITEMS,), 2)])
+    items = torch.cat([torch.full((NUM_USERS,), 4), torch.arange(NUM_ITEMS)])
+    return CSR.from_pairs(users, items, num_rows=NUM_USERS, num_columns=NUM_ITEMS)
+
+
+GRAPHS = {
+    "cold nodes": lambda: random_pairs(NUM_USERS, NUM_ITEMS, share=0.3, empty_rows=[0, 12], empty_columns=[8]),
+    "no edges": lambda: random_pairs(NUM_USERS, NUM_ITEMS, share=0.0),
+    "a hub": hub,
+}
+
+
+def shards(world):
+    """Even shards, one worker with nothing, and one with users but no items."""
+    size = world.size
+    last = size - 1 if size > 1 else None
+    yield shard_with(world, cuts(NUM_USERS, size), cuts(NUM_ITEMS, size))
+    yield shard_with(world, cuts(NUM_USERS, size, last), cuts(NUM_ITEMS, size, last))
+    yield shard_with(world, cuts(NUM_USERS, size), cuts(NUM_ITEMS, size, 0 if size > 1 else None))
+
+
+def own_of(table, ownership):
+    return table[slice(*ownership.own)].detach().clone().requires_grad_()
+
+
+def check_propagation(world):
+    cases = product(shards(world), GRAPHS.items(), (1.0, 0.6))
+    for shard, (name, graph), keep_prob in cases:
+        stream = RandomStream.of(7)
+        matrix = as_matrix(Relation.normalized(graph()).dropped(keep_prob, stream))
+        relation = Relation.normalized(own_rows(graph(), shard), shard).dropped(keep_prob, stream)
+        other = Relation.normalized(own_rows(hub(), shard), shard)  # with another halo
+        for kernel in ("csr", "dgl"):
+            hetero = HeteroGraph({REAL: relation, "generated": other}, kernel=kernel)
+            compare_with_matrix(hetero, shard, matrix, f"{name}, keep {keep_prob}, {kernel}")
+
+
+def compare_with_matrix(graph, shard, matrix, name):
+    users, items = random_rows(NUM_USERS, WIDTH, 1), random_rows(NUM_ITEMS, WIDTH, 2)
+    weights = random_rows(NUM_USERS + NUM_ITEMS, WIDTH, 3)
+    rows = torch.cat([users, items]).requires_grad_()
+    expected = matrix @ rows
+    (expected.sin() * weights).sum().backward()
+    mine = own_of(users, shard.users), own_of(items, shard.items)
+    out = propagate(graph, REAL, *mine)
+    own_items = shard.items.own
+    places = slice(*shard.users.own), slice(NUM_USERS + own_items.start, NUM_USERS + own_items.stop)
+    sum((part.sin() * weights[place]).sum() for part, place in zip(out, places, strict=True)).backward()
+    for part, row, place in zip(out, mine, places, strict=True):
+        torch.testing.assert_close(part, expected[place].detach(), msg=lambda text: f"{name}: {text}")
+        torch.testing.assert_close(row.grad, rows.grad[place], msg=lambda text: f"{name}: {text}")
+
+
+def check_contrast(world):
+    """Values and gradients, blocks of several sizes, all nodes or the batch's in the denominator."""
+    whole_block = contrastive._BLOCK_ELEMENTS
+    for shard, in_batch, block in product(shards(world), (False, True), (1, 12, whole_block)):
+        contrastive._BLOCK_ELEMENTS = block
+        compare_contrast(world, shard, in_batch)
+    contrastive._BLOCK_ELEMENTS = whole_block
+
+
+def compare_contrast(world, shard, in_batch):
+    anchors, targets = random_rows(NUM_ITEMS, WIDTH, 1), random_rows(NUM_ITEMS, WIDTH, 2)
+    nodes = torch.tensor([3, 0, 3, 8, 3, 5])
+    distinct, places = torch.unique(nodes, return_inverse=True)
+    full = [table.clone().requires_grad_() for table in (anchors, targets)]
+    x, y, chosen = (full[0][distinct], full[1][distinct], places) if in_batch else (*full, nodes)
+    expected = reference.info_nce(x, y, chosen, 0.2)
+    (3 * expected).backward()
+    counts = torch.bincount(nodes, minlength=NUM_ITEMS)[slice(*shard.items.own)]
+    mine = [own_of(table, shard.items) for table in (anchors, targets)]
+    batch = BatchNodes.counted(counts, shard.items, world, batch_size=len(nodes))
+    loss = info_nce(*mine, batch, temperature=0.2, world=world, in_batch=in_batch)
+    (3 * loss).backward()
+    torch.testing.assert_close(all_reduce_sum(loss.detach(), world), expected.detach())
+    for part, table in zip(mine, full, strict=True):
+        torch.testing.assert_close(part.grad, table.grad[slice(*shard.items.own)], rtol=1e-4, atol=1e-6)
+
+
+def check_ranking(world):
+    """BPR over a batch whose items lie anywhere, and the batch's nodes at their owners."""
+    users, items = random_rows(NUM_USERS, WIDTH, 1), random_rows(NUM_ITEMS, WIDTH, 2)
+    batch_users = torch.tensor([1, 7, 7, 11, 4])
+    pos, neg = torch.tensor([0, 8, 3, 3, 3]), torch.tensor([5, 5, 1, 0, 8])
+    full = [table.clone().requires_grad_() for table in (users, items)]
+    difference = (full[0][batch_users] * (full[1][pos] - full[1][neg])).sum(dim=1)
+    expected = -torch.nn.functional.logsigmoid(difference).sum() / 8
+    expected.backward()
+    for shard in shards(world):
+        own = shard.users.own
+        ours = (batch_users >= own.start) & (batch_users < own.stop)
+        batch = RankingBatch.of(shard, batch_users[ours] - own.start, pos[ours], neg[ours], size=5)
+        mine = own_of(users, shard.users), own_of(items, shard.items)
+        loss = batch.bpr(mine, divisor=8)
+        loss.backward()
+        torch.testing.assert_close(all_reduce_sum(loss.detach(), world), expected.detach())
+        for part, table, rows in zip(mine, full, (shard.users, shard.items), strict=True):
+            torch.testing.assert_close(part.grad, table.grad[slice(*rows.own)])
+        for nodes, ids, rows in zip(batch.nodes, (batch_users, pos), (shard.users, shard.items), strict=True):
+            weights = torch.zeros(rows.own.size).index_put_((nodes.nodes,), nodes.weights)
+            counts = torch.bincount(ids, minlength=rows.total) / 5
+            torch.testing.assert_close(gather_owned(weights, rows, world, purpose="test"), counts)
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_sharded_operations_equal_their_twins(size):
+    pytest.importorskip("dgl", reason="DGL is not installed")
+    on_workers(size, check_propagation, check_contrast, check_ranking)

@@ -1,0 +1,122 @@
+"""Whole runs on several workers: the same curves, checkpoints for any number of workers, errors on all."""
+
+import json
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+
+from diffmm_dist.errors import LostWorkerError, StoppedError, UserError
+from diffmm_dist.train.worker import run_worker
+from tests.support.builders import checkpoint_tensors, metrics_of, small_config, synthetic_dataset
+from tests.support.workers import on_workers
+
+MODELS = {
+    "diffmm": {"model": {"name": "diffmm"}},
+    "diffmm, modal anchor": {
+        "model": {"name": "diffmm", "num_layers": 2, "modality_projection": "affine"},
+        "diffusion": {"rebuild_topk": 3, "edge_keep_prob": 1.0},
+        "contrast": {"contrastive_anchor": "modal", "negatives": "batch"},
+    },
+    "lightgcn": {"model": {"name": "lightgcn", "num_layers": 2}},
+    "popularity": {"model": {"name": "popularity"}},
+}
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory):
+    return synthetic_dataset(tmp_path_factory.mktemp("data") / "d", users=150, items=60, interactions=2400)
+
+
+def train(world, dataset, run, sections, stop_after=None):
+    """A run of one worker of a group; ``stop_after`` steps the first worker asks for a stop."""
+    polls = 0
+
+    def stop_requested():
+        nonlocal polls
+        polls += 1
+        return world.is_first and polls == stop_after
+
+    config = small_config(dataset, run, **sections)
+    if stop_after is None:
+        run_worker(config, stop_requested=stop_requested)
+        return
+    with pytest.raises(StoppedError):
+        run_worker(config, stop_requested=stop_requested)
+
+
+def result_of(run):
+    return json.loads((Path(run) / "result.json").read_text())
+
+
+def test_any_number_of_workers_gives_the_same_curves(dataset, tmp_path):
+    sections = {name: {**model, "train": {"epochs": 2, "batch_size": 64}} for name, model in MODELS.items()}
+    for size in (1, 2, 3, 4):
+        runs = {name: tmp_path / f"{name}-{size}" for name in MODELS}
+        on_workers(size, *(partial(train, dataset=dataset, run=runs[name], sections=sections[name]) for name in MODELS))
+    for name in MODELS:
+        whole = tmp_path / f"{name}-1"
+        for size in (2, 3, 4):
+            run = tmp_path / f"{name}-{size}"
+            for record, expected in zip(metrics_of(run), metrics_of(whole), strict=True):
+                assert record == pytest.approx(expected, rel=1e-4, abs=1e-6), (name, size)
+            assert result_of(run)["test"] == pytest.approx(result_of(whole)["test"]), (name, size)
+
+
+def test_a_run_goes_on_with_another_number_of_workers(dataset, tmp_path):
+    """Two workers, stopped inside an epoch; then three; then one: the same numbers as one worker all along."""
+    sections = {"train": {"epochs": 3, "batch_size": 64, "learning_rate": 1e-3}}
+    on_workers(1, partial(train, dataset=dataset, run=tmp_path / "whole", sections=sections))
+    run = tmp_path / "parts"
+    on_workers(2, partial(train, dataset=dataset, run=run, sections=sections, stop_after=13))
+    on_workers(3, partial(train, dataset=dataset, run=run, sections=sections, stop_after=30))
+    on_workers(1, partial(train, dataset=dataset, run=run, sections=sections))
+    for record, expected in zip(metrics_of(run), metrics_of(tmp_path / "whole"), strict=True):
+        assert record == pytest.approx(expected, rel=1e-3, abs=1e-5)
+    newest = [sorted((path / "checkpoints").iterdir())[-1] for path in (run, tmp_path / "whole")]
+    tensors, expected = (checkpoint_tensors(path) for path in newest)
+    assert set(tensors) == set(expected)
+    for key, tensor in expected.items():
+        torch.testing.assert_close(tensors[key], tensor, rtol=1e-2, atol=1e-3, msg=lambda text, k=key: f"{k}: {text}")
+
+
+def check_errors(world, dataset, folder):
+    """What one worker alone can see is raised on every worker."""
+    config = small_config(dataset, folder / "run", train={"epochs": 1, "learning_rate": 1e30})
+    with pytest.raises(UserError, match="phase"):
+        run_worker(config, stop_requested=lambda: False)
+    (folder / "taken").mkdir(exist_ok=True)
+    (folder / "taken" / "checkpoints").mkdir(exist_ok=True)
+    with pytest.raises(UserError, match="holds a run but" if world.is_first else "another worker"):
+        run_worker(small_config(dataset, folder / "taken"), stop_requested=lambda: False)
+
+
+def test_errors_are_raised_on_every_worker(dataset, tmp_path):
+    on_workers(2, partial(check_errors, dataset=dataset, folder=tmp_path))
+
+
+def hang(world, dataset, folder):
+    """The last worker leaves in the middle of an epoch; the others say where they waited for it."""
+
+    class Gone(Exception):
+        pass
+
+    polls = 0
+
+    def stop_requested():
+        nonlocal polls
+        polls += 1
+        if world.rank == 1 and polls == 5:
+            raise Gone
+        return False
+
+    config = small_config(dataset, folder / "run", train={"epochs": 1, "batch_size": 64})
+    with pytest.raises((Gone, LostWorkerError)) as error:
+        run_worker(config, stop_requested=stop_requested)
+    if world.rank == 0:
+        assert "worker 0 of 2 lost another at epoch 0, phase 'rebuild', step 2" in str(error.value)
+
+
+def test_a_lost_worker_is_reported_with_rank_step_and_phase(dataset, tmp_path):
+    on_workers(2, partial(hang, dataset=dataset, folder=tmp_path), timeout_s=5)
