@@ -4,7 +4,7 @@ import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -13,6 +13,9 @@ from diffmm_dist.config.load import load_config
 from diffmm_dist.config.schema import LARGEST_COUNT
 from diffmm_dist.errors import StoppedError, UserError, one_line, system_sentence
 from diffmm_dist.monitoring.log import metric_cells, metric_rows, print_table, set_up_logging
+
+if TYPE_CHECKING:
+    from diffmm_dist.data.schema import Partition
 
 # Commands import what they need when they run: `--help` and a misspelt key must not wait for torch.
 
@@ -80,6 +83,25 @@ def _modality(text: str) -> tuple[str, int]:
 
 
 @app.command()
+def partition(
+    dataset: Annotated[str, typer.Argument(help="A prepared dataset.")],
+    out: Out,
+    num_parts: Annotated[int, typer.Option(help="Number of parts; more workers than that share them out evenly.")],
+    method: Annotated[str, typer.Option(help="metis, or random for graphs that METIS cannot hold.")] = "metis",
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the random parts.")] = 7,
+    force: Force = False,
+) -> None:
+    """Reorder a dataset so that neighbours lie in the same part and workers exchange less."""
+    from diffmm_dist.train.partitioning import partition_dataset
+
+    methods: dict[str, Literal["metis", "random"]] = {"metis": "metis", "random": "random"}
+    if method not in methods:
+        raise UserError(f"--method {method} is neither metis nor random")
+    partition_dataset(dataset, out, num_parts=num_parts, method=methods[method], seed=seed, force=force)
+    _show_dataset(out)
+
+
+@app.command()
 def inspect(
     dataset: Annotated[str, typer.Argument(help="A prepared dataset.")],
     verify: Annotated[bool, typer.Option("--verify", help="Read every file and compare its checksum.")] = False,
@@ -110,6 +132,26 @@ def _show_dataset(uri: str, *, verify: bool = False) -> None:
     if verify:
         rows.append(["checksums", f"{len(manifest.files())} files", "all match"])
     print_table(f"dataset {uri}", ["", "", ""], rows)
+    if manifest.partition is not None:
+        _show_partition(manifest.partition)
+
+
+def _show_partition(partition: "Partition") -> None:
+    def row(method: str, report: Mapping[str, float]) -> list[str]:
+        halos = [
+            f"{report[f'{name}_mean']:,.0f} / {report[f'{name}_max']:,.0f}" for name in ("halo_rows", "item_halo_rows")
+        ]
+        balances = [f"{report[f'{name}_balance']:.3f}" for name in ("users", "items", "edges")]
+        return [method, f"{report['cut_edges']:,.0f}", f"{report['cut_share']:.1%}", *halos, *balances]
+
+    columns = [
+        "method", "cut edges", "share", "halo rows (mean / max)", "of them items", "users balance", "items", "edges"
+    ]  # fmt: skip
+    print_table(
+        f"{partition.num_parts} parts by {partition.method}; balance is the largest part over the mean",
+        columns,
+        [row(method, report) for method, report in partition.report.items()],
+    )
 
 
 @app.command()

@@ -3,7 +3,8 @@
 import hashlib
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from typing import IO, Any
+from itertools import accumulate, pairwise
+from typing import IO, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -12,7 +13,7 @@ import pyarrow as pa
 from diffmm_dist import storage
 from diffmm_dist.data import schema
 from diffmm_dist.data.checks import check_finite, check_ids
-from diffmm_dist.data.schema import Ids, InteractionFile, Manifest, Modality, RowFile, Split
+from diffmm_dist.data.schema import Ids, InteractionFile, Manifest, Modality, Partition, RowFile, Split
 from diffmm_dist.errors import UserError, one_line
 
 Ints = npt.NDArray[np.int64]
@@ -47,76 +48,119 @@ class DatasetWriter:
         self.num_users = num_users
         self.num_items = num_items
         self.made_by: dict[str, Any] = {}
-        self._interactions = {
-            split: self._open(f"interactions/split={split}/part-00000.arrow", schema.INTERACTIONS)
-            for split in schema.SPLITS
-        }
-        self._features: dict[str, _File] = {}
-        self._ids: dict[str, _File] = {}
+        self.partition: tuple[Literal["metis", "random"], dict[str, dict[str, float]]] | None = None
+        self._cuts: list[tuple[int, int]] = []
+        self._files: dict[str, list[_File]] = {}
+        self.begin_part(0, 0)
+
+    def begin_part(self, user_start: int, item_start: int) -> None:
+        """Close the files so far; what is appended from here on goes to the files of the next part.
+
+        Args:
+            user_start: the first user row of the part.
+            item_start: the first item row of the part.
+        """
+        for files in self._files.values():
+            files[-1].close()
+        self._cuts.append((user_start, item_start))
+        for split in schema.SPLITS:
+            self._file(f"interactions/split={split}/part", schema.INTERACTIONS)
 
     def add_interactions(self, split: Split, users: Ints, items: Ints) -> None:
         """Append interactions, int64 (E,) each, sorted by user and not before the users already appended."""
         for ids, count, kind in ((users, self.num_users, "user"), (items, self.num_items, "item")):
             check_ids(ids, count, kind=kind, where=f"the {split} interactions")
-        self._interactions[split].write([pa.array(users), pa.array(items)])
+        self._file(f"interactions/split={split}/part", schema.INTERACTIONS).write([pa.array(users), pa.array(items)])
 
     def add_features(self, modality: str, rows: npt.NDArray[Any]) -> None:
         """Append feature rows of the next items, float16 or float32 (n, width)."""
-        file = self._features.get(modality)
-        check_finite(rows, modality=modality, first_row=file.rows if file else 0)
-        if file is None:
-            file = self._open(
-                f"items/modality={modality}/part-00000.arrow", schema.feature_schema(rows.shape[1], str(rows.dtype))
-            )
-            self._features[modality] = file
+        kind = f"items/modality={modality}/part"
+        check_finite(rows, modality=modality, first_row=self._rows(kind))
+        file = self._file(kind, schema.feature_schema(rows.shape[1], str(rows.dtype)))
         flat = pa.array(np.ascontiguousarray(rows).reshape(-1))
         file.write([pa.FixedSizeListArray.from_arrays(flat, type=file.schema.field(0).type)])
 
     def add_ids(self, kind: str, ids: pa.Array) -> None:
         """Append original ids (int64 or string) of the next ``users`` or ``items``."""
-        if kind not in self._ids:
-            self._ids[kind] = self._open(f"ids/{kind}-00000.arrow", schema.id_schema(ids.type))
-        self._ids[kind].write([ids])
+        self._file(f"ids/{kind}", schema.id_schema(ids.type)).write([ids])
+
+    def add_order(self, kind: str, rows: Ints) -> None:
+        """Append the numbers that the next ``users`` or ``items`` have in the dataset that is partitioned."""
+        self._file(f"order/{kind}", schema.id_schema(pa.int64())).write([pa.array(rows)])
 
     def manifest(self) -> Manifest:
         """Check that all rows are there and describe them."""
-        for modality, file in self._features.items():
-            if file.rows != self.num_items:
+        names = [kind.split("=")[1].removesuffix("/part") for kind in self._files if kind.startswith("items/")]
+        for name in names:
+            rows = self._rows(f"items/modality={name}/part")
+            if rows != self.num_items:
                 raise UserError(
-                    f"modality '{modality}' has {file.rows} feature rows but there are {self.num_items} items; "
+                    f"modality '{name}' has {rows} feature rows but there are {self.num_items} items; "
                     "give one row per item"
                 )
-        assert self._ids["users"].rows == self.num_users
-        assert self._ids["items"].rows == self.num_items
         return Manifest(
             num_users=self.num_users,
             num_items=self.num_items,
-            interactions={
-                split: (InteractionFile(**file.entry(), user_start=0, user_stop=self.num_users),)
-                for split, file in self._interactions.items()
-            },
-            modalities={
-                name: Modality(
-                    width=file.schema.field(0).type.list_size,
-                    dtype="float16" if file.schema.field(0).type.value_type == pa.float16() else "float32",
-                    files=(RowFile(**file.entry(), row_start=0),),
-                )
-                for name, file in self._features.items()
-            },
-            user_ids=self._id_entry("users"),
-            item_ids=self._id_entry("items"),
+            interactions={split: self._interaction_files(split) for split in schema.SPLITS},
+            modalities={name: self._modality(name) for name in names},
+            user_ids=self._id_entry("users", self.num_users),
+            item_ids=self._id_entry("items", self.num_items),
+            partition=self._partition(),
             made_by=self.made_by,
         )
 
-    def _id_entry(self, kind: str) -> Ids:
-        file = self._ids[kind]
-        is_number = file.schema.field(0).type == schema.ID_TYPES["int64"]
-        return Ids(dtype="int64" if is_number else "string", files=(RowFile(**file.entry(), row_start=0),))
+    def _interaction_files(self, split: Split) -> tuple[InteractionFile, ...]:
+        bounds = [start for start, _ in self._cuts] + [self.num_users]
+        files = self._files[f"interactions/split={split}/part"]
+        return tuple(
+            InteractionFile(**file.entry(), user_start=start, user_stop=stop)
+            for file, (start, stop) in zip(files, pairwise(bounds), strict=True)
+        )
 
-    def _open(self, path: str, file_schema: pa.Schema) -> "_File":
-        file = _File(storage.join(self._uri, path), path, file_schema)
-        self._stack.callback(file.close)
-        return file
+    def _modality(self, name: str) -> Modality:
+        kind = f"items/modality={name}/part"
+        value = self._files[kind][0].schema.field(0).type
+        return Modality(
+            width=value.list_size,
+            dtype="float16" if value.value_type == pa.float16() else "float32",
+            files=self._row_files(kind),
+        )
+
+    def _id_entry(self, kind: str, count: int) -> Ids:
+        assert self._rows(f"ids/{kind}") == count
+        is_number = self._files[f"ids/{kind}"][0].schema.field(0).type == schema.ID_TYPES["int64"]
+        return Ids(dtype="int64" if is_number else "string", files=self._row_files(f"ids/{kind}"))
+
+    def _partition(self) -> Partition | None:
+        if self.partition is None:
+            return None
+        method, report = self.partition
+        return Partition(
+            method=method,
+            user_bounds=(*(start for start, _ in self._cuts), self.num_users),
+            item_bounds=(*(start for _, start in self._cuts), self.num_items),
+            user_order=self._row_files("order/users"),
+            item_order=self._row_files("order/items"),
+            report=report,
+        )
+
+    def _row_files(self, kind: str) -> tuple[RowFile, ...]:
+        files = self._files[kind]
+        starts = accumulate((file.rows for file in files[:-1]), initial=0)
+        return tuple(RowFile(**file.entry(), row_start=start) for file, start in zip(files, starts, strict=True))
+
+    def _rows(self, kind: str) -> int:
+        return sum(file.rows for file in self._files.get(kind, ()))
+
+    def _file(self, kind: str, file_schema: pa.Schema) -> "_File":
+        """Return the file of a kind that belongs to the present part, opening it where there is none yet."""
+        files = self._files.setdefault(kind, [])
+        path = f"{kind}-{len(self._cuts) - 1:05d}.arrow"
+        if not files or files[-1].path != path:
+            file = _File(storage.join(self._uri, path), path, file_schema)
+            self._stack.callback(file.close)
+            files.append(file)
+        return files[-1]
 
 
 class _File:
@@ -138,9 +182,10 @@ class _File:
         self.rows += table.num_rows
 
     def close(self) -> None:
-        with self._explained():
-            self._writer.close()
-            self._sink.close()
+        if not self._sink.closed:
+            with self._explained():
+                self._writer.close()
+                self._sink.close()
 
     def entry(self) -> Mapping[str, Any]:
         return {"path": self.path, "rows": self.rows, "sha256": self._sink.digest.hexdigest()}

@@ -20,6 +20,7 @@ from diffmm_dist import storage
 from diffmm_dist.config.render import flatten
 from diffmm_dist.data.checks import check_ids
 from diffmm_dist.data.schema import ROWS_PER_BATCH
+from diffmm_dist.data.training import shard_interactions
 from diffmm_dist.errors import UserError, one_line
 from diffmm_dist.sparse import CSR
 from diffmm_dist.train.trained import TrainedRun
@@ -40,13 +41,23 @@ def export_bundle(run: TrainedRun, out: str, *, force: bool = False) -> None:
     Raises:
         UserError: the place is taken or cannot be written.
     """
-    user_embeddings, item_embeddings = run.model.embeddings()
-    seen = _union(run.data.interactions.to(torch.device("cpu")), run.dataset.interactions("valid"))
+    shard = run.data.shard
+    # A partitioned dataset's rows go back into the order of their ids, so that the bundle does not depend on it.
+    user_rows, item_rows = torch.argsort(shard.user_ids), shard.item_rows
+    user_embeddings, item_embeddings = (
+        rows[order] for rows, order in zip(run.model.embeddings(), (user_rows, item_rows), strict=True)
+    )
+    valid = shard_interactions(run.dataset, "valid", shard)
+    seen = _union(run.data.interactions, valid).to(torch.device("cpu")).select(user_rows.cpu())
+    ids = {
+        kind: run.dataset.original_ids(kind).take(order.cpu().numpy())
+        for kind, order in (("users", user_rows), ("items", item_rows))
+    }
     settings = flatten(run.config)
     weights = {name: tensor.contiguous().cpu() for name, tensor in run.model.state_dict().items()}
     with storage.staged_folder(out, marker=MARKER, force=force) as staging:
-        _write_table(storage.join(staging, USERS), _embedding_table(run.dataset.original_ids("users"), user_embeddings))
-        _write_table(storage.join(staging, ITEMS), _embedding_table(run.dataset.original_ids("items"), item_embeddings))
+        _write_table(storage.join(staging, USERS), _embedding_table(ids["users"], user_embeddings))
+        _write_table(storage.join(staging, ITEMS), _embedding_table(ids["items"], item_embeddings))
         _write_table(
             storage.join(staging, SEEN), pa.table({"user": seen.row_ids.numpy(), "item": seen.indices.numpy()})
         )

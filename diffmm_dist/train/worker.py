@@ -20,6 +20,7 @@ from diffmm_dist.parallel.collectives import agree, all_reduce_max, on_first, wo
 from diffmm_dist.parallel.world import World
 from diffmm_dist.train.build import build_evaluation, build_recipe, choose_device, load_training_data, num_epochs
 from diffmm_dist.train.checkpoint import Checkpoints
+from diffmm_dist.train.estimate import available_memory, check_memory, estimate
 from diffmm_dist.train.loop import TrainingRun, train
 from diffmm_dist.train.run_folder import Result, RunFolder
 from diffmm_dist.train.selection import Evaluation
@@ -65,10 +66,24 @@ def run_worker(
         if result is not None and result["epochs"] >= num_epochs(config):
             logger.info("%s has already finished; its result stands in result.json", folder.path)
             return result
+        agree(lambda: _check_memory(config, dataset, world), world)
         return _train_in(folder, config, dataset, world, stop_requested, recorders, show_progress)
     finally:
         if world.is_first:
             folder.release()
+
+
+def _check_memory(config: Config, dataset: Dataset, world: World) -> None:
+    """Refuse a run that cannot fit this machine before it reads the data."""
+    needs = estimate(config, dataset.manifest, num_workers=world.size)
+    line = check_memory(needs, available=available_memory(world.device), workers_here=_workers_here())
+    if world.is_first:
+        logger.info("%s", line)
+
+
+def _workers_here() -> int:
+    """Return how many workers share this machine; Ray Train and torchrun say so."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 
 def _train_in(
@@ -137,8 +152,7 @@ def prepare_process(num_threads: int) -> None:
     Args:
         num_threads: threads of torch; 0 for this process's share of the cores.
     """
-    neighbors = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # set by Ray Train and by torchrun
-    torch.set_num_threads(num_threads or max(1, (os.cpu_count() or 1) // neighbors))
+    torch.set_num_threads(num_threads or max(1, (os.cpu_count() or 1) // _workers_here()))
     torch.use_deterministic_algorithms(True)
     # Nothing here reads memory that it has not written, so filling it first would only cost time.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]

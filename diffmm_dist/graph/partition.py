@@ -1,0 +1,93 @@
+"""Partitions of the user-item graph: which part each user and item goes to, and what a partition costs.
+
+Shapes: U users, I items, P parts.
+"""
+
+from contextlib import redirect_stdout
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from diffmm_dist.graph.hetero import import_dgl
+from diffmm_dist.parallel.random import RandomStream
+from diffmm_dist.sparse import CSR
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Which part each node belongs to.
+
+    Attributes:
+        users: int64 (U,).
+        items: int64 (I,).
+        num_parts: P.
+    """
+
+    users: Tensor
+    items: Tensor
+    num_parts: int
+
+
+def random_parts(pairs: CSR, num_parts: int, *, seed: int) -> Parts:
+    """Deal users and items out at random, equally many to each part."""
+    users, items = (
+        RandomStream.of(seed, "partition", kind).permute(torch.arange(count), count) * num_parts // count
+        for kind, count in (("users", pairs.num_rows), ("items", pairs.num_columns))
+    )
+    return Parts(users, items, num_parts)
+
+
+def metis_parts(pairs: CSR, num_parts: int) -> Parts:
+    """Cut as few edges as METIS can, with users, items and edges balanced (Karypis and Kumar, 1998).
+
+    Raises:
+        UserError: DGL, which brings METIS, cannot be imported.
+    """
+    dgl = import_dgl()
+    users, items = pairs.row_ids, pairs.indices + pairs.num_rows
+    num_nodes = pairs.num_rows + pairs.num_columns
+    graph = dgl.graph((torch.cat([users, items]), torch.cat([items, users])), num_nodes=num_nodes)
+    kinds = (torch.arange(num_nodes) >= pairs.num_rows).to(torch.int64)
+    with redirect_stdout(None):  # DGL prints its timings
+        part = dgl.metis_partition_assignment(graph, num_parts, balance_ntypes=kinds, balance_edges=True)
+    part = part.to(torch.int64)
+    return Parts(part[: pairs.num_rows], part[pairs.num_rows :], num_parts)
+
+
+def partition_report(pairs: CSR, parts: Parts) -> dict[str, float]:
+    """Return what a partition costs and how even it is.
+
+    Returns:
+        ``cut_edges`` and ``cut_share``: edges between parts. ``halo_rows_mean`` and ``halo_rows_max``: rows of other
+        parts that are neighbours of a part's users and items. ``item_halo_rows_mean`` and ``item_halo_rows_max``: the
+        items among them, which are what propagation fetches, once, and sends back, once. ``users_balance``,
+        ``items_balance`` and ``edges_balance``: the largest part's share of them times P; 1 is even. Edges count for
+        their user's part.
+    """
+    num_parts = parts.num_parts
+    user_part, item_part = parts.users[pairs.row_ids], parts.items[pairs.indices]
+    cut = user_part != item_part
+    item_halo = _distinct_by_part(user_part[cut], pairs.indices[cut], pairs.num_columns, num_parts)
+    halo = item_halo + _distinct_by_part(item_part[cut], pairs.row_ids[cut], pairs.num_rows, num_parts)
+
+    def balance(part: Tensor) -> float:
+        return float(torch.bincount(part, minlength=num_parts).max()) * num_parts / max(part.numel(), 1)
+
+    return {
+        "cut_edges": float(cut.sum()),
+        "cut_share": float(cut.to(torch.float64).mean()) if cut.numel() else 0.0,
+        "halo_rows_mean": float(halo.mean()),
+        "halo_rows_max": float(halo.max()),
+        "item_halo_rows_mean": float(item_halo.mean()),
+        "item_halo_rows_max": float(item_halo.max()),
+        "users_balance": balance(parts.users),
+        "items_balance": balance(parts.items),
+        "edges_balance": balance(user_part),
+    }
+
+
+def _distinct_by_part(part: Tensor, rows: Tensor, num_rows: int, num_parts: int) -> Tensor:
+    """Return how many different rows stand beside each part, float64 (P,)."""
+    pairs = torch.unique(part * num_rows + rows)
+    return torch.bincount(pairs // max(num_rows, 1), minlength=num_parts).to(torch.float64)

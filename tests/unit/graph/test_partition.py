@@ -1,0 +1,55 @@
+import pytest
+import torch
+
+from diffmm_dist.graph.partition import Parts, metis_parts, partition_report, random_parts
+from diffmm_dist.sparse import CSR
+from tests.support.builders import random_pairs
+
+
+def two_islands():
+    """Users 0-99 with items 0-99, users 100-199 with items 100-199, and one edge between the islands."""
+    users = torch.arange(200).repeat_interleave(5)
+    items = (torch.arange(1000) * 3) % 100 + (users // 100) * 100
+    pairs = torch.cat([torch.stack([users, items]), torch.tensor([[0], [199]])], dim=1)
+    return CSR.from_pairs(pairs[0], pairs[1], num_rows=200, num_columns=200)
+
+
+def test_report_equals_counting_by_hand():
+    pairs = CSR.from_pairs(torch.tensor([0, 0, 1, 2, 2]), torch.tensor([0, 2, 1, 0, 2]), num_rows=4, num_columns=3)
+    parts = Parts(torch.tensor([0, 0, 1, 1]), torch.tensor([0, 1, 1]), 2)
+    # User 0 and user 1 (part 0) need items 2 and 1 of part 1; user 2 (part 1) needs item 0. Item 0 (part 0) has user
+    # 2 of part 1 beside it; items 1 and 2 (part 1) have users 1 and 0.
+    assert partition_report(pairs, parts) == {
+        "cut_edges": 3, "cut_share": 0.6,
+        "halo_rows_mean": 3, "halo_rows_max": 3, "item_halo_rows_mean": 1.5, "item_halo_rows_max": 2,
+        "users_balance": 1, "items_balance": pytest.approx(4 / 3), "edges_balance": pytest.approx(6 / 5),
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("num_parts", [1, 2, 3, 7])
+def test_random_parts_are_even_and_seeded(num_parts):
+    pairs = random_pairs(21, 10)
+    parts = random_parts(pairs, num_parts, seed=3)
+    for part, count in ((parts.users, 21), (parts.items, 10)):
+        sizes = torch.bincount(part, minlength=num_parts)
+        assert int(sizes.max() - sizes.min()) <= 1
+        assert int(sizes.sum()) == count
+    assert torch.equal(parts.users, random_parts(pairs, num_parts, seed=3).users)
+    if num_parts > 1:
+        assert not torch.equal(parts.users, random_parts(pairs, num_parts, seed=4).users)
+
+
+def test_metis_finds_the_islands():
+    pytest.importorskip("dgl", reason="DGL is not installed")
+    parts = metis_parts(two_islands(), 2)
+    report = partition_report(two_islands(), parts)
+    assert (
+        report["cut_edges"] < 0.1 * partition_report(two_islands(), random_parts(two_islands(), 2, seed=1))["cut_edges"]
+    )
+    assert max(report["users_balance"], report["items_balance"], report["edges_balance"]) < 1.1
+
+
+def test_no_edges():
+    pairs = random_pairs(4, 3, share=0.0)
+    report = partition_report(pairs, random_parts(pairs, 2, seed=0))
+    assert report["cut_share"] == report["halo_rows_max"] == 0
