@@ -329,6 +329,40 @@ def bench_propagate(
     print(out)
 
 
+@bench_app.command("scaling")
+def bench_scaling(
+    config: ConfigFile,
+    out: Annotated[str, typer.Option(help="JSON file to write.")],
+    workers: Annotated[str, typer.Option(help="Numbers of workers, comma-separated.")] = "1,2",
+    steps: Annotated[int, typer.Option(min=1, help="Steps to time of each phase.")] = 5,
+    repeats: Annotated[int, typer.Option(min=1, help="How often to measure each.")] = 3,
+    overrides: Overrides = None,
+) -> None:
+    """Time every phase with several numbers of workers on this machine, one thread each unless configured."""
+    from diffmm_dist.bench.scaling import bench_scaling as run
+
+    settings = load_config(config, overrides or [])
+    run(settings, _positive_numbers(workers, "--workers"), num_steps=steps, repeats=repeats, out=out)
+    print(out)
+
+
+@bench_app.command("comm")
+def bench_comm(
+    config: ConfigFile,
+    out: Annotated[str, typer.Option(help="JSON file to write.")],
+    predict: Annotated[str, typer.Option(help="Numbers of workers to predict for.")] = "1,2,3,4,8,16,32,64",
+    measure: Annotated[str, typer.Option(help="Numbers of workers to measure with, on this machine.")] = "2,3,4",
+    overrides: Overrides = None,
+) -> None:
+    """Predict what each worker sends in a step, and check the prediction against real workers."""
+    from diffmm_dist.bench.comm import bench_comm as run
+
+    settings = load_config(config, overrides or [])
+    sizes, real = _positive_numbers(predict, "--predict"), _positive_numbers(measure, "--measure")
+    run(settings, predicted=sizes, measured=real, out=out)
+    print(out)
+
+
 @bench_app.command("report")
 def bench_report(
     files: Annotated[list[str], typer.Argument(help="JSON files of `bench train` and `bench propagate`.")],

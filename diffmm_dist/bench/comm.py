@@ -1,0 +1,171 @@
+"""What a worker of DiffMM sends in a step: predicted from the data and the cuts alone, and measured.
+
+Bytes are counted as parallel/collectives.py says. W workers, I items, M modalities, L layers, d embedding.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from diffmm_dist import storage
+from diffmm_dist.bench.machine import command, machine
+from diffmm_dist.bench.scaling import generate_random_edges, random_edges
+from diffmm_dist.config.schema import Config
+from diffmm_dist.data.batches import EpochBatches
+from diffmm_dist.data.dataset import Dataset
+from diffmm_dist.data.training import TrainingData, shard_of
+from diffmm_dist.errors import UserError
+from diffmm_dist.graph import relation
+from diffmm_dist.losses import contrastive
+from diffmm_dist.models.base import PhaseContext
+from diffmm_dist.models.diffmm import phases
+from diffmm_dist.models.diffmm.model import DiffMM
+from diffmm_dist.parallel.collectives import ring_bytes
+from diffmm_dist.parallel.group import run_group
+from diffmm_dist.parallel.shard import Shard
+from diffmm_dist.parallel.world import World
+from diffmm_dist.train.build import build_recipe, load_training_data
+from diffmm_dist.train.worker import prepare_process
+
+_FLOAT = 4
+PURPOSES = (relation.TRAFFIC, contrastive.TRAFFIC, phases.TRAFFIC)
+
+
+def bench_comm(config: Config, *, predicted: Sequence[int], measured: Sequence[int], out: str) -> None:
+    """Write a JSON file with the bytes that each worker sends in the first denoising and recommendation step.
+
+    The generated graphs are random, the same in prediction and measurement.
+
+    Args:
+        config: the run; nothing is written into its folder.
+        predicted: numbers of workers to predict for; no process is started for them.
+        measured: numbers of workers to measure with.
+        out: the JSON file.
+
+    Raises:
+        UserError: the model is not DiffMM, or a measurement differs from its prediction.
+    """
+    if config.model.name != "diffmm":
+        raise UserError(f"bench comm knows model.name=diffmm, not {config.model.name}")
+    prepare_process(config.cluster.threads_per_worker)
+    dataset = Dataset.open(config.data.path)
+    data = load_training_data(config, dataset, World.single())
+    prediction = {str(size): predict(config, dataset, data, size) for size in sorted({*predicted, *measured})}
+    measurement = {str(size): run_group(size, measure, config) for size in measured}
+    storage.write_json(
+        out,
+        {
+            "command": command(),
+            "machine": machine(),
+            "config": config.model_dump(mode="json"),
+            "predicted_bytes": prediction,
+            "measured_bytes": measurement,
+        },
+    )
+    wrong = [size for size, workers in measurement.items() if workers != prediction[size]]
+    if wrong:
+        raise UserError(f"what {', '.join(wrong)} workers sent is not what was predicted; {out} has both")
+
+
+def measure(config: Config) -> dict[str, int]:
+    """Return what this worker sends in one step of each phase, by purpose."""
+    prepare_process(1)
+    world = World.current()
+    data = load_training_data(config, Dataset.open(config.data.path), world)
+    recipe = build_recipe(config, data, device=world.device)
+    generate_random_edges(recipe.model)
+    context = PhaseContext(world, config.run.seed, 0)
+    sent = dict.fromkeys(PURPOSES, 0)
+    for phase in recipe.phases:
+        if phase.name != "rebuild":  # sends nothing
+            phase.begin(context)
+            world.sent_bytes.clear()
+            phase.step(0)
+            sent |= {purpose: sent[purpose] + world.sent_bytes[purpose] for purpose in PURPOSES}
+    return sent
+
+
+def predict(config: Config, dataset: Dataset, data: TrainingData, size: int) -> list[dict[str, int]]:
+    """Return what each of ``size`` workers sends in one step of each phase, from the whole data in one process."""
+    shards = [shard_of(dataset, World(rank, size, torch.device("cpu"))) for rank in range(size)]
+    real = _rows_sent(data.shard.user_ids[data.interactions.row_ids], data.interactions.indices, shards)
+    topk = min(config.diffusion.rebuild_topk, dataset.num_items)
+    users = data.shard.user_ids.repeat_interleave(topk)
+    generated = [
+        _rows_sent(users, random_edges(data.shard.user_ids, modality, topk, dataset.num_items).reshape(-1), shards)
+        for modality in range(len(data.features))
+    ]
+    contrast = _contrast(config, data, shards)
+    denoiser = _denoiser(config, data, size)
+    return [
+        {
+            relation.TRAFFIC: _propagation(config, real[rank], [rows[rank] for rows in generated]),
+            contrastive.TRAFFIC: contrast[rank],
+            phases.TRAFFIC: denoiser,
+        }
+        for rank in range(size)
+    ]
+
+
+def _rows_sent(user_ids: Tensor, item_ids: Tensor, shards: Sequence[Shard]) -> list[int]:
+    """Return the rows that each worker sends in one product: its own that others need, and its halo's sums back."""
+    size, num_items = len(shards), shards[0].num_items
+    user_owner = torch.empty(shards[0].num_users, dtype=torch.int64)
+    for rank, shard in enumerate(shards):
+        user_owner[shard.user_ids] = rank
+    rows = shards[0].item_rows[item_ids]
+    pairs = torch.unique(user_owner[user_ids] * num_items + rows)
+    reader, owner = pairs // num_items, shards[0].items.owner_of(pairs % num_items)
+    away = reader != owner
+    given = torch.bincount(owner[away], minlength=size)
+    returned = torch.bincount(reader[away], minlength=size)
+    return [int(count) for count in given + returned]
+
+
+def _propagation(config: Config, real: int, generated: Sequence[int]) -> int:
+    """Return the bytes of all products of one recommendation step, forward and backward."""
+    layers, contrasted = config.model.num_layers, config.contrast.contrastive_weight > 0
+    real_products = 2 + layers + (layers * len(generated) if contrasted else 0)  # X, Y, H's layers; views side by side
+    rows = real * real_products + sum(generated) * (1 + contrasted)
+    return 2 * rows * config.model.embedding_dim * _FLOAT
+
+
+def _contrast(config: Config, data: TrainingData, shards: Sequence[Shard]) -> list[int]:
+    """Return the bytes of all contrastive terms of the first batch."""
+    if config.contrast.contrastive_weight == 0:
+        return [0] * len(shards)
+    stream = PhaseContext(World.single(), config.run.seed, 0).stream("interactions")
+    batches = EpochBatches(
+        data.interaction_ids, total=data.num_interactions, batch_size=config.train.batch_size, stream=stream
+    )
+    chosen = batches[0]
+    users = torch.unique(data.shard.user_ids[data.interactions.row_ids[chosen]])
+    items = torch.unique(data.interactions.indices[chosen])
+    own_users = [int(torch.isin(users, shard.user_ids).sum()) for shard in shards]
+    own_items = [int(torch.isin(items, shard.own_item_ids).sum()) for shard in shards]
+    num_modalities = len(data.features)
+    main = config.contrast.contrastive_anchor == "main"
+    pairs = num_modalities if main else num_modalities * (num_modalities - 1) // 2
+    sides = ((own_users, max(shards[0].users.sizes)), (own_items, max(shards[0].items.sizes)))
+    terms = [_contrast_term(config, counts, most) for counts, most in sides]
+    return [pairs * sum(term[rank] for term in terms) for rank in range(len(shards))]
+
+
+def _contrast_term(config: Config, counts: Sequence[int], most_rows: int) -> list[int]:
+    """Return the bytes of one term: anchors and weights to all, sums block by block, gradients of the anchors."""
+    size, dim, total = len(counts), config.model.embedding_dim, sum(counts)
+    if config.contrast.negatives == "batch":
+        most_rows = max(counts)
+    step = max(1, contrastive._BLOCK_ELEMENTS // max(most_rows, 1))
+    blocks = [min(step, total - start) for start in range(0, total, step)]
+    summed = sum(ring_bytes(block * _FLOAT, size) for block in blocks) + ring_bytes(total * dim * _FLOAT, size)
+    return [count * (dim + 1) * _FLOAT * (size - 1) + summed for count in counts]
+
+
+def _denoiser(config: Config, data: TrainingData, size: int) -> int:
+    """Return the bytes of the denoisers' gradients, all in one message."""
+    model = build_recipe(config, data, device=torch.device("cpu")).model
+    assert isinstance(model, DiffMM)
+    weights = sum(parameter.numel() for parameter in model.denoisers.parameters())
+    return ring_bytes(weights * _FLOAT, size) if size > 1 else 0

@@ -1,0 +1,142 @@
+"""How time falls with the number of workers: the steps of every phase, the sizes taking turns."""
+
+import time
+from collections.abc import Mapping, Sequence
+from statistics import median
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from diffmm_dist import storage
+from diffmm_dist.bench.machine import command, machine
+from diffmm_dist.config.schema import Config
+from diffmm_dist.data.dataset import Dataset
+from diffmm_dist.models.base import Phase, PhaseContext, Recommender
+from diffmm_dist.models.diffmm.model import DiffMM
+from diffmm_dist.monitoring.log import logger
+from diffmm_dist.monitoring.timing import peak_rss_gib
+from diffmm_dist.parallel.collectives import any_worker
+from diffmm_dist.parallel.group import run_group
+from diffmm_dist.parallel.random import RandomStream
+from diffmm_dist.parallel.world import World
+from diffmm_dist.train.build import build_recipe, load_training_data
+from diffmm_dist.train.worker import prepare_process
+
+
+def bench_scaling(config: Config, sizes: Sequence[int], *, num_steps: int, repeats: int, out: str) -> None:
+    """Time the phases of the first epoch with several numbers of workers and write a JSON file.
+
+    Every worker has ``cluster.threads_per_worker`` threads, 1 if that is 0. The sizes take turns, so that a busy moment
+    hits them all. An epoch's time is that of its preparation and of all its steps, from the median step.
+
+    Args:
+        config: the run; nothing is written into its folder.
+        sizes: numbers of workers; the first is what the others are compared with.
+        num_steps: steps to time of each phase, after one that is not timed.
+        repeats: how often each size is measured.
+        out: the JSON file.
+    """
+    measured: dict[int, list[dict[str, Any]]] = {size: [] for size in sizes}
+    for _ in range(repeats):
+        for size in sizes:
+            workers = run_group(size, measure, config, num_steps)
+            measured[size].append(slowest(workers))
+            logger.info("%d workers: %s", size, measured[size][-1])
+    storage.write_json(
+        out,
+        {
+            "command": command(),
+            "machine": machine() | {"threads": max(1, config.cluster.threads_per_worker)},
+            "config": config.model_dump(mode="json"),
+            "num_steps": num_steps,
+            "scaling": {str(size): results for size, results in measured.items()},
+            "efficiency": {str(size): efficiency(measured, sizes[0], size) for size in sizes[1:]},
+        },
+    )
+
+
+def measure(config: Config, num_steps: int) -> dict[str, Any]:
+    """Time this worker's phases; every worker of the group does it at the same time."""
+    prepare_process(max(1, config.cluster.threads_per_worker))
+    world = World.current()
+    data = load_training_data(config, Dataset.open(config.data.path), world)
+    recipe = build_recipe(config, data, device=world.device)
+    context = PhaseContext(world, config.run.seed, 0)
+    epoch_s = {}
+    sent = {}
+    for phase in recipe.phases:
+        if phase.name == "recommend":
+            generate_random_edges(recipe.model)
+        world.sent_bytes.clear()
+        epoch_s[phase.name], steps = _epoch_seconds(phase, context, num_steps)
+        sent[phase.name] = {purpose: num_bytes / steps for purpose, num_bytes in world.sent_bytes.items()}
+    return {"epoch_s": epoch_s, "sent_bytes_per_step": sent, "peak_rss_gib": peak_rss_gib()}
+
+
+def _epoch_seconds(phase: Phase, context: PhaseContext, num_steps: int) -> tuple[float, int]:
+    """Return the seconds of the phase's epoch and how many steps were taken."""
+    start = time.perf_counter()
+    total = phase.begin(context)
+    any_worker(False, context.world)
+    prepared = time.perf_counter() - start
+    seconds = []
+    for index in range(min(num_steps + 1, total)):
+        start = time.perf_counter()
+        phase.step(index)
+        any_worker(False, context.world)
+        seconds.append(time.perf_counter() - start)
+    return prepared + total * median(seconds[1:] or seconds), len(seconds)
+
+
+def generate_random_edges(model: Recommender) -> None:
+    """Put random generated graphs in place of those that a few steps of the rebuild would leave mostly empty."""
+    if isinstance(model, DiffMM):
+        num_modalities, topk = model.generated_items.shape[1:]
+        for modality in range(num_modalities):
+            model.generated_items[:, modality] = random_edges(
+                model.shard.user_ids, modality, topk, model.shard.num_items
+            )
+        model.use_generated_items(0)
+
+
+def random_edges(user_ids: Tensor, modality: int, topk: int, num_items: int) -> Tensor:
+    """Return random item ids, keyed by user and modality: int64 (users, topk)."""
+    streams = (RandomStream.of("bench", modality, place) for place in range(topk))
+    return torch.stack([stream.integers(user_ids, num_items) for stream in streams], dim=1)
+
+
+def slowest(workers: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return the slowest worker's times, the most that any sends, the largest memory and the sum of all."""
+    phases = list(workers[0]["epoch_s"])
+    memory = [worker["peak_rss_gib"] for worker in workers]
+    return {
+        "epoch_s": {phase: max(worker["epoch_s"][phase] for worker in workers) for phase in phases},
+        "sent_bytes_per_step": {
+            phase: _largest([worker["sent_bytes_per_step"][phase] for worker in workers]) for phase in phases
+        },
+        "peak_rss_gib": max(memory),
+        "all_workers_rss_gib": sum(memory),
+    }
+
+
+def _largest(tables: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Return the largest value of each key."""
+    return {key: max(table.get(key, 0) for table in tables) for key in tables[0]}
+
+
+Measured = Mapping[int, Sequence[Mapping[str, Any]]]
+
+
+def efficiency(
+    measured: Mapping[int, Sequence[Mapping[str, Any]]], base: int, size: int
+) -> dict[str, dict[str, float]]:
+    """Return each phase's speed-up over what perfect scaling would give, pair by pair: median, least and most."""
+    result = {}
+    for phase in measured[base][0]["epoch_s"]:
+        ratios = [
+            one["epoch_s"][phase] * base / (many["epoch_s"][phase] * size)
+            for one, many in zip(measured[base], measured[size], strict=True)
+        ]
+        result[phase] = {"median": median(ratios), "min": min(ratios), "max": max(ratios)}
+    return result

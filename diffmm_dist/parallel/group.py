@@ -1,0 +1,38 @@
+"""Several workers on this machine without Ray, for benchmarks: a process each, joined over a file."""
+
+import tempfile
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from datetime import timedelta
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+
+_TIMEOUT = timedelta(minutes=30)
+
+
+def run_group(size: int, function: Callable[..., Any], *arguments: Any) -> list[Any]:
+    """Call a function in ``size`` new processes that form a process group, and return what each returned, by rank.
+
+    Args:
+        size: number of processes; one process forms no group.
+        function: of a module, so that it can be sent.
+        arguments: for it.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        rendezvous = str(Path(folder) / "rendezvous")
+        with ProcessPoolExecutor(size, mp_context=get_context("spawn")) as processes:
+            members = [processes.submit(_member, rank, size, rendezvous, function, arguments) for rank in range(size)]
+            return [member.result() for member in members]
+
+
+def _member(rank: int, size: int, rendezvous: str, function: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
+    if size == 1:
+        return function(*arguments)
+    dist.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=size, timeout=_TIMEOUT)
+    try:
+        return function(*arguments)
+    finally:
+        dist.destroy_process_group()

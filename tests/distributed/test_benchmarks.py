@@ -1,0 +1,58 @@
+"""Benchmarks of many workers: the predicted traffic is what real workers send, and scaling measures every phase."""
+
+import json
+
+import pytest
+
+from diffmm_dist.bench.comm import PURPOSES, bench_comm
+from diffmm_dist.bench.scaling import bench_scaling, efficiency
+from diffmm_dist.train.partitioning import partition_dataset
+from tests.support.builders import small_config, synthetic_dataset
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data")
+    source = synthetic_dataset(folder / "d", users=150, items=60, interactions=2400)
+    partition_dataset(source, str(folder / "parts"), num_parts=5, method="random", seed=3)
+    return str(folder / "parts")
+
+
+SETTINGS = {
+    "main anchor": {"contrast": {"contrastive_anchor": "main"}},
+    "modal anchor in the batch": {
+        "contrast": {"contrastive_anchor": "modal", "negatives": "batch"},
+        "diffusion": {"rebuild_topk": 3, "denoiser_hidden_dims": [6, 4]},
+        "model": {"num_layers": 2, "embedding_dim": 8},
+    },
+}
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_prediction_equals_measurement(dataset, tmp_path, name):
+    out = tmp_path / "comm.json"
+    config = small_config(dataset, tmp_path / "run", **SETTINGS[name])
+    bench_comm(config, predicted=[1, 8, 64], measured=[2, 3], out=str(out))  # raises where they differ
+    found = json.loads(out.read_text())
+    assert set(found["predicted_bytes"]) == {"1", "2", "3", "8", "64"}
+    assert found["predicted_bytes"]["1"] == [dict.fromkeys(PURPOSES, 0)]
+    assert found["measured_bytes"]["3"] == found["predicted_bytes"]["3"]
+    assert all(worker[purpose] > 0 for worker in found["measured_bytes"]["2"] for purpose in PURPOSES)
+
+
+def test_scaling_measures_every_phase(dataset, tmp_path):
+    out = tmp_path / "scaling.json"
+    bench_scaling(small_config(dataset, tmp_path / "run"), [1, 2], num_steps=2, repeats=1, out=str(out))
+    found = json.loads(out.read_text())
+    assert set(found["efficiency"]["2"]) == {"denoise", "rebuild", "recommend"}
+    assert found["scaling"]["1"][0]["sent_bytes_per_step"]["recommend"] == {}
+    assert found["scaling"]["2"][0]["sent_bytes_per_step"]["recommend"]["propagation"] > 0
+    assert not (tmp_path / "run").exists()
+
+
+def test_efficiency_is_one_where_twice_the_workers_take_half_the_time():
+    measured = {
+        1: [{"epoch_s": {"a": 8.0}}, {"epoch_s": {"a": 8.0}}],
+        2: [{"epoch_s": {"a": 4.0}}, {"epoch_s": {"a": 5.0}}],
+    }
+    assert efficiency(measured, 1, 2)["a"] == {"median": 0.9, "min": 0.8, "max": 1.0}
