@@ -365,7 +365,7 @@ def bench_comm(
 
 @bench_app.command("report")
 def bench_report(
-    files: Annotated[list[str], typer.Argument(help="JSON files of `bench train` and `bench propagate`.")],
+    files: Annotated[list[str], typer.Argument(help="JSON files written by other `bench` commands.")],
 ) -> None:
     """Print the tables of docs/benchmarks from JSON files."""
     from diffmm_dist.bench.report import markdown

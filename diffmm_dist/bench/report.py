@@ -1,7 +1,7 @@
 """Markdown tables from benchmark files."""
 
 from collections.abc import Sequence
-from statistics import mean
+from statistics import mean, median
 from typing import Any
 
 from typing_extensions import TypedDict
@@ -9,7 +9,7 @@ from typing_extensions import TypedDict
 from diffmm_dist import storage
 
 _LATE_EPOCHS = 20
-_REMEDY = "give a file written by `bench train` or `bench propagate`"
+_REMEDY = "give a file written by a `bench` command"
 
 
 class TrainingBenchmark(TypedDict):
@@ -33,7 +33,28 @@ class PropagationBenchmark(TypedDict):
     propagate_ms: dict[str, float]
 
 
-Document = TrainingBenchmark | PropagationBenchmark
+class ScalingBenchmark(TypedDict):
+    """What `bench scaling` writes."""
+
+    command: str
+    machine: dict[str, Any]
+    config: dict[str, Any]
+    num_steps: int
+    scaling: dict[str, list[dict[str, Any]]]
+    efficiency: dict[str, dict[str, dict[str, float]]]
+
+
+class TrafficBenchmark(TypedDict):
+    """What `bench comm` writes; bytes per step, a table for each worker."""
+
+    command: str
+    machine: dict[str, Any]
+    config: dict[str, Any]
+    predicted_bytes: dict[str, list[dict[str, int]]]
+    measured_bytes: dict[str, list[dict[str, int]]]
+
+
+Document = TrainingBenchmark | PropagationBenchmark | ScalingBenchmark | TrafficBenchmark
 
 
 def markdown(files: Sequence[str]) -> str:
@@ -45,7 +66,12 @@ def markdown(files: Sequence[str]) -> str:
     documents: list[Any] = [storage.read_record(file, Document, remedy=_REMEDY) for file in files]
     runs = [document for document in documents if "runs" in document]
     graphs = [document for document in documents if "graph" in document]
-    lines = [*_quality(runs), *_cost(runs), *_propagation(graphs), *_commands(files, documents)]
+    scaling = [document for document in documents if "scaling" in document]
+    traffic = [document for document in documents if "predicted_bytes" in document]
+    lines = [*_quality(runs), *_cost(runs), *_propagation(graphs)]
+    for tables in ([_scaling(document) for document in scaling], [_traffic(document) for document in traffic]):
+        lines += [line for table in tables for line in table]
+    lines += _commands(files, documents)
     return "\n".join(lines) + "\n"
 
 
@@ -101,6 +127,35 @@ def _propagation(documents: Sequence[PropagationBenchmark]) -> list[str]:
         *_table(["graph", "sum of neighbours, ms", *names], sums),
         *_table(["graph, both directions, ms", *allocators], wholes),
     ]
+
+
+def _scaling(document: ScalingBenchmark) -> list[str]:
+    """Return seconds of an epoch by phase and number of workers, and the efficiency of each pair."""
+    phases = list(next(iter(document["scaling"].values()))[0]["epoch_s"])
+    rows = []
+    for size, measured in document["scaling"].items():
+        seconds = [f"{median(result['epoch_s'][phase] for result in measured):.0f}" for phase in phases]
+        efficiency = [_efficiency(document["efficiency"].get(size, {}).get(phase)) for phase in phases]
+        memory = f"{max(result['all_workers_rss_gib'] for result in measured):.2f}"
+        rows.append([size, *seconds, *efficiency, memory])
+    columns = ["workers", *(f"{phase}, s per epoch" for phase in phases), *(f"{phase}, efficiency" for phase in phases)]
+    return _table([*columns, "all workers, peak GiB"], rows)
+
+
+def _efficiency(entry: dict[str, float] | None) -> str:
+    return "-" if entry is None else f"{entry['median']:.2f} ({entry['min']:.2f} to {entry['max']:.2f})"
+
+
+def _traffic(document: TrafficBenchmark) -> list[str]:
+    """Return the largest worker's traffic by number of workers, and whether it was measured."""
+    predicted, measured = document["predicted_bytes"], document["measured_bytes"]
+    purposes = list(next(iter(predicted.values()))[0])
+    rows = []
+    for size, workers in predicted.items():
+        mib = [f"{max(worker[purpose] for worker in workers) / 2**20:.2f}" for purpose in purposes]
+        agreement = "-" if size not in measured else "equal" if measured[size] == workers else "DIFFERENT"
+        rows.append([size, *mib, agreement])
+    return _table(["workers", *(f"{purpose}, MiB per step" for purpose in purposes), "measured"], rows)
 
 
 def _size(document: PropagationBenchmark) -> str:

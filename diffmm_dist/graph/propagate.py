@@ -63,9 +63,12 @@ class _Propagate(torch.autograd.Function):
 def _product(
     graph: HeteroGraph, relation: Relation, to_users: Edges, to_items: Edges, user_rows: Tensor, item_rows: Tensor
 ) -> tuple[Tensor, Tensor]:
-    users = graph.neighbor_sum(to_users, relation.halo.extend(item_rows * relation.item_scale))
+    # Each exchange is under way while the other direction is summed.
+    halo_rows = relation.halo.start_extend(item_rows * relation.item_scale)
+    own_sums = relation.halo.start_fold(graph.neighbor_sum(to_items, user_rows * relation.user_scale))
+    users = graph.neighbor_sum(to_users, halo_rows())
     users.mul_(relation.user_scale * relation.edge_scale).addcmul_(relation.user_loop, user_rows)
-    items = relation.halo.fold(graph.neighbor_sum(to_items, user_rows * relation.user_scale))
+    items = own_sums()
     items.mul_(relation.item_scale * relation.edge_scale).addcmul_(relation.item_loop, item_rows)
     return users, items
 

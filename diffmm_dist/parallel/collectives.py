@@ -20,10 +20,10 @@ T = TypeVar("T")
 CONTROL = "control"  # counts, votes and metrics: a few numbers at a time
 
 
-def _together(operation: Callable[..., Any], *arguments: Any, **options: Any) -> None:
+def _together(operation: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
     """Run one of torch's collectives, which raises whatever its backend does when a worker is gone or too late."""
     try:
-        operation(*arguments, **options)
+        return operation(*arguments, **options)
     except RuntimeError as error:
         raise LostWorkerError(one_line(error)) from error
 
@@ -124,20 +124,35 @@ def exchange_counts(send_counts: Tensor, world: World) -> Tensor:
     return receive_counts
 
 
-def exchange_rows(
+def start_exchange(
     rows: Tensor, send_counts: Sequence[int], receive_counts: Sequence[int], world: World, *, purpose: str
-) -> Tensor:
-    """Send rows to their workers and return the rows that come in, both in the order of ranks.
+) -> Callable[[], Tensor]:
+    """Begin to send rows to their workers; the returned function waits for the rows that come in and returns them.
 
     Args:
-        rows: contiguous, (sum(send_counts), ...).
+        rows: (sum(send_counts), ...), in the order of ranks.
         send_counts: rows for each worker.
         receive_counts: rows from each worker.
         world: the workers, at least two.
         purpose: what the bytes are counted under.
     """
+    sent = rows.contiguous()
     received = rows.new_empty(sum(receive_counts), *rows.shape[1:])
-    _together(dist.all_to_all_single, received, rows.contiguous(), list(receive_counts), list(send_counts))
+    counts = list(receive_counts), list(send_counts)
+    work = _together(dist.all_to_all_single, received, sent, *counts, async_op=True)
     leaving = sum(send_counts) - send_counts[world.rank]
     world.sent_bytes[purpose] += leaving * rows[:1].numel() * rows.element_size()
-    return received
+
+    def finish() -> Tensor:
+        _together(work.wait)
+        assert sent.shape[0] == sum(send_counts)  # which also keeps the rows alive until they have left
+        return received
+
+    return finish
+
+
+def exchange_rows(
+    rows: Tensor, send_counts: Sequence[int], receive_counts: Sequence[int], world: World, *, purpose: str
+) -> Tensor:
+    """Return the rows that come in from a whole exchange; arguments as of ``start_exchange``."""
+    return start_exchange(rows, send_counts, receive_counts, world, purpose=purpose)()

@@ -3,13 +3,14 @@
 A worker numbers the rows that it touches locally: its own ("inner") rows first, then its halo rows.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from diffmm_dist.parallel.collectives import exchange_counts, exchange_rows
+from diffmm_dist.parallel.collectives import exchange_counts, exchange_rows, start_exchange
 from diffmm_dist.parallel.ranges import Ownership
 from diffmm_dist.parallel.world import World
 
@@ -43,20 +44,28 @@ class Halo:
 
     def extend(self, inner: Tensor) -> Tensor:
         """Return inner rows (num_inner, ...) followed by their halo rows: (num_local, ...)."""
-        if self.world.size == 1:
-            return inner
-        received = exchange_rows(
-            inner[self.send_rows], self.send_counts, self.receive_counts, self.world, purpose=self.purpose
-        )
-        return torch.cat([inner, received])
+        return self.start_extend(inner)()
 
     def fold(self, local: Tensor) -> Tensor:
         """Return inner rows with what every worker's halo holds of them added: the transpose of ``extend``."""
+        return self.start_fold(local)()
+
+    def start_extend(self, inner: Tensor) -> Callable[[], Tensor]:
+        """Begin ``extend``; the returned function finishes it, so that work can be done in between."""
         if self.world.size == 1:
-            return local
+            return lambda: inner
+        received = start_exchange(
+            inner[self.send_rows], self.send_counts, self.receive_counts, self.world, purpose=self.purpose
+        )
+        return lambda: torch.cat([inner, received()])
+
+    def start_fold(self, local: Tensor) -> Callable[[], Tensor]:
+        """Begin ``fold``; the returned function finishes it."""
+        if self.world.size == 1:
+            return lambda: local
         inner, halo = local[: self.num_inner], local[self.num_inner :]
-        received = exchange_rows(halo, self.receive_counts, self.send_counts, self.world, purpose=self.purpose)
-        return inner.index_add(0, self.send_rows, received)
+        received = start_exchange(halo, self.receive_counts, self.send_counts, self.world, purpose=self.purpose)
+        return lambda: inner.index_add(0, self.send_rows, received())
 
 
 def localize(rows: Tensor, ownership: Ownership, world: World, *, purpose: str) -> tuple[Halo, Tensor]:

@@ -5,6 +5,7 @@ import json
 import pytest
 
 from diffmm_dist.bench.comm import PURPOSES, bench_comm
+from diffmm_dist.bench.report import markdown
 from diffmm_dist.bench.scaling import bench_scaling, efficiency
 from diffmm_dist.train.partitioning import partition_dataset
 from tests.support.builders import small_config, synthetic_dataset
@@ -38,6 +39,12 @@ def test_prediction_equals_measurement(dataset, tmp_path, name):
     assert found["predicted_bytes"]["1"] == [dict.fromkeys(PURPOSES, 0)]
     assert found["measured_bytes"]["3"] == found["predicted_bytes"]["3"]
     assert all(worker[purpose] > 0 for worker in found["measured_bytes"]["2"] for purpose in PURPOSES)
+    table = markdown([str(out)]).splitlines()
+    assert (
+        table[0]
+        == "| workers | propagation, MiB per step | contrast, MiB per step | denoiser, MiB per step | measured |"
+    )
+    assert [line.split(" | ")[-1] for line in table[2:7]] == ["- |", "equal |", "equal |", "- |", "- |"]
 
 
 def test_scaling_measures_every_phase(dataset, tmp_path):
@@ -48,6 +55,7 @@ def test_scaling_measures_every_phase(dataset, tmp_path):
     assert found["scaling"]["1"][0]["sent_bytes_per_step"]["recommend"] == {}
     assert found["scaling"]["2"][0]["sent_bytes_per_step"]["recommend"]["propagation"] > 0
     assert not (tmp_path / "run").exists()
+    assert "recommend, efficiency" in markdown([str(out)])
 
 
 def test_efficiency_is_one_where_twice_the_workers_take_half_the_time():

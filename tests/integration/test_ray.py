@@ -19,7 +19,7 @@ def config(tmp_path_factory):
     folder = tmp_path_factory.mktemp("ray")
     dataset = synthetic_dataset(folder / "d", users=400, items=200, interactions=8000)
     return write_config(
-        folder / "c.yaml", data={"path": dataset}, run={"path": "to be set"}, train={"epochs": 4, "batch_size": 64}
+        folder / "c.yaml", data={"path": dataset}, run={"path": "to be set"}, train={"epochs": 4, "batch_size": 256}
     )
 
 
