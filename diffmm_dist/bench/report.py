@@ -147,15 +147,16 @@ def _efficiency(entry: dict[str, float] | None) -> str:
 
 
 def _traffic(document: TrafficBenchmark) -> list[str]:
-    """Return the largest worker's traffic by number of workers, and whether it was measured."""
+    """Return the mean and the largest worker's traffic by number of workers, and whether it was measured."""
     predicted, measured = document["predicted_bytes"], document["measured_bytes"]
     purposes = list(next(iter(predicted.values()))[0])
     rows = []
     for size, workers in predicted.items():
-        mib = [f"{max(worker[purpose] for worker in workers) / 2**20:.2f}" for purpose in purposes]
+        sent = [[worker[purpose] / 2**20 for worker in workers] for purpose in purposes]
+        mib = [f"{mean(values):.2f} / {max(values):.2f}" for values in sent]
         agreement = "-" if size not in measured else "equal" if measured[size] == workers else "DIFFERENT"
         rows.append([size, *mib, agreement])
-    return _table(["workers", *(f"{purpose}, MiB per step" for purpose in purposes), "measured"], rows)
+    return _table(["workers (mean / most)", *(f"{purpose}, MiB per step" for purpose in purposes), "measured"], rows)
 
 
 def _size(document: PropagationBenchmark) -> str:
