@@ -6,6 +6,7 @@ algorithm sends.
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
@@ -102,13 +103,14 @@ def gather_rows(own: Tensor, counts: Sequence[int], world: World, *, purpose: st
     """
     if world.size == 1:
         return own
-    parts = list(own.new_empty(sum(counts), *own.shape[1:]).split(list(counts)))
+    whole = own.new_empty(sum(counts), *own.shape[1:])
+    parts = whole.split(list(counts))
     parts[world.rank].copy_(own)
     for rank, part in enumerate(parts):
         if part.numel():
             _together(dist.broadcast, part, src=rank)
     world.sent_bytes[purpose] += own.numel() * own.element_size() * (world.size - 1)
-    return torch.cat(parts)
+    return whole
 
 
 def gather_owned(own: Tensor, ownership: Ownership, world: World, *, purpose: str) -> Tensor:
@@ -143,12 +145,13 @@ def start_exchange(
     leaving = sum(send_counts) - send_counts[world.rank]
     world.sent_bytes[purpose] += leaving * rows[:1].numel() * rows.element_size()
 
-    def finish() -> Tensor:
-        _together(work.wait)
-        assert sent.shape[0] == sum(send_counts)  # which also keeps the rows alive until they have left
-        return received
+    return partial(_finish, work, received, sent)
 
-    return finish
+
+def _finish(work: dist.Work, received: Tensor, sent: Tensor) -> Tensor:
+    """Wait for an exchange; ``sent`` is an argument so that its rows live until they have left."""
+    _together(work.wait)
+    return received
 
 
 def exchange_rows(
