@@ -76,7 +76,7 @@ def test_the_command_line_starts_without_torch():
 PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md")), *sorted(PACKAGE.rglob("*.md"))]
 LINKS = [(page, link) for page in PAGES for link in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text())]
 FILES = [*SOURCES, *(ROOT / "configs").rglob("*.yaml"), ROOT / "Makefile", ROOT / "launch.py"]
-MENTIONS = [(path, page) for path in FILES for page in re.findall(r"docs/[\w/-]+(?:\.md)?", path.read_text())]
+MENTIONS = [(path, page) for path in FILES for page in re.findall(r"docs/[\w/-]+(?:\.(?:md|json))?", path.read_text())]
 
 
 @pytest.mark.parametrize(("page", "link"), LINKS, ids=lambda value: str(value).rsplit("/", 1)[-1])
