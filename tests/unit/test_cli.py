@@ -32,7 +32,8 @@ def one_sentence(outcome, *parts):
     """The command failed, with a single line on standard error that says all of this."""
     status, _, err = outcome
     assert status == 1
-    lines = [line for line in err.splitlines() if not line.startswith(("propagation kernel", "epoch ", "resuming "))]
+    progress = ("a worker is estimated", "propagation kernel", "epoch ", "resuming ")
+    lines = [line for line in err.splitlines() if not line.startswith(progress)]
     assert len(lines) == 1, err
     assert lines[0].startswith("error: ")
     for part in parts:

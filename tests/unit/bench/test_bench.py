@@ -62,7 +62,7 @@ def test_seeds_are_trained_and_reported(tmp_path):
     assert f"{values[0]:.4f} (0), {values[1]:.4f} (0)" in page
     assert f"`bench.json`: `{document['command']}`" in page
     (tmp_path / "other.json").write_text("{}")
-    with pytest.raises(UserError, match=r"other\.json is damaged .* give a file written by `bench train`"):
+    with pytest.raises(UserError, match=r"other\.json is damaged .* give a file written by a `bench` command"):
         markdown([str(tmp_path / "other.json")])
 
 
