@@ -11,6 +11,7 @@ from diffmm_dist.errors import UserError
 from diffmm_dist.graph.hetero import REAL, HeteroGraph, Kernel, import_dgl
 from diffmm_dist.graph.relation import Edges, Relation
 from diffmm_dist.monitoring.timing import take_turns
+from diffmm_dist.parallel.collectives import any_worker
 
 
 def propagate(graph: HeteroGraph, relation: str, user_rows: Tensor, item_rows: Tensor) -> tuple[Tensor, Tensor]:
@@ -91,7 +92,7 @@ def choose_kernel(requested: str, real: Relation, *, width: int) -> KernelChoice
 
     Args:
         requested: ``csr``, ``dgl`` or ``auto``.
-        real: the real graph.
+        real: the real graph; every worker calls it at the same time.
         width: columns of the rows to propagate.
 
     Raises:
@@ -104,18 +105,27 @@ def choose_kernel(requested: str, real: Relation, *, width: int) -> KernelChoice
         if requested == "dgl":
             raise UserError(f"graph.kernel=dgl computes on the CPU only, and this worker uses {device}; set it to csr")
         return KernelChoice("csr", f"DGL's package computes on the CPU only, and this worker uses {device}")
-    try:
-        import_dgl()
-    except UserError as error:
+    missing = _missing_dgl()
+    if any_worker(missing is not None, real.shard.world):  # all choose alike: timing the kernels needs all of them
+        missing = missing or UserError("another worker cannot import DGL; install it there, or set graph.kernel=csr")
         if requested == "dgl":
-            raise
-        return KernelChoice("csr", str(error))
+            raise missing
+        return KernelChoice("csr", str(missing))
     if requested == "dgl":
         return KernelChoice("dgl", "as configured")
     seconds = _time_kernels(real, width)
     winner = min(seconds, key=lambda kernel: seconds[kernel])
     timings = ", ".join(f"{kernel} {1e3 * value:.1f} ms" for kernel, value in seconds.items())
     return KernelChoice(winner, f"fastest on this graph: {timings}, forward and backward")
+
+
+def _missing_dgl() -> UserError | None:
+    """Return why DGL cannot be imported here, or None if it can."""
+    try:
+        import_dgl()
+    except UserError as error:
+        return error
+    return None
 
 
 def _time_kernels(real: Relation, width: int) -> dict[Kernel, float]:
