@@ -45,7 +45,8 @@ def estimate(config: Config, manifest: Manifest, *, num_workers: int) -> dict[st
 
 
 def _diffmm(config: Config, manifest: Manifest, *, users: int, items: int, num_workers: int) -> dict[str, int]:
-    widths = [entry.width for name, entry in manifest.modalities.items() if name in (config.data.modalities or name)]
+    used = config.data.modalities or tuple(manifest.modalities)
+    widths = [entry.width for name, entry in manifest.modalities.items() if name in used]
     num_modalities, hidden = len(widths), config.diffusion.denoiser_hidden_dims
     all_items, row = manifest.num_items, config.model.embedding_dim * _FLOAT
     weights = all_items * (hidden[0] + hidden[-1] + 1) + sum(a * b for a, b in pairwise(hidden))
