@@ -28,6 +28,7 @@ _GOLDEN_64 = _signed(0x9E3779B97F4A7C15, 64)
 _MIX_64 = (_signed(0xBF58476D1CE4E5B9, 64), _signed(0x94D049BB133111EB, 64))
 _GOLDEN_32 = _signed(0x9E3779B9, 32)
 _MIX_32 = (_signed(0x7FEB352D, 32), _signed(0x846CA68B, 32))
+_BELOW_ONE = 1 - 2.0**-24  # the largest float32 below 1
 
 
 @dataclass(frozen=True)
@@ -83,50 +84,56 @@ class RandomStream:
             left, right = right, left ^ scrambled
         return (left << half_bits) | right
 
-    def symmetric_uniform_rows(self, ids: Tensor, num_columns: int) -> Tensor:
-        """Return float32 values in [-1, 1], one row per id: (len(ids), num_columns)."""
-        out = torch.empty(ids.numel(), num_columns, device=ids.device)
-        for rows, hashed in self._hashed_rows(ids, num_columns):
+    def symmetric_uniform_rows(self, ids: Tensor, columns: Tensor | int) -> Tensor:
+        """Return float32 values in [-1, 1], one row per id: (len(ids), columns).
+
+        Args:
+            ids: int64.
+            columns: ids of the wanted columns, int64, or how many from 0 on. A value depends on its row's and its
+                column's id alone, so any worker can have any part of a row.
+        """
+        out, slices = self._rows(ids, columns)
+        for rows, hashed in slices:
             torch.add(hashed, 0.5, out=out[rows]).mul_(2.0**-31)
         return out
 
-    def dropout_rows(self, ids: Tensor, num_columns: int, *, keep_prob: float) -> Tensor:
-        """Return float32 factors, 1 / keep_prob with that probability and else 0: (len(ids), num_columns)."""
-        out = torch.empty(ids.numel(), num_columns, device=ids.device)
+    def dropout_rows(self, ids: Tensor, columns: Tensor | int, *, keep_prob: float) -> Tensor:
+        """Return float32 factors, 1 / keep_prob with that probability and else 0; as ``symmetric_uniform_rows``."""
+        out, slices = self._rows(ids, columns)
         threshold = min(round(keep_prob * 2.0**32), 2**32 - 1) - 2**31
-        for rows, hashed in self._hashed_rows(ids, num_columns):
+        for rows, hashed in slices:
             torch.lt(hashed, threshold, out=out[rows]).mul_(1 / keep_prob)
         return out
 
-    def normal_rows(self, ids: Tensor, num_columns: int) -> Tensor:
-        """Return standard normal float32 values, one row per id: (len(ids), num_columns).
+    def normal_rows(self, ids: Tensor, columns: Tensor | int) -> Tensor:
+        """Return standard normal float32 values, at most 5.3 in size; as ``symmetric_uniform_rows``.
 
-        Box-Muller: the first half of a row's hashes gives radii, the second half angles.
+        The inverse of the distribution function at uniform values: sqrt(2) erfinv(u).
         """
-        out = torch.empty(ids.numel(), num_columns, device=ids.device)
-        half = (num_columns + 1) // 2
-        rest = num_columns - half
-        buffer = torch.empty(3, min(_rows_per_slice(2 * half), ids.numel()), half, device=ids.device)
-        for rows, hashed in self._hashed_rows(ids, 2 * half):
-            radius, angle, cosine = buffer[:, : rows.stop - rows.start]
-            # The smallest argument keeps log() finite: 2^-26 is the resolution of float32 hashes near -2^31.
-            radius.copy_(hashed[:, :half]).mul_(2.0**-32).add_(0.5).clamp_(min=2.0**-26).log_().mul_(-2).sqrt_()
-            angle.copy_(hashed[:, half:]).mul_(2 * math.pi * 2.0**-32)
-            torch.mul(radius, torch.cos(angle, out=cosine), out=out[rows, :half])
-            torch.mul(radius[:, :rest], angle.sin_()[:, :rest], out=out[rows, half:])
+        out, slices = self._rows(ids, columns)
+        for rows, hashed in slices:
+            # Float32 rounds the outermost hashes to -1 and 1, where erfinv is infinite.
+            uniform = torch.add(hashed, 0.5, out=out[rows]).mul_(2.0**-31).clamp_(-_BELOW_ONE, _BELOW_ONE)
+            uniform.erfinv_().mul_(math.sqrt(2))
         return out
 
-    def _hashed_rows(self, ids: Tensor, num_columns: int) -> Iterator[tuple[slice, Tensor]]:
+    def _rows(self, ids: Tensor, columns: Tensor | int) -> tuple[Tensor, Iterator[tuple[slice, Tensor]]]:
+        """Return float32 room (len(ids), columns), and the hashes to fill it from."""
+        if isinstance(columns, int):
+            columns = torch.arange(columns, device=ids.device)
+        return torch.empty(ids.numel(), columns.numel(), device=ids.device), self._hashed_rows(ids, columns)
+
+    def _hashed_rows(self, ids: Tensor, columns: Tensor) -> Iterator[tuple[slice, Tensor]]:
         """Yield (rows, int32 hashes of these rows), a cache-sized slice of rows at a time in one reused buffer."""
         keys = self.bits(ids)
         low, high = _low_32(keys), _low_32(keys >> 32)
-        columns = torch.arange(num_columns, dtype=torch.int32, device=ids.device) * _GOLDEN_32
-        step = _rows_per_slice(num_columns)
-        buffer = torch.empty(2, min(step, ids.numel()), num_columns, dtype=torch.int32, device=ids.device)
+        column_keys = columns.to(torch.int32) * _GOLDEN_32
+        step = _rows_per_slice(columns.numel())
+        buffer = torch.empty(2, min(step, ids.numel()), columns.numel(), dtype=torch.int32, device=ids.device)
         for start in range(0, ids.numel(), step):
             rows = slice(start, min(start + step, ids.numel()))
             hashed, scratch = buffer[:, : rows.stop - start]
-            torch.bitwise_xor(columns, low[rows, None], out=hashed)
+            torch.bitwise_xor(column_keys, low[rows, None], out=hashed)
             _xor_shifted(hashed, 16, scratch).mul_(_MIX_32[0]).add_(high[rows, None])
             _xor_shifted(hashed, 15, scratch).mul_(_MIX_32[1])
             yield rows, _xor_shifted(hashed, 16, scratch)

@@ -27,6 +27,24 @@ def test_a_row_depends_on_its_id_alone(kind, monkeypatch):
     assert torch.equal(ROWS[kind](ids, 37), whole)
 
 
+@pytest.mark.parametrize("kind", ROWS)
+def test_a_value_depends_on_its_column_alone(kind):
+    ids, columns = torch.arange(9), torch.tensor([36, 0, 7, 7])
+    assert torch.equal(ROWS[kind](ids, columns), ROWS[kind](ids, 37)[:, columns])
+
+
+def test_the_outermost_hashes_are_finite():
+    hashes = torch.tensor([[-(2**31), 2**31 - 1, 0]], dtype=torch.int32)
+
+    class Outermost(RandomStream):
+        def _hashed_rows(self, ids, columns):
+            yield slice(0, 1), hashes
+
+    values = Outermost(0).normal_rows(torch.arange(1), 3)
+    assert 5 < values[0, 1] < 6
+    assert -6 < values[0, 0] < -5
+
+
 def test_normal_rows_are_standard_normal_and_uncorrelated():
     values = STREAM.normal_rows(torch.arange(400), 1001).double()
     count = values.numel()
