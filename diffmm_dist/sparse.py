@@ -5,6 +5,7 @@ Shapes: R rows, C columns, E stored entries.
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -82,15 +83,29 @@ class CSR:
         """Return the matrix with only the entries where ``kept``, bool (E,), is true."""
         return CSR(_row_pointers(self.row_ids[kept], self.num_rows), self.indices[kept], self.num_columns)
 
+    def restrict(self, columns: Tensor) -> "CSR":
+        """Return these columns alone, int64 (C',) ascending, renumbered from 0."""
+        places = torch.full((self.num_columns,), -1, device=columns.device)
+        places[columns] = torch.arange(columns.numel(), device=columns.device)
+        wanted = places[self.indices]
+        kept = wanted >= 0
+        return CSR(_row_pointers(self.row_ids[kept], self.num_rows), wanted[kept], columns.numel())
+
     def matmul(self, table: Tensor) -> Tensor:
         """Return this 0/1 matrix times a table (C, d), for each row the sum of its columns' rows: (R, d).
 
         ``embedding_bag`` is a gather-sum that reads no values. It was faster than torch's CSR product and DGL's
         ``copy_u_sum`` wherever it was measured (docs/benchmarks/propagate.md), and gives the same bits as both.
         """
-        if self.num_entries == 0:
-            return table.new_zeros(self.num_rows, table.shape[1])
-        return torch.nn.functional.embedding_bag(self.indices, table, self.indptr, mode="sum", include_last_offset=True)
+        return _gather_sum(self.indptr, self.indices, table)
+
+    def weighted_matmul(self, weights: Tensor, table: Tensor) -> Tensor:
+        """Return the matrix with these values (E,) instead of ones, times a table (C, d): (R, d).
+
+        The table's gradient is the transposed product; the weights get none.
+        """
+        product: Tensor = _WeightedProduct.apply(table, weights, self)  # type: ignore[no-untyped-call]
+        return product
 
     def transpose(self) -> "CSR":
         """Return the C x R pattern, rows again ascending inside each of its rows."""
@@ -106,6 +121,31 @@ class CSR:
     def to(self, device: torch.device) -> "CSR":
         """Return the same pattern on a device."""
         return CSR(self.indptr.to(device), self.indices.to(device), self.num_columns)
+
+
+class _WeightedProduct(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, table: Tensor, weights: Tensor, matrix: CSR) -> Tensor:
+        ctx.matrix = matrix
+        ctx.save_for_backward(weights)
+        return _gather_sum(matrix.indptr, matrix.indices, table, weights)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        matrix: CSR = ctx.matrix
+        order = torch.argsort(matrix.indices, stable=True)
+        pointers = _row_pointers(matrix.indices[order], matrix.num_columns)
+        weights = ctx.saved_tensors[0][order]
+        return _gather_sum(pointers, matrix.row_ids[order], gradients[0], weights), None, None
+
+
+def _gather_sum(pointers: Tensor, indices: Tensor, table: Tensor, weights: Tensor | None = None) -> Tensor:
+    """Return the sum of each row's table rows, weighted or not."""
+    if indices.numel() == 0:
+        return table.new_zeros(pointers.numel() - 1, table.shape[1])
+    return torch.nn.functional.embedding_bag(
+        indices, table, pointers, mode="sum", include_last_offset=True, per_sample_weights=weights
+    )
 
 
 def _row_pointers(sorted_rows: Tensor, num_rows: int) -> Tensor:

@@ -15,21 +15,22 @@ from diffmm_dist.config.schema import Config
 from diffmm_dist.data.batches import EpochBatches
 from diffmm_dist.data.dataset import Dataset
 from diffmm_dist.data.training import TrainingData, shard_of
+from diffmm_dist.diffusion.denoiser import TRAFFIC as DENOISER
+from diffmm_dist.diffusion.denoiser import Denoiser
 from diffmm_dist.errors import UserError
 from diffmm_dist.graph import relation
 from diffmm_dist.losses import contrastive
 from diffmm_dist.models.base import PhaseContext
-from diffmm_dist.models.diffmm import phases
-from diffmm_dist.models.diffmm.model import DiffMM
 from diffmm_dist.parallel.collectives import ring_bytes
+from diffmm_dist.parallel.columns import Columns
 from diffmm_dist.parallel.group import run_group
 from diffmm_dist.parallel.shard import Shard
 from diffmm_dist.parallel.world import World
-from diffmm_dist.train.build import build_recipe, load_training_data
+from diffmm_dist.train.build import build_recipe, item_shards, load_training_data
 from diffmm_dist.train.worker import prepare_process
 
 _FLOAT = 4
-PURPOSES = (relation.TRAFFIC, contrastive.TRAFFIC, phases.TRAFFIC)
+PURPOSES = (relation.TRAFFIC, contrastive.TRAFFIC, DENOISER)
 
 
 def bench_comm(config: Config, *, predicted: Sequence[int], measured: Sequence[int], out: str) -> None:
@@ -97,12 +98,12 @@ def predict(config: Config, dataset: Dataset, data: TrainingData, size: int) -> 
         for modality in range(len(data.features))
     ]
     contrast = _contrast(config, data, shards)
-    denoiser = _denoiser(config, data, size)
+    denoiser = _denoiser(config, data, shards)
     return [
         {
             relation.TRAFFIC: _propagation(config, real[rank], [rows[rank] for rows in generated]),
             contrastive.TRAFFIC: contrast[rank],
-            phases.TRAFFIC: denoiser,
+            DENOISER: denoiser[rank],
         }
         for rank in range(size)
     ]
@@ -163,9 +164,42 @@ def _contrast_term(config: Config, counts: Sequence[int], most_rows: int) -> lis
     return [count * (dim + 1) * _FLOAT * (size - 1) + summed for count in counts]
 
 
-def _denoiser(config: Config, data: TrainingData, size: int) -> int:
-    """Return the bytes of the denoisers' gradients, all in one message."""
-    model = build_recipe(config, data, device=torch.device("cpu")).model
-    assert isinstance(model, DiffMM)
-    weights = sum(parameter.numel() for parameter in model.denoisers.parameters())
-    return ring_bytes(weights * _FLOAT, size) if size > 1 else 0
+def _denoiser(config: Config, data: TrainingData, shards: Sequence[Shard]) -> list[int]:
+    """Return the bytes of the first step of all denoisers: sums over each row of the mesh, then over each column."""
+    size, num_modalities = len(shards), len(data.features)
+    num_item_shards = item_shards(config, num_items=data.shard.num_items, num_workers=size)
+    num_rows = size // num_item_shards
+    stream = PhaseContext(World.single(), config.run.seed, 0).stream("users")
+    batches = EpochBatches(
+        data.shard.user_ids, total=data.shard.num_users, batch_size=config.train.batch_size, stream=stream
+    )
+    users = data.shard.user_ids[batches[0]]
+    sent = []
+    for rank in range(size):
+        row, column = divmod(rank, num_item_shards)
+        of_row = shards[row * num_item_shards : (row + 1) * num_item_shards]
+        batch = sum(int(torch.isin(users, shard.user_ids).sum()) for shard in of_row)
+        bounds = shards[0].items.bounds[::num_rows]
+        sums = _sums_of_row(config, batch) if num_item_shards > 1 else []
+        bytes_of_row = num_modalities * sum(ring_bytes(count * _FLOAT, num_item_shards) for count in sums)
+        gradients = num_modalities * _weights(config, bounds[column + 1] - bounds[column])
+        sent.append(bytes_of_row + (ring_bytes(gradients * _FLOAT, num_rows) if num_rows > 1 else 0))
+    return sent
+
+
+def _sums_of_row(config: Config, batch: int) -> list[int]:
+    """Return the values of each sum over a row of the mesh: into the hidden layer, its gradient, the signal, noise."""
+    widths = config.diffusion.denoiser_hidden_dims
+    sums = [batch * widths[0], batch * widths[-1], batch * config.model.embedding_dim]
+    if config.diffusion.normalize_input:
+        sums.append(batch)
+    return [*sums, widths[0] ** 2] if config.denoiser.noise == "hidden" else sums
+
+
+def _weights(config: Config, num_items: int) -> int:
+    """Return how many weights a denoiser has at some items."""
+    diffusion = config.diffusion
+    denoiser = Denoiser(
+        Columns.whole(num_items), diffusion.denoiser_hidden_dims, time_embedding_dim=diffusion.time_embedding_dim
+    )
+    return sum(parameter.numel() for parameter in denoiser.parameters())

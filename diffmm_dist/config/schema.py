@@ -112,6 +112,17 @@ class DiffusionConfig(Section):
         return self
 
 
+class DenoiserConfig(Section):
+    """How the denoisers are computed (DiffMM); what they learn is set under `diffusion`."""
+
+    sharding: Literal["auto", "replicated", "items"] = "auto"
+    """Every worker has them whole (`replicated`), or a range of their `items`; `auto` takes what sends the least."""
+    products: Literal["auto", "direct", "gram"] = "auto"
+    """Loss of the output layer from the output itself or through the `gram` matrix of its weights; same numbers."""
+    noise: Literal["exact", "hidden"] = "exact"
+    """Noise drawn on the items, or in the first `hidden` layer, cheap for large catalogues (docs/numerics.md)."""
+
+
 class ContrastConfig(Section):
     """Cross-modal contrast (DiffMM)."""
 
@@ -207,6 +218,7 @@ class Config(Section):
     run: RunConfig
     model: ModelConfig = ModelConfig()
     diffusion: DiffusionConfig = DiffusionConfig()
+    denoiser: DenoiserConfig = DenoiserConfig()
     contrast: ContrastConfig = ContrastConfig()
     train: TrainConfig = TrainConfig()
     eval: EvalConfig = EvalConfig()
@@ -214,3 +226,12 @@ class Config(Section):
     checkpoint: CheckpointConfig = CheckpointConfig()
     cluster: ClusterConfig = ClusterConfig()
     monitoring: MonitoringConfig = MonitoringConfig()
+
+    @model_validator(mode="after")
+    def _hidden_noise_has_nothing_to_normalize(self) -> "Config":
+        if self.denoiser.noise == "hidden" and self.diffusion.normalize_input:
+            raise ValueError(
+                "denoiser.noise=hidden cannot be had with diffusion.normalize_input=true, which needs the noisy row "
+                "itself; set one of them back"
+            )
+        return self

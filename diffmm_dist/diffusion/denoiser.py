@@ -1,6 +1,6 @@
 """The denoiser: a small network from a noisy row and its timestep to the clean row.
 
-Shape suffixes: B rows, I items, H hidden, E time embedding.
+Shape suffixes: B rows, C own items (all of them in a world of one), H hidden, E time embedding.
 """
 
 import math
@@ -11,8 +11,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from diffmm_dist.parallel.columns import Columns
 from diffmm_dist.parallel.random import RandomStream
+from diffmm_dist.parallel.sums import split, summed
 
+TRAFFIC = "denoiser"
 _BIAS_STD = 0.001
 
 
@@ -29,63 +32,77 @@ class Denoiser(nn.Module):
 
     The input layer sees [x_t, time embedding], and its weights for the two are kept apart. The weights of both outer
     layers are tables with one row per item, so that a sparse row is a gather-sum of the first and a block of items
-    is a slice of the last.
+    is a slice of the last. Of both a worker may hold a range of items only: what goes through the hidden layer is then
+    a sum over the workers that hold the others, and is the same on all of them.
 
     Args:
-        num_items: I.
+        columns: the own items.
         hidden_dims: width of each hidden layer.
         time_embedding_dim: E.
         normalize_input: L2-normalise x_t first.
     """
 
     def __init__(
-        self, num_items: int, hidden_dims: Sequence[int], *, time_embedding_dim: int, normalize_input: bool = False
+        self, columns: Columns, hidden_dims: Sequence[int], *, time_embedding_dim: int, normalize_input: bool = False
     ) -> None:
         super().__init__()
         first, last = hidden_dims[0], hidden_dims[-1]
+        self.columns = columns
         self.normalize_input = normalize_input
         self.time_embedding_dim = time_embedding_dim
         self.time_layer = nn.Linear(time_embedding_dim, time_embedding_dim)
-        self.input_weight = nn.Parameter(torch.empty(num_items, first))
+        self.input_weight = nn.Parameter(torch.empty(columns.size, first))
         self.input_time_weight = nn.Parameter(torch.empty(time_embedding_dim, first))
         self.input_bias = nn.Parameter(torch.empty(first))
         self.hidden_layers = nn.ModuleList(nn.Linear(*dims) for dims in pairwise(hidden_dims))
-        self.output_weight = nn.Parameter(torch.empty(num_items, last))
-        self.output_bias = nn.Parameter(torch.empty(num_items))
+        self.output_weight = nn.Parameter(torch.empty(columns.size, last))
+        self.output_bias = nn.Parameter(torch.empty(columns.size))
+
+    PER_ITEM = ("input_weight", "output_weight", "output_bias")
+    """Parameters with a row per own item."""
 
     @torch.no_grad()
     def initialize(self, stream: RandomStream) -> None:
         """Draw weights from N(0, 2 / (fan_in + fan_out)) and biases from N(0, 0.001^2), keyed by name and row."""
-        num_items, first = self.input_weight.shape
+        num_items, (first, last) = self.columns.total, (self.input_weight.shape[1], self.output_weight.shape[1])
         input_std = math.sqrt(2 / (num_items + self.time_embedding_dim + first))
-        stds = {"input_weight": input_std, "input_time_weight": input_std}
+        stds = {
+            "input_weight": input_std,
+            "input_time_weight": input_std,
+            "output_weight": math.sqrt(2 / (num_items + last)),
+        }
         for name, parameter in self.named_parameters():
             std = _BIAS_STD
             if parameter.dim() == 2:
                 std = stds.get(name, math.sqrt(2 / sum(parameter.shape)))
-            rows = parameter.view(parameter.shape[0], -1)
-            ids = torch.arange(rows.shape[0], device=rows.device)
-            rows.copy_(stream.child(name).normal_rows(ids, rows.shape[1]) * std)
+            rows = parameter if parameter.dim() == 2 else parameter[:, None]
+            ids = self.columns.ids if name in self.PER_ITEM else torch.arange(rows.shape[0])
+            rows.copy_(stream.child(name).normal_rows(ids.to(rows.device), rows.shape[1]) * std)
 
-    def activate(self, projected_BH: Tensor, t_B: Tensor) -> Tensor:
-        """Return the last hidden layer, from the row already multiplied by the input weights: (B, last H)."""
+    def hidden(self, projected_BH: Tensor, t_B: Tensor) -> Tensor:
+        """Return the last hidden layer from own items' share of x_t times the input weights: (B, last H)."""
+        return self.hidden_of_row(summed(projected_BH, self.columns.world, purpose=TRAFFIC), t_B)
+
+    def hidden_of_row(self, projected_BH: Tensor, t_B: Tensor) -> Tensor:
+        """Return the last hidden layer from the whole x_t times the input weights: (B, last H).
+
+        It is the same on every worker of a row; its gradient is summed over them.
+        """
         time_emb_BE = self.time_layer(timestep_embedding(t_B, self.time_embedding_dim))
         hidden = torch.tanh(projected_BH + torch.addmm(self.input_bias, time_emb_BE, self.input_time_weight))
         for layer in self.hidden_layers:
             hidden = torch.tanh(layer(hidden))
-        return hidden
+        return split(hidden, self.columns.world, purpose=TRAFFIC)
 
-    def forward(self, x_t_BI: Tensor, t_B: Tensor, *, dropout_mask_BI: Tensor | None = None) -> Tensor:
-        """Return the prediction of the clean rows (B, I).
-
-        Args:
-            x_t_BI: noisy rows.
-            t_B: int64 timesteps.
-            dropout_mask_BI: factors on the input, 0 or 1 / keep probability; None while sampling.
-        """
+    def forward(self, x_t_BC: Tensor, t_B: Tensor) -> Tensor:
+        """Return the prediction of the clean rows at own items (B, C) from noisy ones, without dropout."""
         if self.normalize_input:
-            x_t_BI = F.normalize(x_t_BI, dim=1)
-        if dropout_mask_BI is not None:
-            x_t_BI = x_t_BI * dropout_mask_BI
-        hidden = self.activate(x_t_BI @ self.input_weight, t_B)
+            square_B = summed(x_t_BC.square().sum(dim=1), self.columns.world, purpose=TRAFFIC)
+            x_t_BC = x_t_BC / row_norm(square_B)[:, None]
+        hidden = self.hidden(x_t_BC @ self.input_weight, t_B)
         return torch.addmm(self.output_bias, hidden, self.output_weight.T)
+
+
+def row_norm(square_B: Tensor) -> Tensor:
+    """Return the norm to divide rows by, from its square; rows of zeros stay zeros."""
+    return square_B.sqrt().clamp(min=1e-12)

@@ -1,91 +1,70 @@
-"""Gaussian diffusion of interaction rows: corruption, training losses, and the reverse chain.
+"""Gaussian diffusion of interaction rows: training losses and the reverse chain.
 
-Shape suffixes: B rows, I items, D embedding, H hidden.
+Shape suffixes: B rows, C own items (all of them in a world of one), D embedding, H hidden.
 """
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from diffmm_dist.diffusion.denoiser import Denoiser
+from diffmm_dist.diffusion.denoiser import TRAFFIC, Denoiser
+from diffmm_dist.diffusion.noise import NoisyRows, hidden_from_hidden_noise, project
+from diffmm_dist.diffusion.output import Products, error_and_signal
 from diffmm_dist.diffusion.schedule import DiffusionSchedule, at
+from diffmm_dist.parallel.collectives import all_reduce_sum
 from diffmm_dist.parallel.random import RandomStream
+from diffmm_dist.parallel.sums import summed
 from diffmm_dist.sparse import CSR
 
 _BLOCK_ELEMENTS = 1 << 23  # denoised values held at a time: 32 MiB
 
 
-def q_sample(schedule: DiffusionSchedule, rows: CSR, t_B: Tensor, noise_BI: Tensor) -> Tensor:
-    """Return x_t = sqrt(alphabar_t) x_start + sqrt(1 - alphabar_t) noise, written over ``noise_BI``."""
-    x_t = noise_BI.mul_(at(schedule.sqrt_one_minus_alphas_cumprod, t_B)[:, None])
-    scale_B = at(schedule.sqrt_alphas_cumprod, t_B)
-    return x_t.index_put_((rows.row_ids, rows.indices), scale_B[rows.row_ids], accumulate=True)
-
-
 @dataclass(frozen=True)
 class DenoisingLosses:
-    """Losses of each row, (B,): the weighted squared error and the modality signal."""
+    """Losses of each row, (B,).
+
+    Attributes:
+        elbo: own items' share of the weighted squared error.
+        msi: the modality signal, the same on all workers of a row.
+    """
 
     elbo: Tensor
     msi: Tensor
 
 
 def training_losses(
-    schedule: DiffusionSchedule,
     denoiser: Denoiser,
-    rows: CSR,
-    t_B: Tensor,
-    noise_BI: Tensor,
+    noisy: NoisyRows,
     *,
-    dropout_mask_BI: Tensor | None,
-    modal_items_ID: Tensor,
-    item_table_ID: Tensor,
+    modal_items_CD: Tensor,
+    item_table_CD: Tensor,
+    products: Products = "auto",
+    noise: Literal["exact", "hidden"] = "exact",
 ) -> DenoisingLosses:
     """Return the denoising losses of a batch of rows (models/diffmm/README.md, "denoise").
 
     elbo = w_t mean_I (f - x_start)^2 with w_t = SNR(t - 1) - SNR(t);
-    msi = mean_D (f G - x_start E)^2, the sums over items not divided by the degree. With the residual
-    f - x_start held once, f G - x_start E = (f - x_start) G + x_start (G - E).
+    msi = mean_D (f G - x_start E)^2, the sums over items not divided by the degree.
 
     Args:
-        schedule: the noise schedule.
         denoiser: f.
-        rows: x_start, the clean rows.
-        t_B: int64 timesteps.
-        noise_BI: standard normal; overwritten.
-        dropout_mask_BI: factors on the denoiser's input, or None.
-        modal_items_ID: G, projected features of the modality, without gradient.
-        item_table_ID: E, item embeddings, without gradient.
+        noisy: the batch, x_t and with it x_start and t.
+        modal_items_CD: G, projected features of own items, without gradient.
+        item_table_CD: E, embeddings of own items, without gradient.
+        products: how the output layer is computed (output.py).
+        noise: ``hidden`` draws it behind the input layer (noise.py).
     """
-    prediction = denoiser(q_sample(schedule, rows, t_B, noise_BI), t_B, dropout_mask_BI=dropout_mask_BI)
-    ones = torch.ones(rows.num_entries, device=prediction.device)
-    residual_BI = prediction.index_put_((rows.row_ids, rows.indices), -ones, accumulate=True)
-    error_B = _mean_square(residual_BI)
-    signal_BD = residual_BI @ modal_items_ID + rows.matmul(modal_items_ID - item_table_ID)
-    return DenoisingLosses(at(schedule.loss_weights, t_B) * error_B, signal_BD.square().mean(dim=1))
-
-
-def _mean_square(x_BI: Tensor) -> Tensor:
-    mean_B: Tensor = _MeanSquare.apply(x_BI)  # type: ignore[no-untyped-call]
-    return mean_B
-
-
-class _MeanSquare(torch.autograd.Function):
-    """Mean of squares of each row, reading x once forward and once backward, without B x I temporaries in between."""
-
-    @staticmethod
-    def forward(ctx: Any, x_BI: Tensor) -> Tensor:
-        ctx.save_for_backward(x_BI)
-        norm_B: Tensor = torch.linalg.vector_norm(x_BI, dim=1)
-        return norm_B.square() / x_BI.shape[1]
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
-        x_BI: Tensor = ctx.saved_tensors[0]
-        return x_BI * (gradients[0] * (2 / x_BI.shape[1]))[:, None]
+    if noise == "hidden":
+        hidden_BH = hidden_from_hidden_noise(denoiser, noisy)
+    else:
+        hidden_BH = denoiser.hidden(project(noisy, denoiser.input_weight), noisy.t)
+    error_B, signal_BD = error_and_signal(denoiser, hidden_BH, noisy.rows, modal_items_CD, products=products)
+    difference_BD = summed(signal_BD - noisy.rows.matmul(item_table_CD), noisy.columns.world, purpose=TRAFFIC)
+    weight_B = at(noisy.schedule.loss_weights, noisy.t) / noisy.columns.total
+    return DenoisingLosses(weight_B * error_B, difference_BD.square().mean(dim=1))
 
 
 class ReverseChain:
@@ -104,67 +83,76 @@ class ReverseChain:
         sampling_noise: add posterior noise at every step but the last.
     """
 
+    @torch.no_grad()
     def __init__(
         self, schedule: DiffusionSchedule, denoiser: Denoiser, *, sampling_steps: int = 0, sampling_noise: bool = False
     ) -> None:
         self._schedule = schedule
         self._denoiser = denoiser
+        self._columns = denoiser.columns
         self._sampling_steps = sampling_steps
         self._sampling_noise = sampling_noise
         self._stepwise = sampling_noise or denoiser.normalize_input
         if not self._stepwise:
-            with torch.no_grad():
-                self._transition_HH = denoiser.output_weight.T @ denoiser.input_weight
-                self._offset_H = denoiser.output_bias @ denoiser.input_weight
+            self._transition_HH = self._sum(denoiser.output_weight.T @ denoiser.input_weight)
+            self._offset_H = self._sum(denoiser.output_bias @ denoiser.input_weight)
+
+    def _sum(self, partial: Tensor) -> Tensor:
+        return all_reduce_sum(partial, self._columns.world, purpose=TRAFFIC)
 
     @torch.no_grad()
     def denoise(self, rows: CSR, users: Tensor, stream: RandomStream) -> Iterator[tuple[int, Tensor]]:
-        """Yield (first item, denoised values (B, items of the block)) over all items, in order.
+        """Yield (first item, denoised values (B, items of the block)) over own items in ascending order of their ids.
 
         Args:
-            rows: the clean rows.
+            rows: the clean rows at own items.
             users: int64 (B,), ids that key the noise, if any.
             stream: random stream of this modality and epoch.
         """
+        by_id = self._columns.by_id
         if self._stepwise:
-            yield 0, self._step_by_step(self._start(rows, users, stream), users, stream)
+            x_BC = self._step_by_step(self._start(rows, users, stream), users, stream)
+            yield 0, x_BC if by_id is None else x_BC[:, by_id]
             return
         hidden_BH = self._hidden_chain(rows, users, stream)
         weight, bias = self._denoiser.output_weight, self._denoiser.output_bias
         step = max(1, _BLOCK_ELEMENTS // max(rows.num_rows, 1))
-        for start in range(0, rows.num_columns, step):
-            block = slice(start, start + step)
+        for start in range(0, max(rows.num_columns, 1), step):
+            block = slice(start, start + step) if by_id is None else by_id[start : start + step]
             yield start, torch.addmm(bias[block], hidden_BH, weight[block].T)
 
     def _start(self, rows: CSR, users: Tensor, stream: RandomStream) -> Tensor:
-        """Return x_T (B, I)."""
+        """Return x_T at own items (B, C)."""
         if self._sampling_steps == 0:
             return rows.dense()
-        noise = stream.child("start").normal_rows(users, rows.num_columns)
-        return q_sample(self._schedule, rows, torch.full_like(users, self._sampling_steps - 1), noise)
+        return self._corrupted(rows, users, stream).block(slice(0, rows.num_columns))
+
+    def _corrupted(self, rows: CSR, users: Tensor, stream: RandomStream) -> NoisyRows:
+        t = torch.full_like(users, self._sampling_steps - 1)
+        return NoisyRows(self._schedule, rows, t, users, self._columns, stream.child("start"))
 
     def _hidden_chain(self, rows: CSR, users: Tensor, stream: RandomStream) -> Tensor:
         """Return a_0, the last hidden layer of f(x_1, 0)."""
         weight = self._denoiser.input_weight
         if self._sampling_steps == 0:
-            projected = rows.matmul(weight)
+            projected = self._sum(rows.matmul(weight))
         else:
-            projected = self._start(rows, users, stream) @ weight
+            projected = self._sum(project(self._corrupted(rows, users, stream), weight))
         for step in range(self._schedule.num_timesteps - 1, 0, -1):
             coef1, coef2 = self._coefficients(step)
-            hidden = self._denoiser.activate(projected, torch.full_like(users, step))
+            hidden = self._denoiser.hidden_of_row(projected, torch.full_like(users, step))
             projected = coef1 * torch.addmm(self._offset_H, hidden, self._transition_HH) + coef2 * projected
-        return self._denoiser.activate(projected, torch.zeros_like(users))
+        return self._denoiser.hidden_of_row(projected, torch.zeros_like(users))
 
-    def _step_by_step(self, x_BI: Tensor, users: Tensor, stream: RandomStream) -> Tensor:
-        """Return x_0 from x_T, one denoised row per step."""
+    def _step_by_step(self, x_BC: Tensor, users: Tensor, stream: RandomStream) -> Tensor:
+        """Return x_0 at own items from x_T, one denoised row per step."""
         for step in range(self._schedule.num_timesteps - 1, -1, -1):
             coef1, coef2 = self._coefficients(step)
-            x_BI = coef1 * self._denoiser(x_BI, torch.full_like(users, step)) + coef2 * x_BI
+            x_BC = coef1 * self._denoiser(x_BC, torch.full_like(users, step)) + coef2 * x_BC
             if self._sampling_noise and step > 0:
-                noise = stream.child("posterior", step).normal_rows(users, x_BI.shape[1])
-                x_BI += float(self._schedule.posterior_variance[step].sqrt()) * noise
-        return x_BI
+                noise = stream.child("posterior", step).normal_rows(users, self._columns.ids)
+                x_BC += float(self._schedule.posterior_variance[step].sqrt()) * noise
+        return x_BC
 
     def _coefficients(self, step: int) -> tuple[float, float]:
         return float(self._schedule.posterior_mean_coef1[step]), float(self._schedule.posterior_mean_coef2[step])

@@ -3,17 +3,17 @@
 Shape suffixes: B users of a block, U users, I items, D embedding, K list length.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor
 
 from diffmm_dist.evaluation.metrics import MetricSums
-from diffmm_dist.evaluation.topk import merge_topk
+from diffmm_dist.evaluation.topk import best_of, merge_topk
 from diffmm_dist.parallel.world import World
 from diffmm_dist.sparse import CSR
 
-_ITEMS_PER_BLOCK = 65_536
+ITEMS_PER_BLOCK = 65_536
 
 
 def rank_items(
@@ -41,8 +41,8 @@ def rank_items(
 
 
 def _score_blocks(rows_BD: Tensor, item_ID: Tensor, hidden: Sequence[CSR]) -> Iterator[tuple[int, Tensor]]:
-    for start in range(0, item_ID.shape[0], _ITEMS_PER_BLOCK):
-        stop = min(start + _ITEMS_PER_BLOCK, item_ID.shape[0])
+    for start in range(0, item_ID.shape[0], ITEMS_PER_BLOCK):
+        stop = min(start + ITEMS_PER_BLOCK, item_ID.shape[0])
         scores = rows_BD @ item_ID[start:stop].T
         for mask in hidden:
             inside = (mask.indices >= start) & (mask.indices < stop)
@@ -52,7 +52,7 @@ def _score_blocks(rows_BD: Tensor, item_ID: Tensor, hidden: Sequence[CSR]) -> It
 
 def evaluate(
     user_UD: Tensor,
-    item_ID: Tensor,
+    item_blocks: Iterable[tuple[Tensor, Tensor]],
     *,
     truth: CSR,
     masked: Sequence[CSR],
@@ -64,16 +64,48 @@ def evaluate(
 
     Args:
         user_UD: embeddings of the users whose rows ``truth`` and ``masked`` hold.
-        item_ID: embeddings of all items.
-        truth: true items.
+        item_blocks: all items in blocks, each its item ids, ascending, and their embeddings.
+        truth: true items (users x item ids).
         masked: items that are not candidates, such as those of training.
         ks: cut-offs.
         batch_size: users per block.
         world: adds up the workers' users.
     """
-    sums = MetricSums(ks, num_items=item_ID.shape[0], device=item_ID.device)
+    num_items = truth.num_columns
     users = torch.nonzero(truth.row_counts).flatten()
-    k = min(max(ks), item_ID.shape[0])
-    for block, _, lists in rank_items(user_UD, item_ID, users, masked=masked, k=k, batch_size=batch_size):
-        sums.add(lists, truth.select(block))
+    lists = _best_of_blocks(
+        user_UD, item_blocks, users, masked=masked, k=min(max(ks), num_items), batch_size=batch_size
+    )
+    sums = MetricSums(ks, num_items=num_items, device=user_UD.device)
+    for block, items in zip(users.split(batch_size), lists.split(batch_size), strict=True):
+        sums.add(items, truth.select(block))
     return sums.result(world)
+
+
+def _best_of_blocks(
+    user_UD: Tensor,
+    item_blocks: Iterable[tuple[Tensor, Tensor]],
+    users: Tensor,
+    *,
+    masked: Sequence[CSR],
+    k: int,
+    batch_size: int,
+) -> Tensor:
+    """Return the ids of the k best items of each user, -1 where there are fewer: int64 (users, k).
+
+    One block of items is held at a time, and the best so far of every user.
+    """
+    best_scores = user_UD.new_full((users.numel(), k), -torch.inf)
+    best_ids = torch.full_like(best_scores, -1, dtype=torch.int64)
+    for ids, item_ID in item_blocks:
+        if not ids.numel():
+            continue
+        hidden = [mask.restrict(ids) for mask in masked]
+        start = 0
+        for block, scores, items in rank_items(user_UD, item_ID, users, masked=hidden, k=k, batch_size=batch_size):
+            rows = slice(start, start + block.numel())
+            candidates = best_scores[rows], scores
+            found = best_ids[rows], torch.where(items >= 0, ids[items], -1)
+            best_scores[rows], best_ids[rows] = best_of(torch.cat(candidates, dim=1), torch.cat(found, dim=1), k)
+            start = rows.stop
+    return best_ids

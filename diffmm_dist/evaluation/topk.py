@@ -41,6 +41,12 @@ def merge_topk(blocks: Iterable[tuple[int, Tensor]], k: int) -> tuple[Tensor, Te
     return best
 
 
+def best_of(scores_BC: Tensor, ids_BC: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """Return the k best of each row's candidates, which come in any order, and their ids; ties by the lower id."""
+    values, ids = _order(*_by_column(scores_BC, ids_BC))
+    return values[:, :k], ids[:, :k]
+
+
 def _choose_lowest_of_last(scores_BC: Tensor, values_BK: Tensor, columns_BK: Tensor) -> None:
     """Where more columns tie for the last place than fit, put the lowest of them into the list, in place."""
     last_B1 = values_BK.amin(dim=1, keepdim=True)

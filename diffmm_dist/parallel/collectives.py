@@ -39,7 +39,7 @@ def all_reduce_sum(tensor: Tensor, world: World, *, purpose: str = CONTROL) -> T
 def all_reduce_sum_(tensor: Tensor, world: World, *, purpose: str = CONTROL) -> Tensor:
     """Replace a contiguous tensor by the elementwise sum of every worker's, and return it."""
     if world.size > 1 and tensor.numel():
-        _together(dist.all_reduce, tensor)
+        _together(dist.all_reduce, tensor, group=world.group)
         world.sent_bytes[purpose] += ring_bytes(tensor.numel() * tensor.element_size(), world.size)
     return tensor
 
@@ -54,7 +54,7 @@ def all_reduce_max(value: float, world: World) -> float:
     if world.size == 1:
         return value
     largest = torch.tensor(value, dtype=torch.float64, device=world.device)
-    _together(dist.all_reduce, largest, op=dist.ReduceOp.MAX)
+    _together(dist.all_reduce, largest, op=dist.ReduceOp.MAX, group=world.group)
     return float(largest)
 
 
@@ -107,10 +107,32 @@ def gather_rows(own: Tensor, counts: Sequence[int], world: World, *, purpose: st
     parts = whole.split(list(counts))
     parts[world.rank].copy_(own)
     for rank, part in enumerate(parts):
-        if part.numel():
-            _together(dist.broadcast, part, src=rank)
-    world.sent_bytes[purpose] += own.numel() * own.element_size() * (world.size - 1)
+        _broadcast_(part, rank, world, purpose=purpose)
     return whole
+
+
+def broadcast_rows(own: Tensor, source: int, count: int, world: World, *, purpose: str) -> Tensor:
+    """Return the rows of one worker, on every worker.
+
+    Args:
+        own: this worker's rows; those of the worker ``source`` are sent.
+        source: whose rows.
+        count: how many they are.
+        world: the workers.
+        purpose: what the bytes are counted under.
+    """
+    mine = source == world.rank
+    rows = own.contiguous() if mine else own.new_empty(count, *own.shape[1:])
+    return _broadcast_(rows, source, world, purpose=purpose)
+
+
+def _broadcast_(rows: Tensor, source: int, world: World, *, purpose: str) -> Tensor:
+    """Fill a contiguous tensor with that of the worker ``source``, and return it."""
+    if rows.numel() and world.size > 1:
+        _together(dist.broadcast, rows, group=world.group, group_src=source)
+        if source == world.rank:
+            world.sent_bytes[purpose] += rows.numel() * rows.element_size() * (world.size - 1)
+    return rows
 
 
 def gather_owned(own: Tensor, ownership: Ownership, world: World, *, purpose: str) -> Tensor:
@@ -121,7 +143,7 @@ def gather_owned(own: Tensor, ownership: Ownership, world: World, *, purpose: st
 def exchange_counts(send_counts: Tensor, world: World) -> Tensor:
     """Tell every worker how many rows it is going to get; return how many come from each, int64 (W,)."""
     receive_counts = torch.empty_like(send_counts)
-    _together(dist.all_to_all_single, receive_counts, send_counts)
+    _together(dist.all_to_all_single, receive_counts, send_counts, group=world.group)
     world.sent_bytes[CONTROL] += (world.size - 1) * send_counts.element_size()
     return receive_counts
 
@@ -141,7 +163,7 @@ def start_exchange(
     sent = rows.contiguous()
     received = rows.new_empty(sum(receive_counts), *rows.shape[1:])
     counts = list(receive_counts), list(send_counts)
-    work = _together(dist.all_to_all_single, received, sent, *counts, async_op=True)
+    work = _together(dist.all_to_all_single, received, sent, *counts, group=world.group, async_op=True)
     leaving = sum(send_counts) - send_counts[world.rank]
     world.sent_bytes[purpose] += leaving * rows[:1].numel() * rows.element_size()
 

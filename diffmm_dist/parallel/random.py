@@ -100,10 +100,16 @@ class RandomStream:
     def dropout_rows(self, ids: Tensor, columns: Tensor | int, *, keep_prob: float) -> Tensor:
         """Return float32 factors, 1 / keep_prob with that probability and else 0; as ``symmetric_uniform_rows``."""
         out, slices = self._rows(ids, columns)
-        threshold = min(round(keep_prob * 2.0**32), 2**32 - 1) - 2**31
         for rows, hashed in slices:
-            torch.lt(hashed, threshold, out=out[rows]).mul_(1 / keep_prob)
+            torch.lt(hashed, _threshold(keep_prob), out=out[rows]).mul_(1 / keep_prob)
         return out
+
+    def dropout_pairs(self, ids: Tensor, columns: Tensor, *, keep_prob: float) -> Tensor:
+        """Return the values that ``dropout_rows`` has at pairs of an id and a column, float32 of their shape."""
+        keys = self.bits(ids)
+        hashed = (columns.to(torch.int32) * _GOLDEN_32).bitwise_xor_(_low_32(keys))
+        _mix_32(hashed, _low_32(keys >> 32), torch.empty_like(hashed))
+        return (hashed < _threshold(keep_prob)).to(torch.float32) / keep_prob
 
     def normal_rows(self, ids: Tensor, columns: Tensor | int) -> Tensor:
         """Return standard normal float32 values, at most 5.3 in size; as ``symmetric_uniform_rows``.
@@ -134,9 +140,7 @@ class RandomStream:
             rows = slice(start, min(start + step, ids.numel()))
             hashed, scratch = buffer[:, : rows.stop - start]
             torch.bitwise_xor(column_keys, low[rows, None], out=hashed)
-            _xor_shifted(hashed, 16, scratch).mul_(_MIX_32[0]).add_(high[rows, None])
-            _xor_shifted(hashed, 15, scratch).mul_(_MIX_32[1])
-            yield rows, _xor_shifted(hashed, 16, scratch)
+            yield rows, _mix_32(hashed, high[rows, None], scratch)
 
 
 def _rows_per_slice(num_columns: int) -> int:
@@ -149,6 +153,18 @@ def _mix_64(x: Tensor) -> Tensor:
     _xor_shifted(x, 30, scratch).mul_(_MIX_64[0])
     _xor_shifted(x, 27, scratch).mul_(_MIX_64[1])
     return _xor_shifted(x, 31, scratch)
+
+
+def _mix_32(x: Tensor, high: Tensor, scratch: Tensor) -> Tensor:
+    """Replace int32 column keys, already combined with the lower half of a row's key, by their hashes, in place."""
+    _xor_shifted(x, 16, scratch).mul_(_MIX_32[0]).add_(high)
+    _xor_shifted(x, 15, scratch).mul_(_MIX_32[1])
+    return _xor_shifted(x, 16, scratch)
+
+
+def _threshold(keep_prob: float) -> int:
+    """Return the hash below which a value is kept."""
+    return min(round(keep_prob * 2.0**32), 2**32 - 1) - 2**31
 
 
 def _low_32(x: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from dataclasses import dataclass, field
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
@@ -15,12 +16,16 @@ class World:
         rank: this worker's number, from 0.
         size: number of workers; at size 1 every collective is the identity and needs no process group.
         device: where this worker computes.
+        group: torch's process group of these workers; None for the one of all.
+        timeout: how long groups made of these workers wait in one exchange; None for torch's default.
         sent_bytes: what this worker has sent to others so far, by purpose (collectives.py says how it is counted).
     """
 
     rank: int
     size: int
     device: torch.device
+    group: dist.ProcessGroup | None = None
+    timeout: timedelta | None = None
     sent_bytes: Counter[str] = field(default_factory=Counter, compare=False)
 
     @classmethod
@@ -29,11 +34,11 @@ class World:
         return cls(rank=0, size=1, device=torch.device(device))
 
     @classmethod
-    def current(cls, device: str | torch.device = "cpu") -> "World":
+    def current(cls, device: str | torch.device = "cpu", *, timeout: timedelta | None = None) -> "World":
         """Return this process's place in torch's process group, or the world of one where there is none."""
         if not dist.is_initialized():
             return cls.single(device)
-        return cls(rank=dist.get_rank(), size=dist.get_world_size(), device=torch.device(device))
+        return cls(rank=dist.get_rank(), size=dist.get_world_size(), device=torch.device(device), timeout=timeout)
 
     @property
     def is_first(self) -> bool:

@@ -15,6 +15,7 @@ from diffmm_dist.graph.relation import Relation
 from diffmm_dist.models.base import Optimization, Phase, Recommender
 from diffmm_dist.models.diffmm.model import DiffMM, DiffusionSettings
 from diffmm_dist.models.diffmm.phases import ContrastSettings, diffmm_phases
+from diffmm_dist.models.diffmm.sharding import DenoiserSizes, choose_item_shards
 from diffmm_dist.models.lightgcn.model import LightGCN
 from diffmm_dist.models.lightgcn.phases import lightgcn_phases
 from diffmm_dist.models.popularity.model import Popularity
@@ -97,10 +98,26 @@ def _diffmm(config: Config, data: TrainingData, device: torch.device) -> Recipe:
         modality_projection=config.model.modality_projection,
         residual_weight=config.model.residual_weight,
         modal_graph_weight=config.model.modal_graph_weight,
-        diffusion=DiffusionSettings(**config.diffusion.model_dump()),
+        diffusion=DiffusionSettings(
+            **config.diffusion.model_dump(), products=config.denoiser.products, noise=config.denoiser.noise
+        ),
+        num_item_shards=item_shards(config, num_items=data.shard.num_items, num_workers=data.shard.world.size),
     ).to(device)
     contrast = ContrastSettings(**config.contrast.model_dump())
     return Recipe(model, diffmm_phases(model, _optimization(config), contrast))
+
+
+def item_shards(config: Config, *, num_items: int, num_workers: int) -> int:
+    """Return over how many workers each denoiser is spread."""
+    widths = config.diffusion.denoiser_hidden_dims
+    sizes = DenoiserSizes(
+        num_items=num_items,
+        first_width=widths[0],
+        last_width=widths[-1],
+        embedding_dim=config.model.embedding_dim,
+        batch_size=config.train.batch_size,
+    )
+    return choose_item_shards(config.denoiser.sharding, num_workers, sizes)
 
 
 def _lightgcn(config: Config, data: TrainingData, device: torch.device) -> Recipe:

@@ -11,12 +11,21 @@ import torch
 
 from diffmm_dist.config.schema import Config
 from diffmm_dist.data.schema import Manifest
+from diffmm_dist.diffusion import noise
+from diffmm_dist.diffusion.output import gram_pays
 from diffmm_dist.errors import UserError
+from diffmm_dist.evaluation import evaluator
+from diffmm_dist.train.build import item_shards
 
 _FLOAT, _INT = 4, 8
 _ADAM_COPIES = 4  # value, gradient and two moments
 _PROCESS_BYTES = 400 << 20  # the interpreter, torch, pyarrow and DGL, measured
-_DENSE_ROWS = 6  # B x I arrays that live at once while denoising: noise, mask, x_t, prediction, two gradients
+_NOISE_ARRAYS = 3  # of a block of noisy values: the values, dropout factors, hashes
+_OUTPUT_ARRAYS = 3  # B x C, of the direct products: residual, its gradient, and one in between
+_HIDDEN_ARRAYS = 8  # B x H
+_GRADIENT_ARRAYS = 2  # C x H, besides the gradients themselves
+_GRAM_ARRAYS = 6  # H x H
+_SCORE_ARRAYS = 3  # users x items of a block while ranking
 _EDGE_INTS = 8  # of each interaction: both directions by target and by source, ids, keys and scratch
 _STATES_PER_MODALITY, _STATES = 8, 12  # N x d arrays of a recommendation step, with their gradients
 
@@ -37,7 +46,9 @@ def estimate(config: Config, manifest: Manifest, *, num_workers: int) -> dict[st
         "tables": (users + items) * row * _ADAM_COPIES,
         "graph": interactions * _INT * _EDGE_INTS,
         "halo": 4 * halo * row,
-        "evaluation": (manifest.num_items * (dim + config.eval.batch_size)) * _FLOAT,
+        "evaluation": 2 * items * row
+        + config.eval.batch_size * min(items, evaluator.ITEMS_PER_BLOCK) * _FLOAT * _SCORE_ARRAYS
+        + users * min(max(config.eval.k), manifest.num_items) * (_FLOAT + _INT),
     }
     if config.model.name == "diffmm":
         needs |= _diffmm(config, manifest, users=users, items=items, num_workers=num_workers)
@@ -48,17 +59,38 @@ def _diffmm(config: Config, manifest: Manifest, *, users: int, items: int, num_w
     used = config.data.modalities or tuple(manifest.modalities)
     widths = [entry.width for name, entry in manifest.modalities.items() if name in used]
     num_modalities, hidden = len(widths), config.diffusion.denoiser_hidden_dims
-    all_items, row = manifest.num_items, config.model.embedding_dim * _FLOAT
-    weights = all_items * (hidden[0] + hidden[-1] + 1) + sum(a * b for a, b in pairwise(hidden))
-    batch = -(-config.train.batch_size // num_workers)
-    gradients = weights * _FLOAT * num_modalities if num_workers > 1 else 0  # one message with all of them
+    shards = item_shards(config, num_items=manifest.num_items, num_workers=num_workers)
+    groups = num_workers // shards
+    columns, row = -(-manifest.num_items // shards), config.model.embedding_dim * _FLOAT
+    weights = columns * (hidden[0] + hidden[-1] + 1) + sum(a * b for a, b in pairwise(hidden))
+    gradients = weights * _FLOAT * num_modalities if groups > 1 else 0  # one message with all of them
     return {
         "features": items * sum(widths) * _FLOAT,
         "denoisers": num_modalities * weights * _FLOAT * _ADAM_COPIES + gradients,
-        "denoising": batch * all_items * _FLOAT * _DENSE_ROWS + (num_modalities + 1) * all_items * row,
+        "denoising": (num_modalities + 1) * columns * row + _denoising_step(config, columns, groups),
+        "denoised rows": 0 if shards == 1 else _rows_of_group(manifest, num_workers=num_workers, groups=groups),
         "generated graphs": num_modalities * users * config.diffusion.rebuild_topk * _INT * _EDGE_INTS,
         "propagation": (users + items) * row * (_STATES + _STATES_PER_MODALITY * num_modalities),
     }
+
+
+def _denoising_step(config: Config, columns: int, groups: int) -> int:
+    """Return the bytes of one denoiser's step: values of the batch's rows, hidden layers, products of the weights."""
+    widths = config.diffusion.denoiser_hidden_dims
+    batch = -(-config.train.batch_size // groups)
+    products = config.denoiser.products
+    direct = products == "direct" or (products == "auto" and not gram_pays(batch, columns, widths[-1]))
+    noisy = min(batch * columns, noise.BLOCK_ELEMENTS) if config.denoiser.noise == "exact" else 0
+    rows = noisy * _NOISE_ARRAYS + (batch * columns * _OUTPUT_ARRAYS if direct else 0)
+    hidden = batch * sum(widths) * _HIDDEN_ARRAYS
+    gradients = columns * max(widths) * _GRADIENT_ARRAYS + max(widths) ** 2 * _GRAM_ARRAYS
+    return (rows + hidden + gradients) * _FLOAT
+
+
+def _rows_of_group(manifest: Manifest, *, num_workers: int, groups: int) -> int:
+    """Return the bytes of the interactions of a mesh row's users with the items of a column, and of their exchange."""
+    users = -(-manifest.num_users // groups)
+    return -(-manifest.num_interactions("train") // num_workers) * _INT * _EDGE_INTS + 2 * users * _INT
 
 
 def available_memory(device: torch.device) -> int:

@@ -1,7 +1,11 @@
 """Which split picks the best epoch, and what is measured at the end: the evaluation protocols (docs/evaluation.md)."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from typing import Literal
+
+import torch
+from torch import Tensor
 
 from diffmm_dist.data.dataset import Dataset
 from diffmm_dist.data.schema import SPLITS, Split
@@ -9,7 +13,7 @@ from diffmm_dist.data.training import shard_interactions
 from diffmm_dist.errors import UserError
 from diffmm_dist.evaluation.evaluator import evaluate
 from diffmm_dist.models.base import Recommender
-from diffmm_dist.parallel.collectives import gather_owned
+from diffmm_dist.parallel.collectives import broadcast_rows
 from diffmm_dist.parallel.shard import Shard
 from diffmm_dist.sparse import CSR
 
@@ -27,7 +31,7 @@ class Evaluation:
     Args:
         dataset: where the splits are.
         train: training interactions of the own users, which are always masked.
-        shard: what this worker owns; it ranks all items for its own users.
+        shard: what this worker owns; it ranks all items, which come a worker at a time, for its own users.
         protocol: which.
         ks: cut-offs.
         batch_size: users ranked at a time.
@@ -67,15 +71,20 @@ class Evaluation:
             return {}
         masked: list[Split] = ["train", "valid"] if split == "test" and self._protocol == "validation" else ["train"]
         users, items = model.embeddings()
-        shard = self._shard
-        # In the order of ids, so that ties go to the lower id whatever the partition.
-        all_items = gather_owned(items, shard.items, shard.world, purpose="evaluation")[shard.item_rows]
         return evaluate(
             users,
-            all_items,
+            self._item_blocks(items),
             truth=self._splits[split],
             masked=[self._splits[name] for name in masked],
             ks=self._ks,
             batch_size=self._batch_size,
-            world=shard.world,
+            world=self._shard.world,
         )
+
+    def _item_blocks(self, own: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield the ids, ascending, and the embeddings of each worker's items, one worker's after the other's."""
+        items, world = self._shard.items, self._shard.world
+        own = own[torch.argsort(self._shard.own_item_ids)]
+        for owner, (start, stop) in enumerate(pairwise(items.bounds)):
+            rows = broadcast_rows(own, owner, stop - start, world, purpose="evaluation")
+            yield self._shard.item_ids[start:stop].sort().values, rows

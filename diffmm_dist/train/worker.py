@@ -3,6 +3,7 @@
 import ctypes
 import os
 from collections.abc import Callable, Sequence
+from datetime import timedelta
 from statistics import median
 from typing import Any
 
@@ -53,7 +54,7 @@ def run_worker(
         LostWorkerError: another worker has died or hangs.
     """
     prepare_process(config.cluster.threads_per_worker)
-    world = World.current(choose_device(config.cluster.device))
+    world = World.current(choose_device(config.cluster.device), timeout=timedelta(seconds=config.cluster.timeout_s))
     processes = worker_counts(os.getpid(), world)
     if world.size > 1 and world.is_first:
         logger.info("%d workers, by rank processes %s", world.size, ", ".join(map(str, processes)))

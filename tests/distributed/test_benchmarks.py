@@ -21,10 +21,12 @@ def dataset(tmp_path_factory):
 
 SETTINGS = {
     "main anchor": {"contrast": {"contrastive_anchor": "main"}},
+    "denoisers spread over the items": {"denoiser": {"sharding": "items", "noise": "hidden"}},
     "modal anchor in the batch": {
         "contrast": {"contrastive_anchor": "modal", "negatives": "batch"},
         "diffusion": {"rebuild_topk": 3, "denoiser_hidden_dims": [6, 4]},
         "model": {"num_layers": 2, "embedding_dim": 8},
+        "train": {"batch_size": 64},  # two rows of two workers
     },
 }
 
@@ -33,15 +35,15 @@ SETTINGS = {
 def test_prediction_equals_measurement(dataset, tmp_path, name):
     out = tmp_path / "comm.json"
     config = small_config(dataset, tmp_path / "run", **SETTINGS[name])
-    bench_comm(config, predicted=[1, 8, 64], measured=[2, 3], out=str(out))  # raises where they differ
+    bench_comm(config, predicted=[1, 8, 64], measured=[2, 3, 4], out=str(out))  # raises where they differ
     found = json.loads(out.read_text())
-    assert set(found["predicted_bytes"]) == {"1", "2", "3", "8", "64"}
+    assert set(found["predicted_bytes"]) == {"1", "2", "3", "4", "8", "64"}
     assert found["predicted_bytes"]["1"] == [dict.fromkeys(PURPOSES, 0)]
     assert found["measured_bytes"]["3"] == found["predicted_bytes"]["3"]
     assert all(worker[purpose] > 0 for worker in found["measured_bytes"]["2"] for purpose in PURPOSES)
     table = markdown([str(out)]).splitlines()
     assert table[0].startswith("| workers (mean / most) | propagation, MiB per step | contrast, MiB per step |")
-    assert [line.split(" | ")[-1] for line in table[2:7]] == ["- |", "equal |", "equal |", "- |", "- |"]
+    assert [line.split(" | ")[-1] for line in table[2:8]] == ["- |", *["equal |"] * 3, "- |", "- |"]
 
 
 def test_scaling_measures_every_phase(dataset, tmp_path):

@@ -1,5 +1,7 @@
 """DiffMM's whole step on shards equals the golden numbers and the dense step."""
 
+from itertools import product
+
 import pytest
 import torch
 
@@ -64,30 +66,47 @@ def compare_step(golden, model, ours, dense):
         torch.testing.assert_close(parameter[certain], dense_parameters[name][place][certain], rtol=1e-4, atol=2e-6)
 
 
+DENOISERS = ({"products": "direct"}, {"products": "gram"}, {"noise": "hidden"}, {"normalize_input": True})
+
+
+def item_shards(world):
+    """Over how many workers a denoiser can be spread."""
+    return [count for count in range(1, world.size + 1) if world.size % count == 0]
+
+
 def check_denoise_step(world):
-    """Summed gradients of every denoiser after one batch."""
-    for golden in map(Golden, FILES):
-        expected = denoised(build_model(golden), World.single())
-        for shard in shards(world, golden):
-            model = build_model(golden, shard=shard)
-            for mine, whole in zip(denoised(model, world), expected, strict=True):
-                scale = max(1.0, float(whole.abs().max()))
-                torch.testing.assert_close(mine, whole, rtol=1e-4, atol=1e-5 * scale)
+    """Losses and summed gradients of every denoiser after one batch, whole or spread over the items."""
+    for golden, options in product(map(Golden, FILES), DENOISERS):
+        options = options | {"input_dropout_prob": 0.5}
+        expected = denoised(build_model(golden, **options), World.single())
+        for shard, count in product(shards(world, golden), item_shards(world)):
+            model = build_model(golden, shard=shard, num_item_shards=count, **options)
+            compare_denoised(denoised(model, world), expected, model.row_owners())
+
+
+def compare_denoised(ours, dense, owners):
+    assert list(ours) == list(dense)
+    for name, whole in dense.items():
+        expected = whole[slice(*owners[name].own)] if name in owners else whole
+        atol = 1e-5 * max(1.0, float(whole.abs().max()))
+        torch.testing.assert_close(ours[name], expected, rtol=1e-4, atol=atol, msg=lambda m, n=name: f"{n}: {m}")
 
 
 def denoised(model, world):
+    """The step's values, summed over the workers, and the gradients, by name."""
     phase = DenoisePhase(model, Optimization(batch_size=7, learning_rate=0.0, l2_weight=0.0))
     assert phase.begin(PhaseContext(world, 3, 1)) == -(-model.shard.num_users // 7)
-    phase.step(0)
-    return [parameter.grad for parameter in model.denoisers.parameters()]
+    values = {name: all_reduce_sum(value, world) for name, value in phase.step(0).items()}
+    return values | {f"denoisers.{name}": parameter.grad for name, parameter in model.denoisers.named_parameters()}
 
 
 def check_rebuild(world):
     """The same edges for every user, and the same shares on every worker."""
     for golden in map(Golden, FILES):
-        expected, shares = rebuilt(golden, build_model(golden), World.single())
-        for shard in shards(world, golden):
-            items, values = rebuilt(golden, build_model(golden, shard=shard), world)
+        expected, shares = rebuilt(golden, build_model(golden, rebuild_topk=3), World.single())
+        for shard, count in product(shards(world, golden), item_shards(world)):
+            model = build_model(golden, shard=shard, num_item_shards=count, rebuild_topk=3)
+            items, values = rebuilt(golden, model, world)
             assert torch.equal(items, expected[slice(*shard.users.own)])
             assert values == pytest.approx(shares)
 

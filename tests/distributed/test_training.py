@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from diffmm_dist.errors import LostWorkerError, StoppedError, UserError
+from diffmm_dist.train.build import item_shards
 from diffmm_dist.train.worker import run_worker
 from tests.support.builders import checkpoint_tensors, metrics_of, small_config, synthetic_dataset
 from tests.support.workers import on_workers
@@ -19,6 +20,7 @@ MODELS = {
         "diffusion": {"rebuild_topk": 3, "edge_keep_prob": 1.0},
         "contrast": {"contrastive_anchor": "modal", "negatives": "batch"},
     },
+    "diffmm, denoisers spread over the items": {"denoiser": {"sharding": "items", "noise": "hidden"}},
     "lightgcn": {"model": {"name": "lightgcn", "num_layers": 2}},
     "popularity": {"model": {"name": "popularity"}},
 }
@@ -48,6 +50,11 @@ def train(world, dataset, run, sections, stop_after=None):
 
 def result_of(run):
     return json.loads((Path(run) / "result.json").read_text())
+
+
+def test_small_runs_use_every_shape_of_mesh(dataset, tmp_path):
+    config = small_config(dataset, tmp_path, train={"batch_size": 64})
+    assert [item_shards(config, num_items=60, num_workers=size) for size in (1, 2, 3, 4)] == [1, 1, 1, 2]
 
 
 def test_any_number_of_workers_gives_the_same_curves(dataset, tmp_path):

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from diffmm_dist.diffusion.denoiser import Denoiser
-from diffmm_dist.diffusion.gaussian import ReverseChain, q_sample, training_losses
+from diffmm_dist.diffusion.gaussian import ReverseChain, training_losses
+from diffmm_dist.diffusion.noise import NoisyRows
 from diffmm_dist.diffusion.schedule import DiffusionSchedule
 from diffmm_dist.evaluation.evaluator import evaluate
 from diffmm_dist.evaluation.topk import merge_topk
@@ -14,9 +15,11 @@ from diffmm_dist.losses.contrastive import info_nce
 from diffmm_dist.models.base import Optimization
 from diffmm_dist.models.diffmm.model import generated
 from diffmm_dist.models.diffmm.phases import contrasted_pairs, recommend_losses
+from diffmm_dist.parallel.columns import Columns
 from diffmm_dist.parallel.random import RandomStream
 from diffmm_dist.parallel.world import World
 from diffmm_dist.sparse import CSR
+from tests.support.builders import GivenRows, whole
 from tests.support.golden import FILES, Golden, batch_of, build_model, contrast_of, golden_parameters
 
 # Keys that describe the problem and are used as input below; anything else in a file must be checked by a test.
@@ -35,7 +38,9 @@ def golden(request):
 
 
 def build_denoiser(golden):
-    denoiser = Denoiser(golden["num_items"], (golden["hidden_dim"],), time_embedding_dim=golden["time_dim"])
+    denoiser = Denoiser(
+        Columns.whole(golden["num_items"]), (golden["hidden_dim"],), time_embedding_dim=golden["time_dim"]
+    )
     with torch.no_grad():
         for name, parameter in denoiser_parameters(golden, denoiser).items():
             parameter.copy_(golden[f"denoiser_{name}"])
@@ -128,18 +133,20 @@ def check_schedule(golden):
             golden.check(name, getattr(schedule, name.removeprefix("sched_")))
 
 
-def check_denoising_step(golden):
-    schedule, denoiser = schedule_of(golden), build_denoiser(golden)
+def check_denoising_step(golden, products):
+    denoiser = build_denoiser(golden)
     dense = golden["diff_x0"]
     row_ids, columns = dense.nonzero(as_tuple=True)
     rows = CSR.from_pairs(row_ids, columns, num_rows=dense.shape[0], num_columns=dense.shape[1])
     t = golden["diff_t"]
-    x_t = q_sample(schedule, rows, t, golden["diff_noise"].clone())
+    users = torch.arange(rows.num_rows)
+    noisy = NoisyRows(schedule_of(golden), rows, t, users, denoiser.columns, noise=GivenRows(golden["diff_noise"]))
+    x_t = noisy.block(slice(0, rows.num_columns))
     golden.check("diff_xt", x_t)
     golden.check("diff_pred", denoiser(x_t, t))
     losses = training_losses(
-        schedule, denoiser, rows, t, golden["diff_noise"].clone(), dropout_mask_BI=None,
-        modal_items_ID=golden["diff_modal_items"], item_table_ID=golden["param_item_embedding"],
+        denoiser, noisy, modal_items_CD=golden["diff_modal_items"], item_table_CD=golden["param_item_embedding"],
+        products=products,
     )  # fmt: skip
     golden.check("diff_elbo_per_user", losses.elbo)
     golden.check("diff_msi_per_user", losses.msi)
@@ -166,7 +173,7 @@ def check_reverse_chain(golden, stepwise):
 def check_metrics(golden):
     k = golden["eval_k"]
     metrics = evaluate(
-        golden["final_user"], golden["final_item"], truth=golden.pairs("eval_test_edges"),
+        golden["final_user"], whole(golden["final_item"]), truth=golden.pairs("eval_test_edges"),
         masked=[golden.pairs("edges")], ks=[k], batch_size=7, world=World.single(),
     )  # fmt: skip
     for name in ("recall", "ndcg", "precision"):
@@ -180,7 +187,8 @@ def test_every_array(golden, kernel):
     check_adjacency(golden, kernel)
     check_recommendation(golden, kernel)
     check_schedule(golden)
-    check_denoising_step(golden)
+    for products in ("direct", "gram"):
+        check_denoising_step(golden, products)
     for stepwise in (False, True):
         check_reverse_chain(golden, stepwise=stepwise)
     check_metrics(golden)

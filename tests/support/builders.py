@@ -145,3 +145,18 @@ def published_folder(path, num_users=12, num_items=9, text=False, seed=3):
     if text:
         np.save(path / "text_feat.npy", random.standard_normal((num_items, 4)).astype(np.float32))
     return path
+
+
+class GivenRows:
+    """In place of a random stream: normal values that the test gives, (rows, all columns)."""
+
+    def __init__(self, values):
+        self.values = values
+
+    def normal_rows(self, ids, columns):
+        return self.values[:, columns].clone()
+
+
+def whole(items):
+    """All items' embeddings as the one block of one worker."""
+    return [(torch.arange(len(items)), items)]

@@ -1,5 +1,6 @@
 """The golden files, and DiffMM built from one of them, whole or one worker's shard of it."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -56,7 +57,7 @@ class Golden:
         return CSR.from_pairs(edges[:, 0], edges[:, 1], num_rows=self["num_users"], num_columns=self["num_items"])
 
 
-def build_model(golden, kernel="csr", shard=None):
+def build_model(golden, kernel="csr", shard=None, num_item_shards=1, **diffusion):
     """DiffMM with the file's parameters; of a shard, the rows that it owns."""
     shard = shard or Shard.whole(golden["num_users"], golden["num_items"])
     users, items = slice(*shard.users.own), slice(*shard.items.own)
@@ -65,14 +66,15 @@ def build_model(golden, kernel="csr", shard=None):
     data = TrainingData(shard, own["edges"], golden.pairs("edges").num_entries, features)
     relations = {generated(m): Relation.normalized(own[f"modal_edges_{m}"], shard) for m in golden.modalities}
     graph = HeteroGraph({REAL: Relation.normalized(own["edges"], shard), **relations}, kernel=kernel)
+    settings = DiffusionSettings(
+        golden["diffusion_steps"], golden["noise_scale"], golden["noise_min"], golden["noise_max"], 0, False,
+        (golden["hidden_dim"],), golden["time_dim"], 0.0, False, golden["msi_weight"], 1, 1.0,
+    )  # fmt: skip
     model = DiffMM(
         data, graph, seed=0, embedding_dim=golden["embedding_dim"], num_layers=golden["num_layers"],
         modality_projection=("matrix", "affine")[golden["projection"]],
         residual_weight=golden["modal_residual_weight"], modal_graph_weight=golden["modal_graph_weight"],
-        diffusion=DiffusionSettings(
-            golden["diffusion_steps"], golden["noise_scale"], golden["noise_min"], golden["noise_max"], 0, False,
-            (golden["hidden_dim"],), golden["time_dim"], 0.0, False, golden["msi_weight"], 1, 1.0,
-        ),
+        diffusion=replace(settings, **diffusion), num_item_shards=num_item_shards,
     )  # fmt: skip
     rows = {"user_embedding": users, "item_embedding": items}
     with torch.no_grad():

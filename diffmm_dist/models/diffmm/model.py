@@ -6,6 +6,7 @@ weights; A^ the real graph, A^_m the generated graph of modality m.
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 
 from diffmm_dist.data.training import TrainingData
 from diffmm_dist.diffusion.denoiser import Denoiser
+from diffmm_dist.diffusion.output import Products
 from diffmm_dist.diffusion.schedule import DiffusionSchedule
 from diffmm_dist.errors import UserError
 from diffmm_dist.graph.hetero import REAL, HeteroGraph
@@ -20,6 +22,7 @@ from diffmm_dist.graph.propagate import propagate, sum_of_layers
 from diffmm_dist.graph.relation import Relation
 from diffmm_dist.models.common.projection import PROJECTIONS
 from diffmm_dist.models.common.tables import EmbeddingTables
+from diffmm_dist.models.diffmm.sharding import DenoisingShard
 from diffmm_dist.parallel.random import RandomStream
 from diffmm_dist.parallel.ranges import Ownership
 from diffmm_dist.sparse import CSR
@@ -44,6 +47,8 @@ class DiffusionSettings:
     signal_weight: float
     rebuild_topk: int
     edge_keep_prob: float
+    products: Products = "auto"
+    noise: Literal["exact", "hidden"] = "exact"
 
 
 class DiffMM(EmbeddingTables):
@@ -59,9 +64,14 @@ class DiffMM(EmbeddingTables):
         residual_weight: omega.
         modal_graph_weight: lambda_adj.
         diffusion: settings of the denoisers.
+        num_item_shards: over how many workers each denoiser is spread.
+
+    Attributes:
+        denoising: what this worker denoises.
 
     Raises:
-        UserError: the data have no modality, or the projections do not name each of them.
+        UserError: the data have no modality, the projections do not name each of them, or there are too few items for
+            hidden noise.
     """
 
     def __init__(
@@ -76,6 +86,7 @@ class DiffMM(EmbeddingTables):
         residual_weight: float,
         modal_graph_weight: float,
         diffusion: DiffusionSettings,
+        num_item_shards: int = 1,
     ) -> None:
         super().__init__(data.shard, seed=seed, embedding_dim=embedding_dim)
         self.modalities = tuple(data.features)
@@ -87,11 +98,17 @@ class DiffMM(EmbeddingTables):
             noise_min=diffusion.noise_min,
             noise_max=diffusion.noise_max,
         )
+        self.denoising = DenoisingShard.of(data, num_item_shards=num_item_shards)
         self._seed = seed
         self.graph = graph
         self._num_layers = num_layers
         self._residual_weight = residual_weight
         self._modal_graph_weight = modal_graph_weight
+        if diffusion.noise == "hidden" and data.shard.num_items < diffusion.denoiser_hidden_dims[0]:
+            raise UserError(
+                f"denoiser.noise=hidden needs at least as many items as the first hidden layer is wide, but there are "
+                f"{data.shard.num_items} items for {diffusion.denoiser_hidden_dims[0]}; set it to exact"
+            )
         kinds = _projection_of_each(self.modalities, modality_projection)
         stream = RandomStream.of(seed, "init")
         self.modality_logits = nn.Parameter(torch.full((len(self.modalities),), 1 / len(self.modalities)))
@@ -111,7 +128,7 @@ class DiffMM(EmbeddingTables):
 
     def _new_denoiser(self, stream: RandomStream) -> Denoiser:
         denoiser = Denoiser(
-            self.data.shard.num_items,
+            self.denoising.columns,
             self.diffusion.denoiser_hidden_dims,
             time_embedding_dim=self.diffusion.time_embedding_dim,
             normalize_input=self.diffusion.normalize_input,
@@ -120,8 +137,12 @@ class DiffMM(EmbeddingTables):
         return denoiser
 
     def row_owners(self) -> dict[str, Ownership]:
-        """Return the owners of the ID tables and of the generated edges."""
-        return super().row_owners() | {"generated_items": self.shard.users}
+        """Return the owners of the ID tables, of the generated edges, and of denoisers that are spread over workers."""
+        owners = super().row_owners() | {"generated_items": self.shard.users}
+        if self.denoising.mesh.items.size > 1:
+            names = [f"denoisers.{modality}.{name}" for modality in self.modalities for name in Denoiser.PER_ITEM]
+            owners |= dict.fromkeys(names, self.denoising.columns.ownership)
+        return owners
 
     def projected(self, modality: str) -> Tensor:
         """Return G^m, the projected features of own items (I, d)."""

@@ -9,16 +9,16 @@ from torch import Tensor
 from torch.optim import Adam
 
 from diffmm_dist.data.batches import EpochBatches
-from diffmm_dist.diffusion.gaussian import ReverseChain, training_losses
+from diffmm_dist.diffusion.denoiser import TRAFFIC
+from diffmm_dist.diffusion.gaussian import DenoisingLosses, ReverseChain, training_losses
+from diffmm_dist.diffusion.noise import NoisyRows
 from diffmm_dist.evaluation.topk import merge_topk
 from diffmm_dist.losses.contrastive import info_nce
 from diffmm_dist.models.base import Optimization, Phase, PhaseContext
 from diffmm_dist.models.common.ranking import RankingBatch, RankingPhase
 from diffmm_dist.models.diffmm.model import DiffMM, Rows
-from diffmm_dist.parallel.collectives import all_reduce_sum, gather_owned
+from diffmm_dist.parallel.collectives import all_reduce_sum
 from diffmm_dist.parallel.replicas import sum_gradients
-
-TRAFFIC = "denoiser"
 
 
 @dataclass(frozen=True)
@@ -69,36 +69,36 @@ class DenoisePhase(Phase):
         self.optimizer = Adam(model.denoisers.parameters(), lr=optimization.learning_rate, fused=True)
 
     def begin(self, context: PhaseContext) -> int:
-        """Shuffle the users; collect what the modality signal needs of all items, since nothing here changes it."""
-        shard = self._model.shard
+        """Shuffle the users; fetch what the modality signal needs of the items, since nothing here changes it."""
+        denoising = self._model.denoising
         self._context = context
         self._batches = EpochBatches(
-            shard.user_ids,
+            denoising.user_ids,
             total=self.num_examples,
             batch_size=self._batch_size,
             stream=context.stream("users"),
         )
         with torch.no_grad():
-            self._modal_items = {name: self._by_id(self._model.projected(name)) for name in self._model.modalities}
-            self._item_table = self._by_id(self._model.item_embedding)
+            self._modal_items = {
+                name: denoising.of_items(self._model.projected(name)) for name in self._model.modalities
+            }
+            self._item_table = denoising.of_items(self._model.item_embedding)
         return self._batches.num_batches
-
-    def _by_id(self, own_items: Tensor) -> Tensor:
-        """Return the rows of all items in the order of their ids."""
-        shard = self._model.shard
-        return gather_owned(own_items, shard.items, shard.world, purpose=TRAFFIC)[shard.item_rows]
 
     def step(self, index: int) -> dict[str, Tensor]:
         """Train every denoiser on one batch of users."""
         rows = self._batches[index]
         total = self._batches.size(index)
+        mesh = self._model.denoising.mesh
         self.optimizer.zero_grad(set_to_none=True)
         values: dict[str, Tensor] = {}
         for name in self._model.modalities:  # one after the other: only one modality's activations live at a time
-            elbo, msi = self._losses(name, rows, total)
+            losses = self._losses(name, rows)
+            elbo, msi = losses.elbo.sum() / total, losses.msi.sum() / total
             (elbo + self._model.diffusion.signal_weight * msi).backward()
-            values |= {f"elbo_{name}": elbo.detach(), f"msi_{name}": msi.detach()}
-        sum_gradients(list(self._model.denoisers.parameters()), self._model.shard.world, purpose=TRAFFIC)
+            # Every worker of a row has the whole modality signal, and is to report a share of it.
+            values |= {f"elbo_{name}": elbo.detach(), f"msi_{name}": msi.detach() / mesh.items.size}
+        sum_gradients(list(self._model.denoisers.parameters()), mesh.data, purpose=TRAFFIC)
         self.optimizer.step()
         return values
 
@@ -107,26 +107,30 @@ class DenoisePhase(Phase):
         del self._modal_items, self._item_table
         return {}
 
-    def _losses(self, modality: str, rows: Tensor, total: int) -> tuple[Tensor, Tensor]:
-        """Return this worker's share of the mean elbo and modality signal over the global batch of ``total`` users."""
+    def _losses(self, modality: str, rows: Tensor) -> DenoisingLosses:
+        """Return the losses of the rows of a batch that this worker's row of the mesh has."""
         model, settings = self._model, self._model.diffusion
-        users = model.shard.user_ids[rows]
-        num_items = model.shard.num_items
-        dropout_mask = None
-        if (keep_prob := 1 - settings.input_dropout_prob) < 1:
-            stream = self._context.stream("input_dropout", modality)
-            dropout_mask = stream.dropout_rows(users, num_items, keep_prob=keep_prob)
-        losses = training_losses(
+        users = model.denoising.user_ids[rows]
+        with_dropout = settings.input_dropout_prob > 0
+        noisy = NoisyRows(
             model.schedule,
-            model.denoiser(modality),
-            model.data.interactions.select(rows),
+            model.denoising.rows.select(rows),
             self._context.stream("timestep", modality).integers(users, settings.num_timesteps),
-            self._context.stream("noise", modality).normal_rows(users, num_items),
-            dropout_mask_BI=dropout_mask,
-            modal_items_ID=self._modal_items[modality],
-            item_table_ID=self._item_table,
+            users,
+            model.denoising.columns,
+            noise=self._context.stream("noise", modality),
+            dropout=self._context.stream("input_dropout", modality) if with_dropout else None,
+            keep_prob=1 - settings.input_dropout_prob,
+            normalized=settings.normalize_input,
         )
-        return losses.elbo.sum() / total, losses.msi.sum() / total
+        return training_losses(
+            model.denoiser(modality),
+            noisy,
+            modal_items_CD=self._modal_items[modality],
+            item_table_CD=self._item_table,
+            products=settings.products,
+            noise=settings.noise,
+        )
 
 
 class RebuildPhase(Phase):
@@ -156,20 +160,23 @@ class RebuildPhase(Phase):
             )
             for name in self._model.modalities
         }
-        most_users = max(self._model.shard.users.sizes)  # of any worker, so that all take as many steps
+        most_users = max(self._model.denoising.users.sizes)  # of any worker, so that all take as many steps
         return -(-most_users // self._batch_size)
 
     def step(self, index: int) -> dict[str, Tensor]:
-        """Generate the edges of one batch of users."""
-        shard, interactions = self._model.shard, self._model.data.interactions
-        start, stop = (min(edge * self._batch_size, shard.users.own.size) for edge in (index, index + 1))
-        rows = torch.arange(start, stop, device=interactions.indptr.device)
-        selected = interactions.select(rows)
-        topk = self._model.generated_items.shape[2]
+        """Generate the edges of one batch of the users of this worker's row of the mesh."""
+        denoising, generated = self._model.denoising, self._model.generated_items
+        topk = generated.shape[2]
+        start, stop = (min(edge * self._batch_size, denoising.users.own.size) for edge in (index, index + 1))
+        rows = torch.arange(start, stop, device=generated.device)
+        selected = denoising.rows.select(rows)
+        own = denoising.own_users
+        first, last = (min(max(edge, own.start), own.stop) for edge in (start, stop))  # the batch's own users
         for modality, (name, chain) in enumerate(self._chains.items()):
             stream = self._context.stream("reverse_chain", name)
-            _, items = merge_topk(chain.denoise(selected, shard.user_ids[rows], stream), topk)
-            self._model.generated_items[rows, modality] = items
+            best = merge_topk(chain.denoise(selected, denoising.user_ids[rows], stream), topk)
+            items = denoising.best_of_all(*best, topk)
+            generated[first - own.start : last - own.start, modality] = items[first - start : last - start]
         return {}
 
     def finish(self) -> dict[str, float]:

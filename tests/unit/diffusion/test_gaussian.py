@@ -1,19 +1,25 @@
 import pytest
 import torch
 
-from diffmm_dist.diffusion import gaussian
+from diffmm_dist.diffusion import gaussian, noise
 from diffmm_dist.diffusion.denoiser import Denoiser, timestep_embedding
-from diffmm_dist.diffusion.gaussian import ReverseChain, q_sample, training_losses
+from diffmm_dist.diffusion.gaussian import ReverseChain, training_losses
+from diffmm_dist.diffusion.noise import NoisyRows, hidden_from_hidden_noise, project
+from diffmm_dist.diffusion.output import error_and_signal, gram_pays
+from diffmm_dist.parallel.columns import Columns
 from diffmm_dist.parallel.random import RandomStream
+from diffmm_dist.sparse import CSR
 from tests.support import reference
-from tests.support.builders import random_pairs, random_rows, schedule
+from tests.support.builders import GivenRows, random_pairs, random_rows, schedule
 
 ROWS = random_pairs(6, 11, share=0.3, empty_rows=[2])
 USERS = torch.arange(6) + 40
 
 
 def denoiser(hidden_dims=(8,), scale=1.0, **options):
-    model = Denoiser(11, hidden_dims, time_embedding_dim=options.pop("time_embedding_dim", 10), **options)
+    model = Denoiser(
+        Columns.whole(11), hidden_dims, time_embedding_dim=options.pop("time_embedding_dim", 10), **options
+    )
     model.initialize(RandomStream.of(3))
     with torch.no_grad():
         for parameter in model.parameters():
@@ -43,7 +49,7 @@ def test_timestep_embedding_at_one_and_odd_widths():
 
 
 def test_initialization_has_the_published_spread():
-    model = Denoiser(400, (300,), time_embedding_dim=10)
+    model = Denoiser(Columns.whole(400), (300,), time_embedding_dim=10)
     model.initialize(RandomStream.of(1))
     assert model.input_weight.std().item() == pytest.approx((2 / (410 + 300)) ** 0.5, rel=0.02)
     assert model.input_time_weight.std().item() == pytest.approx((2 / (410 + 300)) ** 0.5, rel=0.06)
@@ -60,40 +66,124 @@ def test_forward_equals_the_definition(hidden_dims, normalize_input):
     torch.testing.assert_close(model(x, t), dense_predict(model, x, t))
 
 
-def test_q_sample():
-    table, t = schedule(), torch.tensor([0, 1, 2, 3, 4, 4])
-    noise = random_rows(6, 11)
-    expected = (
+def noisy_rows(t, noise_stream, **options):
+    return NoisyRows(schedule(), ROWS, t, USERS, Columns.whole(11), noise=noise_stream, **options)
+
+
+def dense_noisy(t, noise_BI):
+    """x_t from its definition."""
+    table = schedule()
+    return (
         table.sqrt_alphas_cumprod[t][:, None] * reference.dense(ROWS)
-        + table.sqrt_one_minus_alphas_cumprod[t][:, None] * noise
-    )
-    torch.testing.assert_close(q_sample(table, ROWS, t, noise.clone()), expected.float())
+        + table.sqrt_one_minus_alphas_cumprod[t][:, None] * noise_BI
+    ).float()
 
 
+T = torch.tensor([0, 1, 2, 3, 4, 4])
+
+
+@pytest.mark.parametrize("normalized", [False, True])
+@pytest.mark.parametrize("dropout", [None, RandomStream.of(5)])
+@pytest.mark.parametrize("items_per_block", [3, 11])
+def test_noisy_rows(normalized, dropout, items_per_block, monkeypatch):
+    monkeypatch.setattr(noise, "BLOCK_ELEMENTS", 6 * items_per_block)
+    given = random_rows(6, 11)
+    noisy = noisy_rows(T, GivenRows(given), dropout=dropout, keep_prob=0.5, normalized=normalized)
+    expected = dense_noisy(T, given)
+    if normalized:
+        expected = expected / expected.norm(dim=1, keepdim=True)
+    if dropout is not None:
+        expected = expected * dropout.dropout_rows(USERS, 11, keep_prob=0.5)
+    blocks = list(noisy.blocks())
+    assert len(blocks) == -(-11 // items_per_block)
+    torch.testing.assert_close(torch.cat([noisy.block(items) for items in blocks], dim=1), expected)
+    weight = random_rows(11, 8, 7).requires_grad_()
+    (project(noisy, weight) * random_rows(6, 8, 9)).sum().backward()
+    torch.testing.assert_close(weight.grad, expected.T @ random_rows(6, 8, 9))
+
+
+@pytest.mark.parametrize("products", ["direct", "gram"])
 @pytest.mark.parametrize("with_mask", [False, True])
-def test_training_losses_and_gradients_equal_the_reference(with_mask):
-    table, t = schedule(), torch.tensor([0, 1, 2, 3, 4, 4])
-    noise, modal, items = random_rows(6, 11, 1), random_rows(11, 4, 2), random_rows(11, 4, 3)
-    mask = RandomStream.of(5).dropout_rows(USERS, 11, keep_prob=0.5) if with_mask else None
+def test_training_losses_and_gradients_equal_the_reference(with_mask, products):
+    given, modal, items = random_rows(6, 11, 1), random_rows(11, 4, 2), random_rows(11, 4, 3)
+    dropout = RandomStream.of(5) if with_mask else None
     results = []
     for plain in (False, True):
         model = denoiser(scale=3.0)
         if plain:
-            factors = mask if with_mask else torch.ones(6, 11)
+            factors = dropout.dropout_rows(USERS, 11, keep_prob=0.5) if with_mask else torch.ones(6, 11)
             elbo, msi = reference.denoising_losses(
-                table, lambda x, t, model=model, f=factors: dense_predict(model, x * f, t),
-                reference.dense(ROWS), t, noise, modal, items,
+                schedule(), lambda x, t, model=model, f=factors: dense_predict(model, x * f, t),
+                reference.dense(ROWS), T, given, modal, items,
             )  # fmt: skip
         else:
-            losses = training_losses(
-                table, model, ROWS, t, noise.clone(),
-                dropout_mask_BI=mask, modal_items_ID=modal, item_table_ID=items,
-            )  # fmt: skip
+            noisy = noisy_rows(T, GivenRows(given), dropout=dropout, keep_prob=0.5)
+            losses = training_losses(model, noisy, modal_items_CD=modal, item_table_CD=items, products=products)
             elbo, msi = losses.elbo, losses.msi
         (elbo.mean() + 0.1 * msi.mean()).backward()
         results.append((elbo, msi, *(p.grad for p in model.parameters())))
     for ours, plain in zip(*results, strict=True):
-        torch.testing.assert_close(ours, plain, rtol=1e-4, atol=1e-4)
+        # Differences of terms as large as the largest element; Gram products sum them in another order.
+        torch.testing.assert_close(ours, plain, rtol=1e-4, atol=1e-5 * max(1.0, float(plain.detach().abs().max())))
+
+
+def test_gram_products_are_taken_where_they_need_fewer_operations():
+    assert gram_pays(num_rows=1024, num_items=6710, width=1000)
+    assert not gram_pays(num_rows=600, num_items=6710, width=1000)
+    assert gram_pays(num_rows=600, num_items=10**6, width=1000)  # 2.4 GB otherwise
+
+
+@pytest.mark.parametrize("products", ["direct", "gram"])
+def test_a_worker_without_items_has_no_share(products):
+    model = Denoiser(Columns.whole(0), (8,), time_embedding_dim=4)
+    hidden = random_rows(6, 8).requires_grad_()
+    rows = CSR(torch.zeros(7, dtype=torch.int64), torch.zeros(0, dtype=torch.int64), 0)
+    error, signal = error_and_signal(model, hidden, rows, torch.zeros(0, 4), products=products)
+    assert not error.any()
+    assert not signal.any()
+    (error.sum() + signal.sum()).backward()
+    assert not hidden.grad.any()
+
+
+def test_hidden_noise_has_the_mean_and_covariance_of_noise_on_the_items():
+    """What reaches the hidden layer, over many users with the same row, without and with dropout."""
+    num_users, hidden = 40_000, 3
+    users, t = torch.arange(num_users), torch.full((num_users,), 4)
+    row = torch.tensor([0, 2, 5])
+    rows = CSR(torch.arange(num_users + 1) * 3, row.repeat(num_users), 300)
+    weight = random_rows(300, hidden, 5)
+    model = Denoiser(Columns.whole(300), (hidden,), time_embedding_dim=4)
+    model.initialize(RandomStream.of(3))
+    with torch.no_grad():
+        model.input_weight.copy_(weight)
+    for dropout, keep_prob in ((None, 1.0), (RandomStream.of(6), 0.5)):
+        noisy = NoisyRows(
+            schedule(), rows, t, users, model.columns, RandomStream.of(1), dropout=dropout, keep_prob=keep_prob
+        )
+        model.hidden_of_row = lambda projected, _: projected
+        ours, exact = hidden_from_hidden_noise(model, noisy).double(), project(noisy, weight).double()
+        scale = exact.std(dim=0) / num_users**0.5
+        assert bool(((ours.mean(dim=0) - exact.mean(dim=0)).abs() < 6 * scale).all())
+        covariances = [torch.cov(values.T) for values in (ours, exact)]
+        size = covariances[1].diagonal().mean()
+        torch.testing.assert_close(*covariances, rtol=0, atol=float(size) * 6 * (2 / num_users) ** 0.5 * 1.5)
+
+
+def test_hidden_noise_has_the_gradient_of_noise_on_the_items():
+    """Without dropout the expected loss is the same function of the weights, so its gradient is the same."""
+    num_users = 60_000
+    users, t = torch.arange(num_users), torch.full((num_users,), 4)
+    rows = CSR(torch.arange(num_users + 1), torch.arange(num_users) % 6, 6)
+    gradients = []
+    for function in (hidden_from_hidden_noise, lambda m, noisy: m.hidden(project(noisy, m.input_weight), noisy.t)):
+        model = Denoiser(Columns.whole(6), (2,), time_embedding_dim=4)
+        model.initialize(RandomStream.of(3))
+        with torch.no_grad():
+            model.input_weight.mul_(20)  # so that the noise matters: its deviation is 0.05
+        noisy = NoisyRows(schedule(), rows, t, users, model.columns, RandomStream.of(1))
+        function(model, noisy).square().sum(dim=1).mean().backward()
+        gradients.append(model.input_weight.grad)
+    torch.testing.assert_close(*gradients, rtol=0, atol=0.03 * float(gradients[1].abs().max()))
 
 
 @pytest.mark.parametrize("hidden_dims", [(8,), (8, 5)])
@@ -111,13 +201,14 @@ def test_reverse_chain_equals_step_by_step(hidden_dims, num_timesteps, options, 
     x = reference.dense(ROWS)
     if options.get("sampling_steps"):
         steps = torch.full_like(USERS, options["sampling_steps"] - 1)
-        x = q_sample(table, ROWS, steps, stream.child("start").normal_rows(USERS, 11))
-    noise = None
+        noisy = NoisyRows(table, ROWS, steps, USERS, Columns.whole(11), stream.child("start"))
+        x = noisy.block(slice(0, 11))
+    posterior = None
     if options.get("sampling_noise"):
-        noise = [stream.child("posterior", t).normal_rows(USERS, 11) for t in range(num_timesteps)]
-    expected = reference.reverse_chain(table, lambda x, t: dense_predict(model, x, t), x, noise)
+        posterior = [stream.child("posterior", t).normal_rows(USERS, 11) for t in range(num_timesteps)]
+    expected = reference.reverse_chain(table, lambda x, t: dense_predict(model, x, t), x, posterior)
     # Relative to the largest value: processors sum in different orders, and an element near zero is a difference.
-    atol = 1e-5 * max(1.0, float(expected.abs().max()))
+    atol = 1e-5 * max(1.0, float(expected.detach().abs().max()))
     torch.testing.assert_close(torch.cat([block for _, block in blocks], dim=1), expected, rtol=1e-4, atol=atol)
 
 

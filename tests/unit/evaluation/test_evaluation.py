@@ -9,8 +9,9 @@ from diffmm_dist.evaluation.topk import merge_topk, topk
 from diffmm_dist.parallel.world import World
 from diffmm_dist.sparse import CSR
 from tests.support import reference
-from tests.support.builders import random_pairs, random_rows
+from tests.support.builders import random_pairs, random_rows, whole
 
+ALONE = World.single()
 NOTHING = random_pairs(3, 4, share=0)
 
 
@@ -31,14 +32,18 @@ def test_topk_breaks_ties_by_the_lower_column(num_rows, num_columns, k, num_valu
 @pytest.mark.parametrize("items_per_block", [4, 100])
 @pytest.mark.parametrize("integer_scores", [False, True])
 def test_evaluate_equals_the_reference(items_per_block, integer_scores, monkeypatch):
-    monkeypatch.setattr(evaluator, "_ITEMS_PER_BLOCK", items_per_block)
+    monkeypatch.setattr(evaluator, "ITEMS_PER_BLOCK", items_per_block)
     users, items = random_rows(13, 5, 1), random_rows(11, 5, 2)
     if integer_scores:  # ties everywhere
         users, items = users.round(), items.round()
     truth = random_pairs(13, 11, seed=3, share=0.3, empty_rows=[0, 7])
     masked = [random_pairs(13, 11, seed=4, share=0.4), random_pairs(13, 11, seed=5, share=0.1)]
     hidden = reference.dense(masked[0]) + reference.dense(masked[1]) > 0
-    ours = evaluate(users, items, truth=truth, masked=masked, ks=[1, 3, 20], batch_size=4, world=World.single())
+    ids = torch.randperm(11, generator=torch.Generator().manual_seed(6)).split([5, 0, 6])  # parts of a partition
+    parts = [(part.sort().values, items[part.sort().values]) for part in ids]
+    options = {"truth": truth, "masked": masked, "ks": [1, 3, 20], "batch_size": 4, "world": ALONE}
+    ours = evaluate(users, whole(items), **options)
+    assert evaluate(users, parts, **options) == ours
     expected = {}
     for k in (1, 3, 20):
         expected |= reference.ranking_metrics(users @ items.T, reference.dense(truth), hidden, k)
@@ -48,7 +53,7 @@ def test_evaluate_equals_the_reference(items_per_block, integer_scores, monkeypa
 def test_a_huge_cutoff_costs_nothing():
     users, items = random_rows(3, 2, 1), random_rows(4, 2, 2)
     truth = random_pairs(3, 4, share=0.5)
-    metrics = evaluate(users, items, truth=truth, masked=[], ks=[4, 10**9], batch_size=2, world=World.single())
+    metrics = evaluate(users, whole(items), truth=truth, masked=[], ks=[4, 10**9], batch_size=2, world=ALONE)
     for name in ("recall", "ndcg", "mrr", "coverage"):
         assert metrics[f"{name}@1000000000"] == metrics[f"{name}@4"]
 
@@ -58,7 +63,7 @@ def test_hand_computed_list():
     users, items = torch.ones(1, 1), torch.arange(4.0)[:, None]
     truth = CSR.from_pairs(torch.tensor([0, 0]), torch.tensor([2, 0]), num_rows=1, num_columns=4)
     masked = CSR.from_pairs(torch.tensor([0]), torch.tensor([3]), num_rows=1, num_columns=4)
-    metrics = evaluate(users, items, truth=truth, masked=[masked], ks=[2, 3], batch_size=1, world=World.single())
+    metrics = evaluate(users, whole(items), truth=truth, masked=[masked], ks=[2, 3], batch_size=1, world=ALONE)
     assert metrics["recall@2"] == 0.5
     assert metrics["recall@3"] == 1
     assert metrics["precision@3"] == pytest.approx(2 / 3)
@@ -72,7 +77,7 @@ def test_hand_computed_list():
 def test_a_true_item_that_is_masked_can_never_be_hit():
     users, items = torch.ones(1, 1), torch.arange(3.0)[:, None]
     everything = CSR.from_pairs(torch.zeros(3, dtype=torch.int64), torch.arange(3), num_rows=1, num_columns=3)
-    metrics = evaluate(users, items, truth=everything, masked=[everything], ks=[3], batch_size=1, world=World.single())
+    metrics = evaluate(users, whole(items), truth=everything, masked=[everything], ks=[3], batch_size=1, world=ALONE)
     assert metrics["recall@3"] == 0
     assert metrics["coverage@3"] == 0
 
@@ -80,7 +85,13 @@ def test_a_true_item_that_is_masked_can_never_be_hit():
 def test_single_item_users_have_precision_recall_over_k():
     truth = CSR.from_pairs(torch.arange(6), torch.tensor([0, 3, 5, 5, 1, 2]), num_rows=6, num_columns=8)
     metrics = evaluate(
-        random_rows(6, 2), random_rows(8, 2, 1), truth=truth, masked=[], ks=[4], batch_size=10, world=World.single()
+        random_rows(6, 2),
+        whole(random_rows(8, 2, 1)),
+        truth=truth,
+        masked=[],
+        ks=[4],
+        batch_size=10,
+        world=World.single(),
     )
     assert metrics["precision@4"] == pytest.approx(metrics["recall@4"] / 4)
 
@@ -97,6 +108,12 @@ def test_lists_end_where_the_candidates_do():
 
 def test_no_users_give_zeros():
     metrics = evaluate(
-        random_rows(3, 2), random_rows(4, 2), truth=NOTHING, masked=[], ks=[2], batch_size=2, world=World.single()
+        random_rows(3, 2),
+        whole(random_rows(4, 2)),
+        truth=NOTHING,
+        masked=[],
+        ks=[2],
+        batch_size=2,
+        world=World.single(),
     )
     assert set(metrics.values()) == {0.0}

@@ -3,7 +3,7 @@ import torch
 
 from diffmm_dist.data.dataset import Dataset
 from diffmm_dist.errors import UserError
-from diffmm_dist.train.estimate import available_memory, check_memory, estimate
+from diffmm_dist.train.estimate import _denoising_step, available_memory, check_memory, estimate
 from diffmm_dist.train.worker import run_worker
 from tests.support.builders import small_config, synthetic_dataset
 
@@ -32,6 +32,26 @@ def test_what_is_sharded_shrinks_with_the_workers(dataset):
         assert four[name] == pytest.approx(one[name] / 4, rel=0.05)
     assert one["halo"] == 0
     assert four["halo"] > 0
+
+
+def test_denoisers_spread_over_the_items_shrink_too(dataset):
+    sections = {"denoiser": {"sharding": "items"}, "diffusion": {"denoiser_hidden_dims": [100]}}
+    one, four = needs(dataset, **sections), needs(dataset, num_workers=4, **sections)
+    assert four["denoisers"] == one["denoisers"] / 4
+    assert one["denoised rows"] == 0 < four["denoised rows"]
+    whole = needs(dataset, num_workers=4, **sections | {"denoiser": {"sharding": "replicated"}})
+    assert whole["denoisers"] == one["denoisers"] * 5 / 4  # and the message of all gradients
+
+
+def test_a_step_holds_no_row_of_all_items_where_neither_noise_nor_products_need_one(dataset):
+    def step(num_items, **denoiser):
+        config = small_config(dataset, "run", denoiser=denoiser, diffusion={"denoiser_hidden_dims": [10]})
+        return _denoising_step(config, num_items, groups=1)
+
+    exact, small = {"noise": "exact", "products": "direct"}, {"noise": "hidden", "products": "gram"}
+    rows = 64 * (10**6 - 10**5)
+    assert step(10**6, **small) - step(10**5, **small) == 9 * 10**5 * 10 * 2 * 4
+    assert step(10**6, **exact) - step(10**5, **exact) > rows * 3 * 4
 
 
 def test_what_does_not_fit_is_refused_with_the_table():
