@@ -336,13 +336,18 @@ def bench_scaling(
     workers: Annotated[str, typer.Option(help="Numbers of workers, comma-separated.")] = "1,2",
     steps: Annotated[int, typer.Option(min=1, help="Steps to time of each phase.")] = 5,
     repeats: Annotated[int, typer.Option(min=1, help="How often to measure each.")] = 3,
+    dataset: Annotated[
+        list[str] | None,
+        typer.Option(help="Dataset of each number of workers, in their order, for weak scaling; batches grow too."),
+    ] = None,
     overrides: Overrides = None,
 ) -> None:
     """Time every phase with several numbers of workers on this machine, one thread each unless configured."""
     from diffmm_dist.bench.scaling import bench_scaling as run
 
     settings = load_config(config, overrides or [])
-    run(settings, _positive_numbers(workers, "--workers"), num_steps=steps, repeats=repeats, out=out)
+    sizes = _positive_numbers(workers, "--workers")
+    run(settings, sizes, num_steps=steps, repeats=repeats, out=out, datasets=dataset or [])
     print(out)
 
 

@@ -40,6 +40,7 @@ class ScalingBenchmark(TypedDict):
     machine: dict[str, Any]
     config: dict[str, Any]
     num_steps: int
+    datasets: list[str]
     scaling: dict[str, list[dict[str, Any]]]
     efficiency: dict[str, dict[str, dict[str, float]]]
 

@@ -12,6 +12,7 @@ from diffmm_dist import storage
 from diffmm_dist.bench.machine import command, machine
 from diffmm_dist.config.schema import Config
 from diffmm_dist.data.dataset import Dataset
+from diffmm_dist.errors import UserError
 from diffmm_dist.models.base import Phase, PhaseContext, Recommender
 from diffmm_dist.models.diffmm.model import DiffMM
 from diffmm_dist.monitoring.log import logger
@@ -24,7 +25,9 @@ from diffmm_dist.train.build import build_recipe, load_training_data
 from diffmm_dist.train.worker import prepare_process
 
 
-def bench_scaling(config: Config, sizes: Sequence[int], *, num_steps: int, repeats: int, out: str) -> None:
+def bench_scaling(
+    config: Config, sizes: Sequence[int], *, num_steps: int, repeats: int, out: str, datasets: Sequence[str] = ()
+) -> None:
     """Time the phases of the first epoch with several numbers of workers and write a JSON file.
 
     Every worker has ``cluster.threads_per_worker`` threads, 1 if that is 0. The sizes take turns, so that a busy moment
@@ -36,11 +39,16 @@ def bench_scaling(config: Config, sizes: Sequence[int], *, num_steps: int, repea
         num_steps: steps to time of each phase, after one that is not timed.
         repeats: how often each size is measured.
         out: the JSON file.
+        datasets: one for each size, for weak scaling: the batch grows with the number of workers too.
+
+    Raises:
+        UserError: there are not as many datasets as sizes.
     """
+    configs = _weak(config, sizes, datasets) if datasets else dict.fromkeys(sizes, config)
     measured: dict[int, list[dict[str, Any]]] = {size: [] for size in sizes}
     for _ in range(repeats):
         for size in sizes:
-            workers = run_group(size, measure, config, num_steps)
+            workers = run_group(size, measure, configs[size], num_steps)
             measured[size].append(slowest(workers))
             logger.info("%d workers: %s", size, measured[size][-1])
     storage.write_json(
@@ -50,10 +58,29 @@ def bench_scaling(config: Config, sizes: Sequence[int], *, num_steps: int, repea
             "machine": machine() | {"threads": max(1, config.cluster.threads_per_worker)},
             "config": config.model_dump(mode="json"),
             "num_steps": num_steps,
+            "datasets": list(datasets),
             "scaling": {str(size): results for size, results in measured.items()},
-            "efficiency": {str(size): efficiency(measured, sizes[0], size) for size in sizes[1:]},
+            "efficiency": {str(size): efficiency(measured, sizes[0], size, weak=bool(datasets)) for size in sizes[1:]},
         },
     )
+
+
+def _weak(config: Config, sizes: Sequence[int], datasets: Sequence[str]) -> dict[int, Config]:
+    """Return a configuration for each size, in which every worker has as much to do as one has alone."""
+    if len(datasets) != len(sizes):
+        raise UserError(
+            f"--dataset is given {len(datasets)} times for {len(sizes)} numbers of workers; name one for each"
+        )
+    batch_size = config.train.batch_size
+    return {
+        size: config.model_copy(
+            update={
+                "data": config.data.model_copy(update={"path": path}),
+                "train": config.train.model_copy(update={"batch_size": batch_size * size // sizes[0]}),
+            }
+        )
+        for size, path in zip(sizes, datasets, strict=True)
+    }
 
 
 def measure(config: Config, num_steps: int) -> dict[str, Any]:
@@ -125,17 +152,18 @@ def _largest(tables: Sequence[Mapping[str, float]]) -> dict[str, float]:
     return {key: max(table.get(key, 0) for table in tables) for key in tables[0]}
 
 
-Measured = Mapping[int, Sequence[Mapping[str, Any]]]
-
-
 def efficiency(
-    measured: Mapping[int, Sequence[Mapping[str, Any]]], base: int, size: int
+    measured: Mapping[int, Sequence[Mapping[str, Any]]], base: int, size: int, *, weak: bool = False
 ) -> dict[str, dict[str, float]]:
-    """Return each phase's speed-up over what perfect scaling would give, pair by pair: median, least and most."""
+    """Return each phase's speed-up over what perfect scaling would give, pair by pair: median, least and most.
+
+    Perfect is the same time for more workers with as much more to do, if ``weak``, and else less time for the same.
+    """
     result = {}
+    work = 1 if weak else size / base
     for phase in measured[base][0]["epoch_s"]:
         ratios = [
-            one["epoch_s"][phase] * base / (many["epoch_s"][phase] * size)
+            one["epoch_s"][phase] / (many["epoch_s"][phase] * work)
             for one, many in zip(measured[base], measured[size], strict=True)
         ]
         result[phase] = {"median": median(ratios), "min": min(ratios), "max": max(ratios)}

@@ -7,6 +7,7 @@ import pytest
 from diffmm_dist.bench.comm import PURPOSES, bench_comm
 from diffmm_dist.bench.report import markdown
 from diffmm_dist.bench.scaling import bench_scaling, efficiency
+from diffmm_dist.errors import UserError
 from diffmm_dist.train.partitioning import partition_dataset
 from tests.support.builders import small_config, synthetic_dataset
 
@@ -55,6 +56,18 @@ def test_scaling_measures_every_phase(dataset, tmp_path):
     assert found["scaling"]["2"][0]["sent_bytes_per_step"]["recommend"]["propagation"] > 0
     assert not (tmp_path / "run").exists()
     assert "recommend, efficiency" in markdown([str(out)])
+
+
+def test_weak_scaling_gives_every_size_its_dataset_and_batch(dataset, tmp_path):
+    out, config = tmp_path / "scaling.json", small_config(dataset, tmp_path / "run")
+    small = synthetic_dataset(tmp_path / "small", users=75, items=30, interactions=1200)
+    bench_scaling(config, [1, 2], num_steps=1, repeats=1, out=str(out), datasets=[small, dataset])
+    found = json.loads(out.read_text())
+    assert found["datasets"] == [small, dataset]
+    seconds = {size: found["scaling"][size][0]["epoch_s"]["denoise"] for size in ("1", "2")}
+    assert found["efficiency"]["2"]["denoise"]["median"] == pytest.approx(seconds["1"] / seconds["2"])
+    with pytest.raises(UserError, match="given 1 times for 2 numbers of workers"):
+        bench_scaling(config, [1, 2], num_steps=1, repeats=1, out=str(out), datasets=[small])
 
 
 def test_efficiency_is_one_where_twice_the_workers_take_half_the_time():
