@@ -24,6 +24,7 @@ from diffmm_dist.models.base import PhaseContext
 from diffmm_dist.parallel.collectives import ring_bytes
 from diffmm_dist.parallel.columns import Columns
 from diffmm_dist.parallel.group import run_group
+from diffmm_dist.parallel.random import RandomStream
 from diffmm_dist.parallel.shard import Shard
 from diffmm_dist.parallel.world import World
 from diffmm_dist.train.build import build_recipe, item_shards, load_training_data
@@ -143,14 +144,23 @@ def _contrast(config: Config, data: TrainingData, shards: Sequence[Shard]) -> li
     chosen = batches[0]
     users = torch.unique(data.shard.user_ids[data.interactions.row_ids[chosen]])
     items = torch.unique(data.interactions.indices[chosen])
-    own_users = [int(torch.isin(users, shard.user_ids).sum()) for shard in shards]
-    own_items = [int(torch.isin(items, shard.own_item_ids).sum()) for shard in shards]
     num_modalities = len(data.features)
     main = config.contrast.contrastive_anchor == "main"
     pairs = num_modalities if main else num_modalities * (num_modalities - 1) // 2
+    if config.contrast.max_nodes is not None:
+        batch_stream = PhaseContext(World.single(), config.run.seed, 0).stream("batch").child(0)
+        users = _sampled(users, config.contrast.max_nodes, batch_stream.child("users"))
+        items = _sampled(items, config.contrast.max_nodes, batch_stream.child("items"))
+    own_users = [int(torch.isin(users, shard.user_ids).sum()) for shard in shards]
+    own_items = [int(torch.isin(items, shard.own_item_ids).sum()) for shard in shards]
     sides = ((own_users, max(shards[0].users.sizes)), (own_items, max(shards[0].items.sizes)))
     terms = [_contrast_term(config, counts, most) for counts, most in sides]
     return [pairs * sum(term[rank] for term in terms) for rank in range(len(shards))]
+
+
+def _sampled(ids: Tensor, max_nodes: int, stream: RandomStream) -> Tensor:
+    """Return the nodes of a batch that are contrasted."""
+    return ids if ids.numel() <= max_nodes else ids[stream.uniform(ids) < max_nodes / ids.numel()]
 
 
 def _contrast_term(config: Config, counts: Sequence[int], most_rows: int) -> list[int]:

@@ -134,6 +134,8 @@ class ContrastConfig(Section):
     """Anchors: the `main` view against every modality, or each `modal` view against the later ones."""
     negatives: Literal["all", "batch"] = "all"
     """Nodes in the denominator: `all`, or those of the `batch` where comparing with all of them costs too much."""
+    max_nodes: Count | None = None
+    """Users, and as many items, of a batch to contrast, drawn at random, for very large batches; null contrasts all."""
 
 
 class TrainConfig(Section):

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from diffmm_dist.parallel.collectives import all_reduce_sum_, gather_rows, worker_counts
+from diffmm_dist.parallel.random import RandomStream
 from diffmm_dist.parallel.ranges import Ownership
 from diffmm_dist.parallel.world import World
 
@@ -24,7 +25,7 @@ class BatchNodes:
 
     Attributes:
         nodes: own nodes that stand in the batch, local numbers, int64 (A,).
-        weights: share of the batch that each makes up, float32 (A,); over all workers they sum to 1.
+        weights: share of the batch that each makes up, float32 (A,); over all workers they sum to 1, or so on average.
         worker_counts: how many such nodes each worker owns.
         most_rows: the most rows that any worker contrasts them with.
     """
@@ -47,6 +48,25 @@ class BatchNodes:
         nodes = torch.nonzero(counts_N).flatten()
         counts = worker_counts(nodes.numel(), world)
         return cls(nodes, counts_N[nodes] / batch_size, counts, max(ownership.sizes))
+
+    def sampled(self, ids: Tensor, *, max_nodes: int, stream: RandomStream, world: World) -> "BatchNodes":
+        """Return the same nodes, or a random ``max_nodes`` of them on average, weighted up; all workers call it.
+
+        Each node is kept with the same probability, so the loss over the sample, with the same denominators, has the
+        expectation of the loss over all of them.
+
+        Args:
+            ids: id of each of ``nodes``, which keys whether it is kept.
+            max_nodes: how many, of all workers.
+            stream: random stream of this batch.
+            world: the workers.
+        """
+        share = max_nodes / max(sum(self.worker_counts), 1)
+        if share >= 1:
+            return self
+        kept = stream.uniform(ids) < share
+        nodes = self.nodes[kept]
+        return BatchNodes(nodes, self.weights[kept] / share, worker_counts(nodes.numel(), world), self.most_rows)
 
     def among_themselves(self) -> "BatchNodes":
         """Return the same nodes, numbered among the batch's nodes alone."""

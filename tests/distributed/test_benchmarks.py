@@ -24,7 +24,7 @@ SETTINGS = {
     "main anchor": {"contrast": {"contrastive_anchor": "main"}},
     "denoisers spread over the items": {"denoiser": {"sharding": "items", "noise": "hidden"}},
     "modal anchor in the batch": {
-        "contrast": {"contrastive_anchor": "modal", "negatives": "batch"},
+        "contrast": {"contrastive_anchor": "modal", "negatives": "batch", "max_nodes": 20},
         "diffusion": {"rebuild_topk": 3, "denoiser_hidden_dims": [6, 4]},
         "model": {"num_layers": 2, "embedding_dim": 8},
         "train": {"batch_size": 64},  # two rows of two workers
@@ -60,7 +60,7 @@ def test_scaling_measures_every_phase(dataset, tmp_path):
 
 def test_weak_scaling_gives_every_size_its_dataset_and_batch(dataset, tmp_path):
     out, config = tmp_path / "scaling.json", small_config(dataset, tmp_path / "run")
-    small = synthetic_dataset(tmp_path / "small", users=75, items=30, interactions=1200)
+    small = synthetic_dataset(tmp_path / "small", users=75, items=60, interactions=1200)
     bench_scaling(config, [1, 2], num_steps=1, repeats=1, out=str(out), datasets=[small, dataset])
     found = json.loads(out.read_text())
     assert found["datasets"] == [small, dataset]

@@ -18,7 +18,7 @@ MODELS = {
     "diffmm, modal anchor": {
         "model": {"name": "diffmm", "num_layers": 2, "modality_projection": "affine"},
         "diffusion": {"rebuild_topk": 3, "edge_keep_prob": 1.0},
-        "contrast": {"contrastive_anchor": "modal", "negatives": "batch"},
+        "contrast": {"contrastive_anchor": "modal", "negatives": "batch", "max_nodes": 25},
     },
     "diffmm, denoisers spread over the items": {"denoiser": {"sharding": "items", "noise": "hidden"}},
     "lightgcn": {"model": {"name": "lightgcn", "num_layers": 2}},

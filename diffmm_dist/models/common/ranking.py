@@ -16,6 +16,7 @@ from diffmm_dist.losses.ranking import bpr_loss
 from diffmm_dist.models.base import Optimization, Phase, PhaseContext
 from diffmm_dist.parallel.collectives import agree
 from diffmm_dist.parallel.halo import Halo, extended, localize
+from diffmm_dist.parallel.random import RandomStream
 from diffmm_dist.parallel.replicas import sum_gradients
 from diffmm_dist.parallel.shard import Shard
 
@@ -33,6 +34,7 @@ class RankingBatch:
         pos_items: an item that each user has interacted with, local numbers, int64 (b,).
         neg_items: an item that each has not, local numbers, int64 (b,).
         size: interactions of the batch, of all workers.
+        stream: random stream of the batch.
     """
 
     shard: Shard
@@ -41,13 +43,23 @@ class RankingBatch:
     pos_items: Tensor
     neg_items: Tensor
     size: int
+    stream: RandomStream
 
     @classmethod
-    def of(cls, shard: Shard, user_rows: Tensor, pos_ids: Tensor, neg_ids: Tensor, *, size: int) -> "RankingBatch":
+    def of(
+        cls,
+        shard: Shard,
+        user_rows: Tensor,
+        pos_ids: Tensor,
+        neg_ids: Tensor,
+        *,
+        size: int,
+        stream: RandomStream | None = None,
+    ) -> "RankingBatch":
         """Plan how this batch's items, int64 ids (b,) each, are reached; every worker calls it at the same time."""
         rows = shard.item_rows[torch.stack([pos_ids, neg_ids])]
         halo, (pos_items, neg_items) = localize(rows, shard.items, shard.world, purpose=TRAFFIC)
-        return cls(shard, user_rows, halo, pos_items, neg_items, size)
+        return cls(shard, user_rows, halo, pos_items, neg_items, size, stream or RandomStream(0))
 
     def bpr(self, embeddings: tuple[Tensor, Tensor], *, divisor: int) -> Tensor:
         """Return this worker's share of the BPR loss from the final embeddings of own users and own items."""
@@ -68,6 +80,15 @@ class RankingBatch:
         return (
             BatchNodes.counted(users, shard.users, shard.world, batch_size=self.size),
             BatchNodes.counted(items, shard.items, shard.world, batch_size=self.size),
+        )
+
+    def sampled_nodes(self, max_nodes: int) -> tuple[BatchNodes, BatchNodes]:
+        """Return ``nodes``, at most ``max_nodes`` of each side on average."""
+        (users, items), shard = self.nodes, self.shard
+        user_ids, item_ids = shard.user_ids[users.nodes], shard.own_item_ids[items.nodes]
+        return (
+            users.sampled(user_ids, max_nodes=max_nodes, stream=self.stream.child("users"), world=shard.world),
+            items.sampled(item_ids, max_nodes=max_nodes, stream=self.stream.child("items"), world=shard.world),
         )
 
 
@@ -119,6 +140,7 @@ class RankingPhase(Phase):
             batch_size=self._batch_size,
             stream=context.stream("interactions"),
         )
+        self._stream = context.stream("batch")
         return self._batches.num_batches
 
     def step(self, index: int) -> dict[str, Tensor]:
@@ -131,6 +153,7 @@ class RankingPhase(Phase):
             interactions.indices[chosen],
             self._negatives[chosen],
             size=self._batches.size(index),
+            stream=self._stream.child(index),
         )
         terms = self._losses(batch)
         total = torch.stack(list(terms.values())).sum()

@@ -20,6 +20,8 @@ from diffmm_dist.models.diffmm.model import DiffMM, Rows
 from diffmm_dist.parallel.collectives import all_reduce_sum
 from diffmm_dist.parallel.replicas import sum_gradients
 
+_REBUILT_USERS = 4096  # at a time: more of them make the blocks of items too narrow for the matrix product
+
 
 @dataclass(frozen=True)
 class ContrastSettings:
@@ -29,6 +31,7 @@ class ContrastSettings:
     temperature: float
     contrastive_anchor: Literal["main", "modal"]
     negatives: Literal["all", "batch"] = "all"
+    max_nodes: int | None = None
 
 
 def diffmm_phases(model: DiffMM, optimization: Optimization, contrast: ContrastSettings) -> list[Phase]:
@@ -45,7 +48,7 @@ def diffmm_phases(model: DiffMM, optimization: Optimization, contrast: ContrastS
 
     return [
         DenoisePhase(model, optimization),
-        RebuildPhase(model, batch_size=optimization.batch_size),
+        RebuildPhase(model, batch_size=min(optimization.batch_size, _REBUILT_USERS)),
         RankingPhase(model.data, tables, replicas, losses, optimization, extra=modality_weights),
     ]
 
@@ -203,11 +206,12 @@ def recommend_losses(
         "bpr": batch.bpr(final, divisor=optimization.batch_size),
         "l2": optimization.l2_weight * model.squared_norm(),
     }
+    nodes = batch.nodes if contrast.max_nodes is None else batch.sampled_nodes(contrast.max_nodes)
     terms = [
         info_nce(
             anchor[side],
             target[side],
-            batch.nodes[side],
+            nodes[side],
             temperature=contrast.temperature,
             world=model.shard.world,
             in_batch=contrast.negatives == "batch",

@@ -7,9 +7,12 @@ from diffmm_dist.losses import contrastive
 from diffmm_dist.losses.contrastive import info_nce
 from diffmm_dist.losses.ranking import bpr_loss
 from diffmm_dist.losses.regularization import squared_norm
+from diffmm_dist.parallel.random import RandomStream
 from diffmm_dist.parallel.world import World
 from tests.support import reference
 from tests.support.builders import nodes_of, random_rows
+
+ALONE = World.single()
 
 
 def test_bpr_divides_by_the_nominal_batch():
@@ -33,7 +36,7 @@ def test_squared_norm_and_gradient():
 
 def ours_of(anchors, targets, nodes, temperature, **options):
     batch = nodes_of(nodes, len(targets))
-    return info_nce(anchors, targets, batch, temperature=temperature, world=World.single(), **options)
+    return info_nce(anchors, targets, batch, temperature=temperature, world=ALONE, **options)
 
 
 @pytest.mark.parametrize("temperature", [0.03, 0.1, 0.5, 2.0])
@@ -67,6 +70,22 @@ def in_batch_reference(anchors, targets, nodes, temperature):
     """The same sum with the denominator over the batch's distinct nodes."""
     distinct, places = torch.unique(nodes, return_inverse=True)
     return reference.info_nce(anchors[distinct], targets[distinct], places, temperature)
+
+
+def test_info_nce_over_a_sample_of_the_nodes_is_that_over_all_on_average():
+    anchors, targets, nodes = random_rows(10, 4, 1), random_rows(10, 4, 2), torch.tensor([3, 0, 3, 9, 3, 5])
+    batch = nodes_of(nodes, 10)
+    assert batch.sampled(batch.nodes, max_nodes=4, stream=RandomStream(1), world=ALONE) is batch
+    losses, counts = [], []
+    for number in range(2000):
+        sample = batch.sampled(batch.nodes, max_nodes=2, stream=RandomStream.of(number), world=ALONE)
+        losses.append(info_nce(anchors, targets, sample, temperature=0.5, world=ALONE))
+        counts.append(sample.nodes.numel())
+    assert sum(counts) / 2000 == pytest.approx(2, abs=0.1)
+    whole = info_nce(anchors, targets, batch, temperature=0.5, world=ALONE)
+    deviation = torch.stack(losses).std() / 2000**0.5
+    assert abs(torch.stack(losses).mean() - whole) < 5 * deviation
+    assert deviation > 0
 
 
 def test_info_nce_of_a_view_with_itself():
