@@ -3,14 +3,14 @@
 import os
 import sys
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from diffmm_dist.cli_bench import bench_app
+from diffmm_dist.cli_options import ConfigFile, Force, Out, Overrides, positive_numbers
 from diffmm_dist.config import render
 from diffmm_dist.config.load import load_config
-from diffmm_dist.config.schema import LARGEST_COUNT
 from diffmm_dist.errors import StoppedError, UserError, one_line, system_sentence
 from diffmm_dist.monitoring.log import metric_cells, metric_rows, print_table, set_up_logging
 
@@ -27,15 +27,9 @@ app = typer.Typer(
 )
 prepare_app = typer.Typer(help="Make a dataset: import raw data or generate some.", no_args_is_help=True)
 config_app = typer.Typer(help="Show configurations.", no_args_is_help=True)
-bench_app = typer.Typer(help="Measure quality, time and memory.", no_args_is_help=True)
 app.add_typer(prepare_app, name="prepare")
 app.add_typer(config_app, name="config")
 app.add_typer(bench_app, name="bench")
-
-Out = Annotated[str, typer.Option(help="Where to write: a folder or an s3:// prefix.")]
-Force = Annotated[bool, typer.Option("--force", help="Replace what is there.")]
-ConfigFile = Annotated[Path, typer.Option("--config", help="YAML file; see docs/configuration.md.")]
-Overrides = Annotated[list[str] | None, typer.Argument(help="section.key=value, winning over the file.")]
 
 
 @prepare_app.command("diffmm")
@@ -165,6 +159,20 @@ def train(config: ConfigFile, overrides: Overrides = None) -> None:
     _show_result(run(settings), settings.run.path)
 
 
+@app.command()
+def submit(
+    address: Annotated[str, typer.Option(help="The cluster's dashboard, such as http://HEAD:8265.")],
+    config: ConfigFile,
+    working_dir: Annotated[str, typer.Option(help="The project's folder, uploaded without data and runs.")] = ".",
+    follow: Annotated[bool, typer.Option(help="Print the job's log and end with its status.")] = True,
+    overrides: Overrides = None,
+) -> None:
+    """Send a `train` command to a Ray cluster as a job, follow its log, and end as it ends."""
+    from diffmm_dist.train.submit import submit as send
+
+    sys.exit(send(address, str(config), overrides or [], working_dir=working_dir, follow=follow))
+
+
 def _show_result(result: Mapping[str, Any], path: str) -> None:
     tables = [metric_rows(f"{split} ", result[split]) for split in ("valid", "test") if result[split]]
     model = result["config"]["model"]["name"]
@@ -215,7 +223,7 @@ def evaluate(
     splits: dict[str, Literal["valid", "test"]] = {"valid": "valid", "test": "test"}
     if split not in splits:
         raise UserError(f"--split {split} is neither valid nor test")
-    cutoffs = _positive_numbers(k, "--k")
+    cutoffs = positive_numbers(k, "--k")
     from diffmm_dist.train.trained import load_trained
     from diffmm_dist.train.worker import prepare_process
 
@@ -227,13 +235,6 @@ def evaluate(
     names, rows = metric_rows("", metrics)
     protocol = _protocol(trained.config.eval.protocol)
     print_table(f"{split} of {run}: epoch {trained.best_epoch}, {protocol}", ["", *names], rows)
-
-
-def _positive_numbers(text: str, option: str) -> list[int]:
-    numbers = [int(part) if part.strip().isdecimal() else 0 for part in text.split(",")]
-    if not 1 <= min(numbers) <= max(numbers) <= LARGEST_COUNT:
-        raise UserError(f"{option} {text} must be whole numbers of at least 1, such as 10,20,50")
-    return sorted(set(numbers))
 
 
 @app.command()
@@ -299,83 +300,6 @@ def config_show(config: ConfigFile, overrides: Overrides = None) -> None:
 def config_reference() -> None:
     """Print docs/configuration.md."""
     print(render.reference_markdown(), end="")
-
-
-@bench_app.command("train")
-def bench_train(
-    config: ConfigFile,
-    out: Annotated[str, typer.Option(help="JSON file to write.")],
-    seeds: Annotated[str, typer.Option(help="Seeds, comma-separated.")] = "421,422,423",
-    overrides: Overrides = None,
-) -> None:
-    """Train once per seed; write means, spreads, memory, and times in units of one matrix product."""
-    from diffmm_dist.bench.runner import bench_seeds
-
-    settings = load_config(config, overrides or [])
-    bench_seeds(settings, _positive_numbers(seeds, "--seeds"), out)
-    print(out)
-
-
-@bench_app.command("propagate")
-def bench_propagate(
-    dataset: Annotated[str, typer.Argument(help="A prepared dataset.")],
-    out: Annotated[str, typer.Option(help="JSON file to write.")],
-    width: Annotated[int, typer.Option(min=1, help="Columns of the rows.")] = 64,
-) -> None:
-    """Time the propagation kernels on a dataset's graph."""
-    from diffmm_dist.bench.cases import bench_propagate as run
-
-    run(dataset, width, out)
-    print(out)
-
-
-@bench_app.command("scaling")
-def bench_scaling(
-    config: ConfigFile,
-    out: Annotated[str, typer.Option(help="JSON file to write.")],
-    workers: Annotated[str, typer.Option(help="Numbers of workers, comma-separated.")] = "1,2",
-    steps: Annotated[int, typer.Option(min=1, help="Steps to time of each phase.")] = 5,
-    repeats: Annotated[int, typer.Option(min=1, help="How often to measure each.")] = 3,
-    dataset: Annotated[
-        list[str] | None,
-        typer.Option(help="Dataset of each number of workers, in their order, for weak scaling; batches grow too."),
-    ] = None,
-    overrides: Overrides = None,
-) -> None:
-    """Time every phase with several numbers of workers on this machine, one thread each unless configured."""
-    from diffmm_dist.bench.scaling import bench_scaling as run
-
-    settings = load_config(config, overrides or [])
-    sizes = _positive_numbers(workers, "--workers")
-    run(settings, sizes, num_steps=steps, repeats=repeats, out=out, datasets=dataset or [])
-    print(out)
-
-
-@bench_app.command("comm")
-def bench_comm(
-    config: ConfigFile,
-    out: Annotated[str, typer.Option(help="JSON file to write.")],
-    predict: Annotated[str, typer.Option(help="Numbers of workers to predict for.")] = "1,2,3,4,8,16,32,64",
-    measure: Annotated[str, typer.Option(help="Numbers of workers to measure with, on this machine.")] = "2,3,4",
-    overrides: Overrides = None,
-) -> None:
-    """Predict what each worker sends in a step, and check the prediction against real workers."""
-    from diffmm_dist.bench.comm import bench_comm as run
-
-    settings = load_config(config, overrides or [])
-    sizes, real = _positive_numbers(predict, "--predict"), _positive_numbers(measure, "--measure")
-    run(settings, predicted=sizes, measured=real, out=out)
-    print(out)
-
-
-@bench_app.command("report")
-def bench_report(
-    files: Annotated[list[str], typer.Argument(help="JSON files written by other `bench` commands.")],
-) -> None:
-    """Print the tables of docs/benchmarks from JSON files."""
-    from diffmm_dist.bench.report import markdown
-
-    print(markdown(files), end="")
 
 
 def main() -> None:

@@ -175,10 +175,26 @@ def sha256(uri: str) -> str:
     return digest.hexdigest()
 
 
-def remove_folder(uri: str) -> None:
-    """Remove a folder and all that is in it, if it is there."""
+def remove_file(uri: str) -> None:
+    """Remove a file, if it is there."""
     file_system, path = _resolve(uri)
     with _explained(uri, "remove"):
+        if file_system.exists(path):
+            file_system.rm_file(path)
+
+
+def upload(local: str, uri: str) -> None:
+    """Copy a local file to an address, where it appears at once."""
+    with open(local, "rb") as source, replacing_file(uri) as target:
+        shutil.copyfileobj(source, target)
+
+
+def remove_folder(uri: str, *, marker: str | None = None) -> None:
+    """Remove a folder and all that is in it, if it is there; first the file that marks it as complete, if named."""
+    file_system, path = _resolve(uri)
+    with _explained(uri, "remove"):
+        if marker is not None and file_system.exists(f"{path}/{marker}"):
+            file_system.rm_file(f"{path}/{marker}")
         if not is_remote(uri):
             shutil.rmtree(path, ignore_errors=True)
         elif file_system.exists(path):
@@ -247,6 +263,16 @@ def _commit_remote(staging: str, uri: str, marker: str) -> None:
     file_system.invalidate_cache()
 
 
+def arrow_file_system(uri: str) -> tuple[Any, str]:
+    """Return pyarrow's view of the file system that holds a path or an address, None for the disk, and the path."""
+    file_system, path = _resolve(uri)
+    if not is_remote(uri):
+        return None, path
+    from pyarrow.fs import FSSpecHandler, PyFileSystem
+
+    return PyFileSystem(FSSpecHandler(file_system)), path
+
+
 def _resolve(uri: str) -> tuple[Any, str]:
     """Return the file system and the path on it."""
     if is_remote(uri):
@@ -266,7 +292,23 @@ def _explained(uri: str, action: str) -> Iterator[None]:
     except Exception as error:
         if not isinstance(error, OSError) and not _is_of_s3(error):
             raise
-        raise UserError(f"cannot {action} {uri}: {one_line(error)}") from error
+        raise UserError(f"cannot {action} {uri}: {one_line(error)}{_remedy(error)}") from error
+
+
+_REMEDIES = {
+    "Unable to locate credentials": "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or an AWS profile",
+    "ExpiredToken": "renew the credentials",
+    "SignatureDoesNotMatch": "check AWS_SECRET_ACCESS_KEY",
+    "InvalidAccessKeyId": "check AWS_ACCESS_KEY_ID",
+    "Could not connect to the endpoint": "check AWS_ENDPOINT_URL and the network",
+    "NoSuchBucket": "make the bucket or check its name",
+}
+
+
+def _remedy(error: BaseException) -> str:
+    """Return what to do about an error of S3, from its own words or those of the one behind it."""
+    text = f"{error} {error.__cause__}"
+    return next((f"; {remedy}" for words, remedy in _REMEDIES.items() if words in text), "")
 
 
 def _is_of_s3(error: Exception) -> bool:

@@ -55,7 +55,17 @@ class TrafficBenchmark(TypedDict):
     measured_bytes: dict[str, list[dict[str, int]]]
 
 
-Document = TrainingBenchmark | PropagationBenchmark | ScalingBenchmark | TrafficBenchmark
+class GpuPrediction(TypedDict):
+    """What `bench gpus` writes."""
+
+    command: str
+    assumed: dict[str, float]
+    torch: str
+    config: dict[str, Any]
+    gpus: dict[str, dict[str, dict[str, Any]]]
+
+
+Document = TrainingBenchmark | PropagationBenchmark | ScalingBenchmark | TrafficBenchmark | GpuPrediction
 
 
 def markdown(files: Sequence[str]) -> str:
@@ -70,7 +80,8 @@ def markdown(files: Sequence[str]) -> str:
     scaling = [document for document in documents if "scaling" in document]
     traffic = [document for document in documents if "predicted_bytes" in document]
     lines = [*_quality(runs), *_cost(runs), *_propagation(graphs)]
-    for tables in ([_scaling(document) for document in scaling], [_traffic(document) for document in traffic]):
+    gpus = [_gpus(document) for document in documents if "gpus" in document]
+    for tables in ([_scaling(document) for document in scaling], [_traffic(document) for document in traffic], gpus):
         lines += [line for table in tables for line in table]
     lines += _commands(files, documents)
     return "\n".join(lines) + "\n"
@@ -158,6 +169,22 @@ def _traffic(document: TrafficBenchmark) -> list[str]:
         agreement = "-" if size not in measured else "equal" if measured[size] == workers else "DIFFERENT"
         rows.append([size, *mib, agreement])
     return _table(["workers (mean / most)", *(f"{purpose}, MiB per step" for purpose in purposes), "measured"], rows)
+
+
+def _gpus(document: GpuPrediction) -> list[str]:
+    """Return the predicted seconds of an epoch, by phase, and what share of them is spent on sending."""
+    assumed = document["assumed"]
+    rows = []
+    for size, prediction in document["gpus"].items():
+        seconds = prediction["seconds"]
+        works = prediction["work"].values()
+        network_s = sum(work["sent_bytes"] for work in works) / (assumed["network_gb_s"] * 1e9)
+        exchange_s = sum(work["exchanges"] for work in works) * assumed["latency_us"] * 1e-6
+        total = sum(seconds.values())
+        shares = [f"{part / total:.0%}" for part in (network_s, exchange_s)]
+        rows.append([size, *(f"{value:.3g}" for value in seconds.values()), f"{total:.3g}", *shares])
+    phases = [f"{phase}, s" for phase in next(iter(document["gpus"].values()))["seconds"]]
+    return _table(["GPUs", *phases, "epoch, s", "bytes sent, share", "latency, share"], rows)
 
 
 def _size(document: PropagationBenchmark) -> str:

@@ -31,6 +31,15 @@ def load_config(path: str | Path | None, overrides: Sequence[str] = ()) -> Confi
     return _validate(tree, problems, source=str(path) if path is not None else "command line")
 
 
+def config_from_text(text: str, *, source: str) -> Config:
+    """Read a configuration that extends no other, for instance the one kept in a run folder on S3.
+
+    Raises:
+        UserError: naming every error at once, each with its key.
+    """
+    return _validate(_parsed(text, source), [], source=source)
+
+
 def config_from_tree(tree: Tree, *, source: str) -> Config:
     """Check an already parsed configuration, for instance the one kept in a run folder."""
     return _validate(tree, [], source=source)
@@ -41,19 +50,27 @@ def read_tree(path: Path, seen: tuple[Path, ...]) -> Tree:
     if path.resolve() in seen:
         raise UserError(f"{path}: 'extends' leads back to this file; remove one of them")
     try:
-        tree = yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeyLoader)
+        text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"cannot read the configuration {path}: {one_line(error)}") from error
-    except (yaml.YAMLError, ValueError) as error:  # a date that does not exist is a ValueError
-        raise UserError(f"{path} is not valid YAML: {one_line(error)}") from error
-    if not isinstance(tree, dict):
-        raise UserError(f"{path} must hold sections such as 'data:' and 'model:', not {type(tree).__name__}")
+    tree = _parsed(text, str(path))
     base = tree.pop("extends", None)
     if base is None:
         return tree
     if not isinstance(base, str) or "\0" in base:
         raise UserError(f"{path}: 'extends' must name one YAML file, not {base!r}")
     return _merge(read_tree(path.parent / base, (*seen, path.resolve())), tree)
+
+
+def _parsed(text: str, source: str) -> Tree:
+    """Return the sections of a YAML text."""
+    try:
+        tree = yaml.load(text, Loader=_UniqueKeyLoader)
+    except (yaml.YAMLError, ValueError) as error:  # a date that does not exist is a ValueError
+        raise UserError(f"{source} is not valid YAML: {one_line(error)}") from error
+    if not isinstance(tree, dict):
+        raise UserError(f"{source} must hold sections such as 'data:' and 'model:', not {type(tree).__name__}")
+    return tree
 
 
 class _UniqueKeyLoader(yaml.SafeLoader):

@@ -41,7 +41,7 @@ class RunConfig(Section):
     """Where a run lives and what makes it repeatable."""
 
     path: Location
-    """Run folder; running the same command again resumes from it."""
+    """Run folder, a path or an s3:// address; running the same command again resumes from it."""
     seed: Annotated[int, Field(ge=0)] = 421
     """Seed of every random number of the run."""
 

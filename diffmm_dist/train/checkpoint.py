@@ -1,24 +1,24 @@
 """Checkpoints: complete or absent, the newest few and the best kept.
 
 A checkpoint is a folder written by torch.distributed.checkpoint, with ``state.json`` for everything that is no tensor.
-It is written aside and renamed, so a folder under its final name is complete. Every worker writes the rows that it
-owns, and reads those that it owns then, so the number of workers may change in between.
+That file comes last, and a folder without it counts for nothing; on a disk the folder is written aside and renamed
+besides. Every worker writes the rows that it owns, and reads those that it owns then, so the number of workers may
+change in between.
 """
 
 import contextlib
-import json
 import logging
 import os
-import shutil
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
-from pathlib import Path, PosixPath
-from typing import Any
+from pathlib import PosixPath
+from typing import IO, Any, cast
 
 import torch
 from torch import Tensor
 from torch.distributed.checkpoint import filesystem, metadata
+from torch.distributed.checkpoint._fsspec_filesystem import FsspecReader, FsspecWriter
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
 from torch.distributed.checkpoint.metadata import (
@@ -66,13 +66,14 @@ class Checkpoints:
     """The checkpoints of one run.
 
     Args:
-        folder: where they are, on storage that all workers share.
+        folder: where they are, on storage that all workers share: a path or an s3:// address.
         keep: how many of the newest to keep.
         world: the workers.
     """
 
-    def __init__(self, folder: Path, *, keep: int, world: World) -> None:
+    def __init__(self, folder: str, *, keep: int, world: World) -> None:
         self._folder = folder
+        self._remote = storage.is_remote(folder)
         self._keep = keep
         self._world = world
 
@@ -84,9 +85,11 @@ class Checkpoints:
 
     def names(self) -> list[str]:
         """Return the complete checkpoints, the oldest first."""
-        if not self._folder.is_dir():
-            return []
-        return sorted(path.name for path in self._folder.iterdir() if path.name.startswith(_PREFIX))
+        names = [name for name in storage.list_names(self._folder) if name.startswith(_PREFIX)]
+        return [name for name in names if not self._remote or storage.exists(self._path(name, STATE_FILE))]
+
+    def _path(self, *parts: str) -> str:
+        return storage.join(self._folder, *parts)
 
     def save(
         self, name: str, tensors: Mapping[str, Tensor], progress: Progress, owners: Mapping[str, Ownership]
@@ -102,14 +105,14 @@ class Checkpoints:
         Raises:
             UserError: it cannot be written; the earlier checkpoints are untouched.
         """
-        partial = self._folder / f"partial-{name}"
-        self._together(name, lambda: self._make_room(partial), on_first=True)
-        self._together(name, lambda: self._write_tensors(partial, tensors, owners))
-        self._together(name, lambda: self._complete(partial, name, progress), on_first=True)
+        partial = self._path(name if self._remote else f"partial-{name}")
+        self._together(name, lambda: storage.remove_folder(partial), undo=partial, on_first=True)
+        self._together(name, lambda: self._write_tensors(partial, tensors, owners), undo=partial)
+        self._together(name, lambda: self._complete(partial, name, progress), undo=partial, on_first=True)
         if self._world.is_first:
             self._remove_old(progress)
 
-    def _together(self, name: str, action: Callable[[], object], *, on_first: bool = False) -> None:
+    def _together(self, name: str, action: Callable[[], object], *, undo: str, on_first: bool = False) -> None:
         """Do one step of a save on all workers, or on the first; if it fails on any, undo the save and raise on all."""
         failure: BaseException | None = None
         try:
@@ -119,31 +122,35 @@ class Checkpoints:
             failure = error
         if any_worker(failure is not None, self._world):
             if self._world.is_first:
-                shutil.rmtree(self._folder / f"partial-{name}", ignore_errors=True)
+                with contextlib.suppress(UserError):
+                    storage.remove_folder(undo)
             raise self._cannot_write(name, failure)
 
-    def _make_room(self, partial: Path) -> None:
-        self._folder.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(partial, ignore_errors=True)
-
-    def _write_tensors(self, folder: Path, tensors: Mapping[str, Tensor], owners: Mapping[str, Ownership]) -> None:
+    def _write_tensors(self, folder: str, tensors: Mapping[str, Tensor], owners: Mapping[str, Ownership]) -> None:
         alone = self._world.size == 1
         shards = dict(tensors) if alone else {key: _shard(value, owners.get(key)) for key, value in tensors.items()}
         with _quiet():
-            save_distributed(shards, storage_writer=FileSystemWriter(folder, sync_files=True), no_dist=alone)
+            save_distributed(shards, storage_writer=self._writer(folder), no_dist=alone)
 
-    def _complete(self, partial: Path, name: str, progress: Progress) -> None:
-        with (partial / STATE_FILE).open("w", encoding="utf-8") as file:
-            json.dump(asdict(progress), file)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.rename(self._folder / name)
+    def _writer(self, folder: str) -> FileSystemWriter:
+        if not self._remote:
+            return FileSystemWriter(folder, sync_files=True)
+        writer: FileSystemWriter = FsspecWriter(folder, sync_files=False, use_listings_cache=False)
+        return writer
+
+    def _complete(self, partial: str, name: str, progress: Progress) -> None:
+        storage.write_json(storage.join(partial, STATE_FILE), asdict(progress))
+        if not self._remote:
+            os.rename(partial, self._path(name))
 
     def _cannot_write(self, name: str, failure: BaseException | None) -> UserError:
         reason = "another worker failed" if failure is None else _reason(failure)
-        last = self.names()[-1:] or ["none"]
+        try:
+            last = self.names()[-1:] or ["none"]
+        except UserError:  # the storage is gone altogether
+            last = ["the one before"]
         error = UserError(
-            f"cannot write the checkpoint {self._folder / name}: {reason}; the last complete checkpoint is "
+            f"cannot write the checkpoint {self._path(name)}: {reason}; the last complete checkpoint is "
             f"{last[0]}; make room or give write access, then run the same command again"
         )
         error.__cause__ = failure
@@ -152,7 +159,8 @@ class Checkpoints:
     def _remove_old(self, progress: Progress) -> None:
         for old in self.names()[: -self._keep]:
             if progress.best is None or old != progress.best.checkpoint:
-                shutil.rmtree(self._folder / old, ignore_errors=True)
+                with contextlib.suppress(UserError):  # it is only in the way
+                    storage.remove_folder(self._path(old), marker=STATE_FILE)
 
     def progress(self, name: str) -> Progress:
         """Return what is no tensor.
@@ -160,9 +168,8 @@ class Checkpoints:
         Raises:
             UserError: the checkpoint is missing or damaged.
         """
-        path = self._folder / name
-        remedy = f"remove the checkpoint {path} to go on from an earlier one"
-        progress: Progress = storage.read_record(str(path / STATE_FILE), Progress, remedy=remedy)
+        remedy = f"remove the checkpoint {self._path(name)} to go on from an earlier one"
+        progress: Progress = storage.read_record(self._path(name, STATE_FILE), Progress, remedy=remedy)
         return progress
 
     def tensors(
@@ -178,9 +185,9 @@ class Checkpoints:
         Raises:
             UserError: the checkpoint is missing, damaged, or holds something other than tensors.
         """
-        path = self._folder / name
+        path = self._path(name)
         try:
-            reader = _SafeReader(path)
+            reader = _RemoteReader(path, use_listings_cache=False) if self._remote else _LocalReader(path)
             entries = reader.read_metadata().state_dict_metadata
             tensors = {key: _empty(entry, owners.get(key)) for key, entry in entries.items() if wanted(key)}
             with _quiet():
@@ -238,17 +245,25 @@ def _shard(local: Tensor, ownership: Ownership | None) -> Tensor:
     return shard
 
 
-class _SafeReader(FileSystemReader):
+class _SafeIndex(FileSystemReader):
     """DCP's reader, with its pickled index read through an allow-list; the tensors are read weights-only anyway."""
 
     def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
-        path = Path(self.path) / ".metadata"
-        with path.open("rb") as file:
-            index: Metadata = load_pickle(file, allowed=_METADATA_CLASSES, source=str(path))
+        path = self.fs.concat_path(self.path, ".metadata")
+        with self.fs.create_stream(path, "rb") as file:
+            index: Metadata = load_pickle(cast(IO[bytes], file), allowed=_METADATA_CLASSES, source=str(path))
         if index.storage_meta is None:
             index.storage_meta = StorageMeta()
         index.storage_meta.load_id = self.load_id
         return index
+
+
+class _LocalReader(_SafeIndex):
+    """Reads from a disk."""
+
+
+class _RemoteReader(_SafeIndex, FsspecReader):
+    """Reads from S3, the wanted ranges alone."""
 
 
 def _empty(entry: Any, ownership: Ownership | None) -> Tensor:

@@ -72,7 +72,7 @@ def run_on_ray(config: Config) -> Result:
     folder = RunFolder(config.run.path)
     folder.claim(config, fingerprint=Dataset.open(config.data.path).manifest.fingerprint)
     folder.release()
-    folder.stop_request.unlink(missing_ok=True)
+    folder.clear_stop()
     ray = _start_ray()
     try:
         available = ray.cluster_resources()
@@ -93,7 +93,7 @@ def _fit_in_thread(config: Config, folder: RunFolder, request: Request) -> Any:
             while thread.is_alive():
                 thread.join(_POLL_SECONDS)
     finally:
-        folder.stop_request.unlink(missing_ok=True)
+        folder.clear_stop()
     return outcome[0]
 
 
@@ -134,6 +134,7 @@ def _fit(config: Config, folder: RunFolder, request: Request) -> Any:
     from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
+    file_system, path = storage.arrow_file_system(folder.uri)
     trainer = TorchTrainer(
         _train_function,
         train_loop_config=config.model_dump(mode="json"),
@@ -142,7 +143,8 @@ def _fit(config: Config, folder: RunFolder, request: Request) -> Any:
             num_workers=request.num_workers, use_gpu=request.use_gpu, resources_per_worker={"CPU": request.cpus}
         ),
         run_config=RunConfig(
-            storage_path=str(folder.path),
+            storage_path=path,
+            storage_filesystem=file_system,
             name="ray",
             failure_config=FailureConfig(max_failures=config.cluster.max_failures),
             logging_config=LoggingConfig(log_level="WARNING"),
@@ -167,7 +169,7 @@ def _train_function(tree: dict[str, Any]) -> Mapping[str, Any]:
     try:
         result = run_worker(
             config,
-            stop_requested=folder.stop_request.exists,
+            stop_requested=folder.stop_requested,
             recorders=[_ReportToRay()],
             show_progress=False,
             patience_s=_PATIENCE_S,

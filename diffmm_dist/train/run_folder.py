@@ -1,22 +1,29 @@
 """A run folder: which run it is, and whether this command may continue it."""
 
-import fcntl
+import math
+import tempfile
 import time
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from typing_extensions import TypedDict
 
 from diffmm_dist import __version__, storage
-from diffmm_dist.config.load import load_config
+from diffmm_dist.config.load import config_from_text
 from diffmm_dist.config.render import flatten, to_yaml
 from diffmm_dist.config.schema import Config
 from diffmm_dist.errors import UserError, one_line
+from diffmm_dist.train.lock import LEASE_S, FileLock, LeaseLock, RunLock
 
 CONFIG = "config.yaml"
 IDENTITY = "run.json"
 RESULT = "result.json"
-_LOCK_POLL_S = 0.2
+METRICS = "metrics.jsonl"
+LOCK = "lock"
+STOP = "stop-requested"
+_STOP_POLL_S = 3.0
+_MARK = "mark-"
 
 
 class Identity(TypedDict):
@@ -64,36 +71,64 @@ def blocking_differences(old: Config, new: Config) -> list[str]:
 class RunFolder:
     """The folder of one run: config.yaml, run.json, metrics.jsonl, tensorboard/, checkpoints/ and result.json.
 
+    On S3 metrics and events are written to a temporary folder here and uploaded with every epoch.
+
     Args:
-        path: the folder.
+        uri: the folder, a path or an s3:// address.
+
+    Attributes:
+        uri: the folder.
+        checkpoints: the folder of the checkpoints.
+        local: where metrics and events are written; the folder itself on a disk.
+        metrics: the file of the metrics.
+        tensorboard: the folder of the events.
     """
 
-    def __init__(self, path: str) -> None:
-        if storage.is_remote(path):
-            raise UserError(
-                f"run.path {path} is an s3:// address, and a run folder must be local; `export` writes to S3"
-            )
-        self.path = Path(path)
-        self.metrics = self.path / "metrics.jsonl"
-        self.tensorboard = self.path / "tensorboard"
-        self.checkpoints = self.path / "checkpoints"
-        self.stop_request = self.path / "stop-requested"
+    def __init__(self, uri: str) -> None:
+        self.uri = uri
+        self.checkpoints = storage.join(uri, "checkpoints")
+        self._remote = storage.is_remote(uri)
+        self._lock: RunLock = LeaseLock(self._at(LOCK)) if self._remote else FileLock(Path(uri) / LOCK)
+        self._stop_polled_at = -math.inf
+        self._uploaded: dict[str, tuple[int, int]] = {}
+
+    def _at(self, name: str) -> str:
+        return storage.join(self.uri, name)
+
+    @cached_property
+    def local(self) -> Path:
+        """The folder for metrics and events."""
+        if not self._remote:
+            return Path(self.uri)
+        self._scratch = tempfile.TemporaryDirectory(prefix="diffmm-dist-")
+        return Path(self._scratch.name)
+
+    @property
+    def metrics(self) -> Path:
+        """metrics.jsonl."""
+        return self.local / METRICS
+
+    @property
+    def tensorboard(self) -> Path:
+        """The folder of the events."""
+        return self.local / "tensorboard"
 
     @classmethod
-    def existing(cls, path: str) -> "RunFolder":
+    def existing(cls, uri: str) -> "RunFolder":
         """Open the folder of a run that was started before.
 
         Raises:
             UserError: there is no run.
         """
-        folder = cls(path)
-        if not (folder.path / CONFIG).is_file():
-            raise UserError(f"{path} is not a run folder (it has no {CONFIG}); give the run.path of a `train` command")
+        folder = cls(uri)
+        if not storage.exists(folder._at(CONFIG)):
+            raise UserError(f"{uri} is not a run folder (it has no {CONFIG}); give the run.path of a `train` command")
         return folder
 
     def config(self) -> Config:
         """Return the run's configuration."""
-        return load_config(self.path / CONFIG)
+        text = storage.read_bytes(self._at(CONFIG)).decode("utf-8", errors="replace")
+        return config_from_text(text, source=self._at(CONFIG))
 
     def claim(self, config: Config, *, fingerprint: str, patience_s: float = 0) -> None:
         """Make the folder this run's, or check that it is, and keep other processes out until this one ends.
@@ -101,52 +136,99 @@ class RunFolder:
         Args:
             config: the run.
             fingerprint: of its dataset.
-            patience_s: seconds to wait for another process to leave the folder.
+            patience_s: seconds to wait for another process to leave the folder; on S3 at least as long as one that
+                died keeps others out.
 
         Raises:
             UserError: it cannot be written, another process is training in it, or it holds another run.
         """
-        self._lock(patience_s)
-        if (self.path / CONFIG).is_file() and (self.path / IDENTITY).is_file():
-            self._check_same_run(config, fingerprint)
-        elif self.checkpoints.exists() or (self.path / RESULT).exists():
+        self._acquire(patience_s)
+        try:
+            self._make_own(config, fingerprint)
+        except BaseException:
+            self.release()
+            raise
+
+    def _acquire(self, patience_s: float) -> None:
+        patience_s = max(patience_s, LEASE_S + 1) if self._remote else patience_s
+        try:
+            self._lock.acquire(self.uri, patience_s=patience_s)
+        except OSError as error:
             raise UserError(
-                f"{self.path} holds a run but its {CONFIG} or {IDENTITY} is gone, so nothing tells whether it is this "
+                f"the run folder {self.uri} cannot be written: {one_line(error)}; "
+                "choose another run.path or give write access"
+            ) from error
+
+    def _make_own(self, config: Config, fingerprint: str) -> None:
+        if storage.exists(self._at(CONFIG)) and storage.exists(self._at(IDENTITY)):
+            self._check_same_run(config, fingerprint)
+        elif storage.exists(self.checkpoints) or storage.exists(self._at(RESULT)):
+            raise UserError(
+                f"{self.uri} holds a run but its {CONFIG} or {IDENTITY} is gone, so nothing tells whether it is this "
                 "one; choose another run.path or remove the folder"
             )
         else:
-            storage.write_json(str(self.path / IDENTITY), Identity(dataset=fingerprint, version=__version__))
-        storage.write_bytes(str(self.path / CONFIG), to_yaml(config).encode())
+            storage.write_json(self._at(IDENTITY), Identity(dataset=fingerprint, version=__version__))
+        storage.write_bytes(self._at(CONFIG), to_yaml(config).encode())
+        if self._remote and storage.exists(self._at(METRICS)):
+            self.metrics.write_bytes(storage.read_bytes(self._at(METRICS)))
 
-    def _lock(self, patience_s: float) -> None:
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            self._lock_file = (self.path / "lock").open("w")
-        except OSError as error:
+    def leave_mark(self, rank: int) -> None:
+        """Write a small file for this worker.
+
+        Raises:
+            UserError: it cannot be written.
+        """
+        storage.write_bytes(self._at(f"{_MARK}{rank}"), b"")
+
+    def check_marks(self, num_workers: int) -> None:
+        """Check that the marks of all workers are here.
+
+        Raises:
+            UserError: some are not, because the workers that left them have another folder of the same name.
+        """
+        names = set(storage.list_names(self.uri))
+        missing = [str(rank) for rank in range(num_workers) if f"{_MARK}{rank}" not in names]
+        if missing:
             raise UserError(
-                f"the run folder {self.path} cannot be written: {one_line(error)}; "
-                "choose another run.path or give write access"
-            ) from error
-        deadline = time.monotonic() + patience_s
-        while not self._try_lock():
-            if time.monotonic() >= deadline:
-                raise UserError(f"another process is training in {self.path}; wait for it or choose another run.path")
-            time.sleep(_LOCK_POLL_S)
+                f"what worker {', '.join(missing)} wrote to {self.uri} cannot be seen from worker 0, so every machine "
+                "has a folder of its own there; set run.path to an s3:// address or to storage that all machines share"
+            )
 
-    def _try_lock(self) -> bool:
-        try:
-            fcntl.flock(self._lock_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            return False
-        return True
+    def remove_mark(self, rank: int) -> None:
+        """Remove this worker's mark."""
+        storage.remove_file(self._at(f"{_MARK}{rank}"))
 
     def release(self) -> None:
         """Let other processes use the folder."""
-        self._lock_file.close()
+        self._lock.release()
+
+    def publish(self) -> None:
+        """Upload the metrics and events that have changed; on a disk they are in place already."""
+        if not self._remote:
+            return
+        for path in sorted(path for path in self.local.rglob("*") if path.is_file()):
+            name, stat = path.relative_to(self.local).as_posix(), path.stat()
+            state = stat.st_size, stat.st_mtime_ns
+            if self._uploaded.get(name) != state and not name.endswith(".partial"):
+                storage.upload(str(path), self._at(name))
+                self._uploaded[name] = state
 
     def request_stop(self) -> None:
         """Ask the worker, which may be another process, to save and stop."""
-        self.stop_request.touch()
+        storage.write_bytes(self._at(STOP), b"")
+
+    def stop_requested(self) -> bool:
+        """Return whether somebody asked; S3 is looked at every few seconds only."""
+        if self._remote:
+            if time.monotonic() < self._stop_polled_at + _STOP_POLL_S:
+                return False
+            self._stop_polled_at = time.monotonic()
+        return storage.exists(self._at(STOP))
+
+    def clear_stop(self) -> None:
+        """Forget that somebody asked."""
+        storage.remove_file(self._at(STOP))
 
     def _check_same_run(self, config: Config, fingerprint: str) -> None:
         differences = blocking_differences(self.config(), config)
@@ -154,24 +236,23 @@ class RunFolder:
             differences.append("the dataset's contents are not those that the run was started on")
         if differences:
             raise UserError(
-                f"{self.path} holds another run: {'; '.join(differences)}; choose another run.path or remove the folder"
+                f"{self.uri} holds another run: {'; '.join(differences)}; choose another run.path or remove the folder"
             )
 
     def identity(self) -> Identity:
         """Return what the run was started with."""
         remedy = "remove the run folder and train again"
-        identity: Identity = storage.read_record(str(self.path / IDENTITY), Identity, remedy=remedy)
+        identity: Identity = storage.read_record(self._at(IDENTITY), Identity, remedy=remedy)
         return identity
 
     def result(self) -> Result | None:
         """Return result.json, or None before the run has ended."""
-        path = self.path / RESULT
-        if not path.is_file():
+        if not storage.exists(self._at(RESULT)):
             return None
         remedy = "remove it and run the `train` command again"
-        result: Result = storage.read_record(str(path), Result, remedy=remedy)
+        result: Result = storage.read_record(self._at(RESULT), Result, remedy=remedy)
         return result
 
     def write_result(self, result: Result) -> None:
         """Write result.json at once."""
-        storage.write_json(str(self.path / RESULT), result)
+        storage.write_json(self._at(RESULT), result)

@@ -2,7 +2,7 @@
 
 import ctypes
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
 from statistics import median
 from typing import Any
@@ -65,13 +65,24 @@ def run_worker(
     try:
         result = agree(folder.result, world)
         if result is not None and result["epochs"] >= num_epochs(config):
-            logger.info("%s has already finished; its result stands in result.json", folder.path)
+            logger.info("%s has already finished; its result stands in result.json", folder.uri)
             return result
         agree(lambda: _check_memory(config, dataset, world), world)
+        _check_shared(folder, world)
         return _train_in(folder, config, dataset, world, stop_requested, recorders, show_progress)
     finally:
         if world.is_first:
             folder.release()
+
+
+def _check_shared(folder: RunFolder, world: World) -> None:
+    """Refuse a run folder that the workers do not share, before an epoch's checkpoint would find out."""
+    if world.size > 1:
+        agree(lambda: folder.leave_mark(world.rank), world)
+        try:
+            on_first(lambda: folder.check_marks(world.size), world)
+        finally:
+            folder.remove_mark(world.rank)
 
 
 def _check_memory(config: Config, dataset: Dataset, world: World) -> None:
@@ -105,7 +116,7 @@ def _train_in(
     done, wanted = state.cursor.epoch, num_epochs(config)
     if done > wanted or (done == wanted and state.best is None):
         raise UserError(
-            f"{folder.path} has trained {done} epochs already, so it cannot become a run of "
+            f"{folder.uri} has trained {done} epochs already, so it cannot become a run of "
             f"train.epochs={config.train.epochs}; raise it or choose another run.path"
         )
     own = _recorders(folder, config, start_epoch=done) if world.is_first else []
@@ -144,7 +155,22 @@ def _recorders(folder: RunFolder, config: Config, *, start_epoch: int) -> list[R
         from diffmm_dist.monitoring.tensorboard import TensorBoardRecorder
 
         recorders.append(TensorBoardRecorder(folder.tensorboard, start_epoch=start_epoch))
-    return recorders
+    return [*recorders, _Publisher(folder)]
+
+
+class _Publisher(Recorder):
+    """Brings to the run folder what the recorders before it have written."""
+
+    def __init__(self, folder: RunFolder) -> None:
+        self._folder = folder
+
+    def scalars(self, values: Mapping[str, float], *, epoch: int) -> None:
+        """Upload this epoch's records."""
+        self._folder.publish()
+
+    def close(self) -> None:
+        """Upload the last ones."""
+        self._folder.publish()
 
 
 def prepare_process(num_threads: int) -> None:
@@ -190,7 +216,7 @@ def _read_newest(state: TrainState, checkpoints: Checkpoints, folder: RunFolder)
     cursor = state.cursor
     logger.info(
         "resuming %s from checkpoint %s: epoch %d, phase %d, step %d (%d steps done)",
-        folder.path,
+        folder.uri,
         names[-1],
         cursor.epoch,
         cursor.phase,

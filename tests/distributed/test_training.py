@@ -1,6 +1,8 @@
 """Whole runs on several workers: the same curves, checkpoints for any number of workers, errors on all."""
 
 import json
+import os
+import shutil
 from functools import partial
 from pathlib import Path
 
@@ -127,3 +129,25 @@ def hang(world, dataset, folder):
 
 def test_a_lost_worker_is_reported_with_rank_step_and_phase(dataset, tmp_path):
     on_workers(2, partial(hang, dataset=dataset, folder=tmp_path), timeout_s=5)
+
+
+def check_shared_folder(world, dataset, folder):
+    """A worker that sees another folder under the same name; a worker that cannot write there."""
+    if world.rank == 1:  # as on a machine of its own
+        other = folder / "of worker 1"
+        (other / "run").mkdir(parents=True)
+        os.chdir(other)
+    else:
+        os.chdir(folder)
+    with pytest.raises(UserError, match="wrote to run cannot be seen" if world.is_first else "another worker"):
+        run_worker(small_config(dataset, "run"), stop_requested=lambda: False)
+    assert not list(Path("run").glob("mark-*"))
+    if world.rank == 1:
+        shutil.rmtree("run")
+        Path("run").write_text("")
+    with pytest.raises(UserError, match="another worker" if world.is_first else "cannot write"):
+        run_worker(small_config(dataset, "run"), stop_requested=lambda: False)
+
+
+def test_a_folder_that_workers_do_not_share_is_refused(dataset, tmp_path):
+    on_workers(2, partial(check_shared_folder, dataset=dataset, folder=tmp_path))

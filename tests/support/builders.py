@@ -112,7 +112,7 @@ def launch(*arguments, check=True, timeout=280, env=None, **kwargs):
 
 def checkpoint_tensors(path):
     """All tensors of one checkpoint."""
-    return Checkpoints(path.parent, keep=1, world=World.single()).tensors(path.name, {})
+    return Checkpoints(str(path.parent), keep=1, world=World.single()).tensors(path.name, {})
 
 
 def metrics_of(run):

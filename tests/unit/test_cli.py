@@ -22,7 +22,12 @@ def dataset(tmp_path_factory):
 
 
 @pytest.fixture
-def config(tmp_path, dataset):
+def config(tmp_path, dataset, monkeypatch):
+    for name in ("AWS_PROFILE", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "none"))
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "none"))
     return write_config(
         tmp_path / "config.yaml", data={"path": dataset}, run={"path": str(tmp_path / "run")}, train={"epochs": 2}
     )
@@ -115,7 +120,7 @@ BAD_CONFIGS = {
     "projection": (["model.modality_projection={visual: matrix}"], "name each of them once"),
     "no GPU": (["cluster.device=cuda"], "torch sees no GPU"),
     "cannot write": (["run.path=/proc/run"], "/proc/run cannot be written"),
-    "s3 run": (["run.path=s3://bucket/run"], "a run folder must be local"),
+    "s3 run": (["run.path=s3://bucket/run"], "s3://bucket/run", "set AWS_ACCESS_KEY_ID"),
 }
 
 

@@ -4,8 +4,10 @@ import pytest
 
 from diffmm_dist.bench.calibration import ProductTimer
 from diffmm_dist.bench.cases import bench_propagate
+from diffmm_dist.bench.gpus import Assumptions, Work, bench_gpus, epoch_work
 from diffmm_dist.bench.report import markdown
 from diffmm_dist.bench.runner import bench_seeds, in_products, summarize
+from diffmm_dist.data.dataset import Dataset
 from diffmm_dist.errors import UserError
 from tests.support.builders import small_config, synthetic_dataset
 
@@ -81,3 +83,46 @@ def test_propagation_kernels_are_timed(tmp_path):
     page = markdown([str(tmp_path / "p.json")])
     assert "60 users, 40 items" in page
     assert "| items from users |" in page
+
+
+def test_gpu_prediction_counts_operations_and_bytes(tmp_path):
+    dataset = Dataset.open(synthetic_dataset(tmp_path / "d", users=100, items=60, interactions=900))
+    config = small_config(
+        dataset.uri,
+        "run",
+        diffusion={"denoiser_hidden_dims": [30]},
+        denoiser={"products": "direct"},
+        train={"batch_size": 64},
+    )
+    sent = {"denoiser": 1000, "propagation": 500, "contrast": 100}
+    one, four = (epoch_work(config, dataset, size, sent) for size in (1, 4))
+    # Two steps, two modalities: 4 B I h into the hidden layer, 6 B I h and the signal's 4 B I d out of it.
+    assert one["denoise"].flops == 2 * 2 * 64 * 60 * (10 * 30 + 4 * config.model.embedding_dim)
+    assert one["rebuild"].flops == 2 * 100 * 60 * 2 * 30
+    assert four["rebuild"].flops == one["rebuild"].flops / 4
+    assert four["denoise"].sent_bytes == 2 * 1000
+    steps = -(-dataset.manifest.num_interactions("train") // 64)
+    assert four["recommend"].sent_bytes == steps * 600
+    assert one["recommend"].exchanges == 0 < four["recommend"].exchanges
+    hidden = small_config(
+        dataset.uri, "run", diffusion={"denoiser_hidden_dims": [30]}, denoiser={"products": "gram", "noise": "hidden"}
+    )
+    work = epoch_work(hidden, dataset, 1, sent)["denoise"]
+    steps = -(-100 // hidden.train.batch_size)
+    assert work.flops == steps * 2 * (4 * 60 * 30**2 + 4 * 60 * 30 * (30 + hidden.model.embedding_dim))
+
+
+def test_work_takes_what_its_parts_take_one_after_the_other():
+    work = Work(flops=2e12, memory_bytes=3e9, sent_bytes=5e9, exchanges=1000)
+    assumed = Assumptions(tflops=4, memory_gb_s=3, network_gb_s=10, latency_us=100)
+    assert work.seconds(assumed) == pytest.approx(0.5 + 1 + 0.5 + 0.1)
+
+
+def test_gpu_prediction_is_written_and_shown(tmp_path):
+    config = small_config(synthetic_dataset(tmp_path / "d"), tmp_path / "run")
+    out = tmp_path / "gpus.json"
+    bench_gpus(config, [1, 8], Assumptions(40, 2000, 25, 30), out=str(out))
+    lines = markdown([str(out)]).splitlines()
+    assert lines[0].startswith("| GPUs | denoise, s | rebuild, s | recommend, s | epoch, s |")
+    assert [line.split(" | ")[0] for line in lines[2:4]] == ["| 1", "| 8"]
+    assert lines[2].endswith("0% | 0% |")

@@ -24,7 +24,7 @@ def save(checkpoints, name):
 
 
 def test_round_trip_is_exact(tmp_path):
-    checkpoints = Checkpoints(tmp_path, keep=1, world=World.single())
+    checkpoints = Checkpoints(str(tmp_path), keep=1, world=World.single())
     save(checkpoints, "epoch-00001")
     loaded = checkpoints.tensors("epoch-00001", {})
     assert set(loaded) == set(TENSORS)
@@ -42,16 +42,16 @@ def test_names_sort_as_steps_do():
 
 
 def test_the_newest_and_the_best_are_kept(tmp_path):
-    checkpoints = Checkpoints(tmp_path, keep=2, world=World.single())
+    checkpoints = Checkpoints(str(tmp_path), keep=2, world=World.single())
     for epoch in range(1, 6):
         save(checkpoints, Checkpoints.name(epoch))
     assert checkpoints.names() == ["epoch-00002", "epoch-00004", "epoch-00005"]
 
 
 def test_a_half_written_checkpoint_is_no_checkpoint(tmp_path, monkeypatch):
-    checkpoints = Checkpoints(tmp_path, keep=1, world=World.single())
+    checkpoints = Checkpoints(str(tmp_path), keep=1, world=World.single())
     save(checkpoints, "epoch-00001")
-    monkeypatch.setattr("diffmm_dist.train.checkpoint.json.dump", lambda *_: os._exit(9))
+    monkeypatch.setattr("diffmm_dist.train.checkpoint.storage.write_json", lambda *_: os._exit(9))
     if (child := os.fork()) == 0:  # killed between the tensors and the state
         save(checkpoints, "epoch-00002")
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
@@ -64,7 +64,7 @@ def test_a_half_written_checkpoint_is_no_checkpoint(tmp_path, monkeypatch):
 
 
 def test_a_full_disk_leaves_the_last_checkpoint(tmp_path):
-    checkpoints = Checkpoints(tmp_path, keep=1, world=World.single())
+    checkpoints = Checkpoints(str(tmp_path), keep=1, world=World.single())
     save(checkpoints, "epoch-00001")
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (2048, limits[1]))  # no file may grow beyond 2 KiB
@@ -83,13 +83,13 @@ def test_a_full_disk_leaves_the_last_checkpoint(tmp_path):
 def test_a_place_that_cannot_be_written(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="Not a directory"):
-        save(Checkpoints(tmp_path / "file" / "checkpoints", keep=1, world=World.single()), "epoch-00001")
+        save(Checkpoints(str(tmp_path / "file" / "checkpoints"), keep=1, world=World.single()), "epoch-00001")
 
 
 @pytest.mark.parametrize("file", ["__0_0.distcp", ".metadata", "state.json"])
 @pytest.mark.parametrize("change", ["missing", "truncated"])
 def test_a_damaged_checkpoint_is_named(tmp_path, file, change):
-    checkpoints = Checkpoints(tmp_path, keep=1, world=World.single())
+    checkpoints = Checkpoints(str(tmp_path), keep=1, world=World.single())
     save(checkpoints, "epoch-00001")
     path = tmp_path / "epoch-00001" / file
     if change == "missing":
@@ -102,7 +102,7 @@ def test_a_damaged_checkpoint_is_named(tmp_path, file, change):
 
 
 def test_a_checkpoint_cannot_run_code(tmp_path):
-    checkpoints = Checkpoints(tmp_path, keep=1, world=World.single())
+    checkpoints = Checkpoints(str(tmp_path), keep=1, world=World.single())
     save(checkpoints, "epoch-00001")
     (tmp_path / "epoch-00001" / ".metadata").write_bytes(evil_pickle(tmp_path / "was-here"))
     with pytest.raises(UserError, match=r"refusing the pickle .* it asks for posix\.system"):

@@ -61,7 +61,7 @@ def test_what_it_was_started_with_stays(tmp_path):
 def test_without_its_identity_a_run_is_refused(tmp_path):
     folder = claim(tmp_path)
     folder.release()
-    folder.checkpoints.mkdir()
+    (tmp_path / "run" / "checkpoints").mkdir()
     (tmp_path / "run" / "run.json").unlink()
     before = (tmp_path / "run" / "config.yaml").read_bytes()
     with pytest.raises(UserError, match=r"its config\.yaml or run\.json is gone"):
@@ -99,8 +99,13 @@ def test_a_folder_that_cannot_be_written(tmp_path, monkeypatch, path):
         RunFolder(path).claim(config(tmp_path), fingerprint="abc")
 
 
-def test_a_remote_folder_and_no_folder(tmp_path):
-    with pytest.raises(UserError, match=r"run\.path s3://bucket/run is an s3:// address"):
-        RunFolder("s3://bucket/run")
+def test_a_refused_claim_keeps_nobody_out(tmp_path):
+    claim(tmp_path).release()
+    with pytest.raises(UserError, match="holds another run"):
+        claim(tmp_path, "other")
+    claim(tmp_path).release()
+
+
+def test_no_folder(tmp_path):
     with pytest.raises(UserError, match="is not a run folder"):
         RunFolder.existing(str(tmp_path))

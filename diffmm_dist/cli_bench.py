@@ -1,0 +1,109 @@
+"""The `bench` commands."""
+
+from typing import Annotated
+
+import typer
+
+from diffmm_dist.cli_options import ConfigFile, Overrides, positive_numbers
+from diffmm_dist.config.load import load_config
+
+# Commands import what they need when they run, as those of cli.py do.
+
+bench_app = typer.Typer(help="Measure quality, time and memory.", no_args_is_help=True)
+
+
+@bench_app.command("train")
+def bench_train(
+    config: ConfigFile,
+    out: Annotated[str, typer.Option(help="JSON file to write.")],
+    seeds: Annotated[str, typer.Option(help="Seeds, comma-separated.")] = "421,422,423",
+    overrides: Overrides = None,
+) -> None:
+    """Train once per seed; write means, spreads, memory, and times in units of one matrix product."""
+    from diffmm_dist.bench.runner import bench_seeds
+
+    settings = load_config(config, overrides or [])
+    bench_seeds(settings, positive_numbers(seeds, "--seeds"), out)
+    print(out)
+
+
+@bench_app.command("propagate")
+def bench_propagate(
+    dataset: Annotated[str, typer.Argument(help="A prepared dataset.")],
+    out: Annotated[str, typer.Option(help="JSON file to write.")],
+    width: Annotated[int, typer.Option(min=1, help="Columns of the rows.")] = 64,
+) -> None:
+    """Time the propagation kernels on a dataset's graph."""
+    from diffmm_dist.bench.cases import bench_propagate as run
+
+    run(dataset, width, out)
+    print(out)
+
+
+@bench_app.command("scaling")
+def bench_scaling(
+    config: ConfigFile,
+    out: Annotated[str, typer.Option(help="JSON file to write.")],
+    workers: Annotated[str, typer.Option(help="Numbers of workers, comma-separated.")] = "1,2",
+    steps: Annotated[int, typer.Option(min=1, help="Steps to time of each phase.")] = 5,
+    repeats: Annotated[int, typer.Option(min=1, help="How often to measure each.")] = 3,
+    dataset: Annotated[
+        list[str] | None,
+        typer.Option(help="Dataset of each number of workers, in their order, for weak scaling; batches grow too."),
+    ] = None,
+    overrides: Overrides = None,
+) -> None:
+    """Time every phase with several numbers of workers on this machine, one thread each unless configured."""
+    from diffmm_dist.bench.scaling import bench_scaling as run
+
+    settings = load_config(config, overrides or [])
+    sizes = positive_numbers(workers, "--workers")
+    run(settings, sizes, num_steps=steps, repeats=repeats, out=out, datasets=dataset or [])
+    print(out)
+
+
+@bench_app.command("comm")
+def bench_comm(
+    config: ConfigFile,
+    out: Annotated[str, typer.Option(help="JSON file to write.")],
+    predict: Annotated[str, typer.Option(help="Numbers of workers to predict for.")] = "1,2,3,4,8,16,32,64",
+    measure: Annotated[str, typer.Option(help="Numbers of workers to measure with, on this machine.")] = "2,3,4",
+    overrides: Overrides = None,
+) -> None:
+    """Predict what each worker sends in a step, and check the prediction against real workers."""
+    from diffmm_dist.bench.comm import bench_comm as run
+
+    settings = load_config(config, overrides or [])
+    sizes, real = positive_numbers(predict, "--predict"), positive_numbers(measure, "--measure")
+    run(settings, predicted=sizes, measured=real, out=out)
+    print(out)
+
+
+@bench_app.command("gpus")
+def bench_gpus(
+    config: ConfigFile,
+    out: Annotated[str, typer.Option(help="JSON file to write.")],
+    workers: Annotated[str, typer.Option(help="Numbers of GPUs, comma-separated.")] = "1,8,64",
+    tflops: Annotated[float, typer.Option(min=1e-3, help="Assumed float32 operations per second, in 10^12.")] = 40.0,
+    memory: Annotated[float, typer.Option(min=1e-3, help="Assumed memory traffic per second, in GB.")] = 2000.0,
+    network: Annotated[float, typer.Option(min=1e-3, help="Assumed bytes sent per second, in GB.")] = 25.0,
+    latency: Annotated[float, typer.Option(min=0, help="Assumed time of an exchange besides its bytes, in us.")] = 30.0,
+    overrides: Overrides = None,
+) -> None:
+    """Predict the seconds of an epoch on GPUs from operations, bytes and what a GPU is assumed to do per second."""
+    from diffmm_dist.bench.gpus import Assumptions
+    from diffmm_dist.bench.gpus import bench_gpus as run
+
+    settings = load_config(config, overrides or [])
+    run(settings, positive_numbers(workers, "--workers"), Assumptions(tflops, memory, network, latency), out=out)
+    print(out)
+
+
+@bench_app.command("report")
+def bench_report(
+    files: Annotated[list[str], typer.Argument(help="JSON files written by other `bench` commands.")],
+) -> None:
+    """Print the tables of docs/benchmarks from JSON files."""
+    from diffmm_dist.bench.report import markdown
+
+    print(markdown(files), end="")
