@@ -3,19 +3,17 @@
 import os
 import sys
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
 from diffmm_dist.cli_bench import bench_app
+from diffmm_dist.cli_data import inspect, partition, prepare_app
 from diffmm_dist.cli_options import ConfigFile, Force, Out, Overrides, positive_numbers
 from diffmm_dist.config import render
 from diffmm_dist.config.load import load_config
 from diffmm_dist.errors import StoppedError, UserError, one_line, system_sentence
 from diffmm_dist.monitoring.log import metric_cells, metric_rows, print_table, set_up_logging
-
-if TYPE_CHECKING:
-    from diffmm_dist.data.schema import Partition
 
 # Commands import what they need when they run: `--help` and a misspelt key must not wait for torch.
 
@@ -25,127 +23,12 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-prepare_app = typer.Typer(help="Make a dataset: import raw data or generate some.", no_args_is_help=True)
 config_app = typer.Typer(help="Show configurations.", no_args_is_help=True)
 app.add_typer(prepare_app, name="prepare")
 app.add_typer(config_app, name="config")
 app.add_typer(bench_app, name="bench")
-
-
-@prepare_app.command("diffmm")
-def prepare_diffmm(
-    folder: Annotated[str, typer.Argument(help="Holds trnMat.pkl, valMat.pkl, tstMat.pkl and *_feat.npy.")],
-    out: Out,
-    force: Force = False,
-) -> None:
-    """Import a published DiffMM folder; its pickles may hold sparse matrices and nothing else."""
-    from diffmm_dist.data.importers.diffmm import import_diffmm
-
-    report = import_diffmm(folder, out, force=force)
-    _show_dataset(out)
-    for name in report.missing:
-        print(f"left out: {folder}/{name} is not there")
-    for note in report.notes:
-        print(f"note: {note}")
-
-
-@prepare_app.command("synthetic")
-def prepare_synthetic(
-    out: Out,
-    users: Annotated[int, typer.Option(help="Number of users.")] = 2000,
-    items: Annotated[int, typer.Option(help="Number of items.")] = 1500,
-    interactions: Annotated[int, typer.Option(help="Number of interactions, of all splits together.")] = 24_000,
-    modality: Annotated[list[str] | None, typer.Option(help="NAME:WIDTH, repeatable.")] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Seed.")] = 7,
-    force: Force = False,
-) -> None:
-    """Generate a dataset whose modality features carry the users' tastes."""
-    from diffmm_dist.data.synthetic import SyntheticSpec, generate
-
-    widths = dict(_modality(text) for text in modality or ("visual:64", "textual:32"))
-    if modality and len(widths) < len(modality):
-        raise UserError("--modality gives the same name twice; give each modality once")
-    generate(SyntheticSpec(users, items, interactions, widths, seed), out, force=force)
-    _show_dataset(out)
-
-
-def _modality(text: str) -> tuple[str, int]:
-    name, _, width = text.partition(":")
-    if not (name.isidentifier() and width.isdecimal()):
-        raise UserError(f"--modality {text} must be a name and a width, such as visual:64")
-    return name, int(width)
-
-
-@app.command()
-def partition(
-    dataset: Annotated[str, typer.Argument(help="A prepared dataset.")],
-    out: Out,
-    num_parts: Annotated[int, typer.Option(help="Number of parts; more workers than that share them out evenly.")],
-    method: Annotated[str, typer.Option(help="metis, or random for graphs that METIS cannot hold.")] = "metis",
-    seed: Annotated[int, typer.Option(min=0, help="Seed of the random parts.")] = 7,
-    force: Force = False,
-) -> None:
-    """Reorder a dataset so that neighbours lie in the same part and workers exchange less."""
-    from diffmm_dist.train.partitioning import partition_dataset
-
-    methods: dict[str, Literal["metis", "random"]] = {"metis": "metis", "random": "random"}
-    if method not in methods:
-        raise UserError(f"--method {method} is neither metis nor random")
-    partition_dataset(dataset, out, num_parts=num_parts, method=methods[method], seed=seed, force=force)
-    _show_dataset(out)
-
-
-@app.command()
-def inspect(
-    dataset: Annotated[str, typer.Argument(help="A prepared dataset.")],
-    verify: Annotated[bool, typer.Option("--verify", help="Read every file and compare its checksum.")] = False,
-) -> None:
-    """Show what a dataset holds."""
-    _show_dataset(dataset, verify=verify)
-
-
-def _show_dataset(uri: str, *, verify: bool = False) -> None:
-    from diffmm_dist.data.dataset import Dataset
-
-    dataset = Dataset.open(uri)
-    if verify:
-        dataset.verify()
-    manifest = dataset.manifest
-    train = dataset.interactions("train")
-    cold_users, cold_items = int((train.row_counts == 0).sum()), int((train.column_counts == 0).sum())
-    rows = [
-        ["users", f"{dataset.num_users:,}", f"{cold_users:,} without training interactions"],
-        ["items", f"{dataset.num_items:,}", f"{cold_items:,} without training interactions"],
-    ]
-    for split in ("train", "valid", "test"):
-        count = manifest.num_interactions(split)
-        density = count / (dataset.num_users * dataset.num_items)
-        rows.append([f"{split} interactions", f"{count:,}", f"density {density:.4%}"])
-    rows += [[name, f"{entry.width} wide", entry.dtype] for name, entry in manifest.modalities.items()]
-    rows.append(["made by", str(manifest.made_by.get("importer", "")), f"fingerprint {manifest.fingerprint[:12]}"])
-    if verify:
-        rows.append(["checksums", f"{len(manifest.files())} files", "all match"])
-    print_table(f"dataset {uri}", ["", "", ""], rows)
-    if manifest.partition is not None:
-        _show_partition(manifest.partition)
-
-
-def _show_partition(partition: "Partition") -> None:
-    def row(method: str, report: Mapping[str, float]) -> list[str]:
-        halos = [
-            f"{report[f'{name}_mean']:,.0f} / {report[f'{name}_max']:,.0f}" for name in ("halo_rows", "item_halo_rows")
-        ]
-        balances = [f"{report[f'{name}_balance']:.3f}" for name in ("users", "items", "edges")]
-        return [method, f"{report['cut_edges']:,.0f}", f"{report['cut_share']:.1%}", *halos, *balances]
-
-    columns = [
-        "method", "cut edges", "share", "halo rows (mean / max)", "of them items", "users balance", "items", "edges"
-    ]  # fmt: skip
-    print_table(
-        f"{partition.num_parts} parts by {partition.method}; balance is the largest part over the mean",
-        columns,
-        [row(method, report) for method, report in partition.report.items()],
-    )
+app.command()(partition)
+app.command()(inspect)
 
 
 @app.command()

@@ -5,11 +5,13 @@ Endpoint and credentials of S3 come from the environment or the usual AWS profil
 
 import hashlib
 import json
+import logging
 import os
 import shutil
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from typing import IO, Any
 
 import fsspec
@@ -19,6 +21,8 @@ from pydantic import TypeAdapter, ValidationError
 from diffmm_dist.errors import UserError, one_line
 
 _SHA256_CHUNK = 1 << 20
+_DOWNLOAD_CHUNK = 1 << 23
+_ATTEMPTS = 8  # about half a minute
 
 
 def join(uri: str, *parts: str) -> str:
@@ -50,6 +54,14 @@ def list_names(uri: str) -> list[str]:
         if not file_system.isdir(path):
             return []
         return sorted(entry.rstrip("/").rsplit("/", 1)[-1] for entry in file_system.ls(path, detail=False))
+
+
+def list_tree(uri: str) -> list[str]:
+    """Return the sorted paths, relative to a folder, of all files in it and below, empty where there is none."""
+    file_system, path = _resolve(uri)
+    with _explained(uri, "list"):
+        root = path.rstrip("/") + "/"
+        return sorted(found.removeprefix(root) for found in file_system.find(path) if found.startswith(root))
 
 
 def read_bytes(uri: str) -> bytes:
@@ -175,6 +187,16 @@ def sha256(uri: str) -> str:
     return digest.hexdigest()
 
 
+def download(uri: str, path: str) -> str:
+    """Copy a file to a local path, where it appears at once; return its SHA-256."""
+    digest = hashlib.sha256()
+    with open_file(uri) as source, replacing_file(path) as target:
+        while chunk := source.read(_DOWNLOAD_CHUNK):
+            digest.update(chunk)
+            target.write(chunk)
+    return digest.hexdigest()
+
+
 def remove_file(uri: str) -> None:
     """Remove a file, if it is there."""
     file_system, path = _resolve(uri)
@@ -201,6 +223,17 @@ def remove_folder(uri: str, *, marker: str | None = None) -> None:
             file_system.rm(path, recursive=True)
 
 
+def check_place(uri: str, *, marker: str, force: bool) -> None:
+    """Raise a ``UserError`` unless a folder may be made or replaced; the arguments are those of ``staged_folder``."""
+    is_ours = exists(join(uri, marker))
+    if is_ours and not force:
+        raise UserError(f"{uri} already exists; choose another place or pass --force to replace it")
+    if not is_ours and list_names(uri):
+        raise UserError(f"{uri} holds other files (no {marker} among them); choose an empty or new folder")
+    if not is_ours and not is_remote(uri) and os.path.lexists(uri) and not os.path.isdir(uri):
+        raise UserError(f"{uri} is a file; choose an empty or new folder")
+
+
 @contextmanager
 def staged_folder(uri: str, *, marker: str, force: bool) -> Iterator[str]:
     """Build a folder aside and put it in place only when it is complete.
@@ -217,13 +250,7 @@ def staged_folder(uri: str, *, marker: str, force: bool) -> Iterator[str]:
     Raises:
         UserError: there is something at ``uri`` that may not be replaced.
     """
-    is_ours = exists(join(uri, marker))
-    if is_ours and not force:
-        raise UserError(f"{uri} already exists; choose another place or pass --force to replace it")
-    if not is_ours and list_names(uri):
-        raise UserError(f"{uri} holds other files (no {marker} among them); choose an empty or new folder")
-    if not is_ours and not is_remote(uri) and os.path.lexists(uri) and not os.path.isdir(uri):
-        raise UserError(f"{uri} is a file; choose an empty or new folder")
+    check_place(uri, marker=marker, force=force)
     parent, slash, name = uri.rstrip("/").rpartition("/")
     staging = f"{parent}{slash}.{name}.partial-{uuid.uuid4().hex[:8]}"
     try:
@@ -273,13 +300,54 @@ def arrow_file_system(uri: str) -> tuple[Any, str]:
     return PyFileSystem(FSSpecHandler(file_system)), path
 
 
+def num_retries() -> int:
+    """Return how many requests to S3 this process has repeated so far."""
+    return _retries.count
+
+
 def _resolve(uri: str) -> tuple[Any, str]:
     """Return the file system and the path on it."""
     if is_remote(uri):
         import s3fs
 
-        return s3fs.S3FileSystem(use_listings_cache=False), uri.removeprefix("s3://")
+        return s3fs.S3FileSystem(**s3_options()), uri.removeprefix("s3://")
     return fsspec.filesystem("file"), os.path.abspath(uri)
+
+
+@cache
+def s3_options() -> dict[str, Any]:
+    """Return the arguments of s3fs with which requests that fail for a passing reason are repeated and counted.
+
+    botocore repeats what is throttled, answered 5xx or not answered, with growing pauses; AWS_MAX_ATTEMPTS and
+    AWS_RETRY_MODE set how. s3fs repeats the request whose answer broke off.
+    """
+    from aiobotocore.session import get_session
+
+    os.environ.setdefault("AWS_RETRY_MODE", "standard")
+    os.environ.setdefault("AWS_MAX_ATTEMPTS", str(_ATTEMPTS))
+    session = get_session()
+    session.register("request-created.s3", _retries.request)
+    logger = logging.getLogger("s3fs")
+    logger.setLevel(logging.DEBUG)
+    logger.addFilter(_retries.message)
+    return {"session": session, "use_listings_cache": False}
+
+
+class _Retries:
+    """Counts repeated requests: botocore tells which attempt a request is, s3fs writes a message."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def request(self, request: Any, **_: Any) -> None:
+        self.count += request.context.get("retries", {}).get("attempt", 1) > 1
+
+    def message(self, record: logging.LogRecord) -> bool:
+        self.count += str(record.msg).startswith("Retryable error")
+        return record.levelno > logging.DEBUG
+
+
+_retries = _Retries()
 
 
 @contextmanager

@@ -27,7 +27,7 @@ from diffmm_dist.parallel.group import run_group
 from diffmm_dist.parallel.random import RandomStream
 from diffmm_dist.parallel.shard import Shard
 from diffmm_dist.parallel.world import World
-from diffmm_dist.train.build import build_recipe, item_shards, load_training_data
+from diffmm_dist.train.build import build_recipe, item_shards, load_training_data, open_dataset
 from diffmm_dist.train.worker import prepare_process
 
 _FLOAT = 4
@@ -51,7 +51,7 @@ def bench_comm(config: Config, *, predicted: Sequence[int], measured: Sequence[i
     if config.model.name != "diffmm":
         raise UserError(f"bench comm knows model.name=diffmm, not {config.model.name}")
     prepare_process(config.cluster.threads_per_worker)
-    dataset = Dataset.open(config.data.path)
+    dataset = open_dataset(config)
     data = load_training_data(config, dataset, World.single())
     prediction = {str(size): predict(config, dataset, data, size) for size in sorted({*predicted, *measured})}
     measurement = {str(size): run_group(size, measure, config) for size in measured}
@@ -74,7 +74,7 @@ def measure(config: Config) -> dict[str, int]:
     """Return what this worker sends in one step of each phase, by purpose."""
     prepare_process(1)
     world = World.current()
-    data = load_training_data(config, Dataset.open(config.data.path), world)
+    data = load_training_data(config, open_dataset(config), world)
     recipe = build_recipe(config, data, device=world.device)
     generate_random_edges(recipe.model)
     context = PhaseContext(world, config.run.seed, 0)

@@ -17,7 +17,7 @@ from diffmm_dist.data.dataset import Dataset
 from diffmm_dist.diffusion.denoiser import TRAFFIC as DENOISER
 from diffmm_dist.diffusion.output import gram_pays
 from diffmm_dist.parallel.world import World
-from diffmm_dist.train.build import item_shards, load_training_data
+from diffmm_dist.train.build import item_shards, load_training_data, open_dataset
 
 _FLOAT = 4
 _ADAM_ACCESSES = 7  # of each weight in a step: value, gradient and moments read, all but the gradient written
@@ -68,7 +68,7 @@ class Work:
 
 def bench_gpus(config: Config, sizes: Sequence[int], assumed: Assumptions, *, out: str) -> None:
     """Write a JSON file with the predicted seconds of an epoch, by phase and number of workers."""
-    dataset = Dataset.open(config.data.path)
+    dataset = open_dataset(config)
     data = load_training_data(config, dataset, World.single())
     prediction = {}
     for size in sizes:

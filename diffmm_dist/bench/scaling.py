@@ -11,7 +11,6 @@ from torch import Tensor
 from diffmm_dist import storage
 from diffmm_dist.bench.machine import command, machine
 from diffmm_dist.config.schema import Config
-from diffmm_dist.data.dataset import Dataset
 from diffmm_dist.errors import UserError
 from diffmm_dist.models.base import Phase, PhaseContext, Recommender
 from diffmm_dist.models.diffmm.model import DiffMM
@@ -21,7 +20,7 @@ from diffmm_dist.parallel.collectives import any_worker
 from diffmm_dist.parallel.group import run_group
 from diffmm_dist.parallel.random import RandomStream
 from diffmm_dist.parallel.world import World
-from diffmm_dist.train.build import build_recipe, load_training_data
+from diffmm_dist.train.build import build_recipe, load_training_data, open_dataset
 from diffmm_dist.train.worker import prepare_process
 
 
@@ -87,7 +86,7 @@ def measure(config: Config, num_steps: int) -> dict[str, Any]:
     """Time this worker's phases; every worker of the group does it at the same time."""
     prepare_process(max(1, config.cluster.threads_per_worker))
     world = World.current()
-    data = load_training_data(config, Dataset.open(config.data.path), world)
+    data = load_training_data(config, open_dataset(config), world)
     recipe = build_recipe(config, data, device=world.device)
     context = PhaseContext(world, config.run.seed, 0)
     epoch_s = {}

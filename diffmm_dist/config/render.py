@@ -41,7 +41,7 @@ def reference_markdown() -> str:
 
 def _row(key: str, schema: dict[str, Any], required: bool) -> str:
     default = "required" if required else f"`{_yaml_value(schema['default'])}`"
-    return f"| `{key}` | {_type_name(schema)} | {default} | {schema['description']} |"
+    return f"| `{key}` | {_type_name(schema)} | {default} | {' '.join(schema['description'].split())} |"
 
 
 def _yaml_value(value: Any) -> str:
@@ -55,6 +55,8 @@ def _type_name(schema: dict[str, Any]) -> str:
     if "enum" in schema:
         return " / ".join(schema["enum"])
     if schema["type"] == "array":
+        if "prefixItems" in schema:
+            return f"[{', '.join(_type_name(member) for member in schema['prefixItems'])}]"
         return f"list of {_type_name(schema['items'])}"
     if schema["type"] == "object":
         return f"map to {_type_name(schema['additionalProperties'])}"

@@ -12,6 +12,7 @@ NonNegative = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
 Positive = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
 LARGEST_COUNT = 10**9
 Count = Annotated[int, Field(ge=1, le=LARGEST_COUNT)]
+Workers = Annotated[int, Field(ge=1, le=4096)]
 Location = Annotated[str, Field(min_length=1)]
 Projection = Literal["matrix", "affine"]
 
@@ -29,6 +30,10 @@ class DataConfig(Section):
     """Prepared dataset: a folder or an s3:// prefix written by `prepare`."""
     modalities: tuple[str, ...] | None = None
     """Names of the modalities to use, in this order; null uses all that the dataset has."""
+    batches_ahead: Count = 4
+    """Record batches (of at most 65,536 rows) fetched from S3 while earlier ones are used."""
+    cache: str | None = None
+    """Local folder that keeps the files read from S3, checked and named by checksum; null fetches them every time."""
 
     @model_validator(mode="after")
     def _modalities_are_different(self) -> "DataConfig":
@@ -194,8 +199,11 @@ class CheckpointConfig(Section):
 class ClusterConfig(Section):
     """Where the program runs."""
 
-    num_workers: Annotated[int, Field(ge=0, le=4096)] = 0
-    """0 trains in this process; from 1 on, that many workers through Ray Train, which share users and items."""
+    num_workers: Annotated[int, Field(ge=0, le=4096)] | tuple[Workers, Workers] = 0
+    """0 trains in this process; from 1 on, that many workers through Ray Train, which share users and items. A pair
+    such as [1, 4] takes as many as there is room for, and goes on from the last checkpoint when that changes."""
+    resize_check_s: Annotated[float, Field(gt=0, le=86_400)] = 60.0
+    """How often Ray Train looks whether there is room for more workers, with a pair."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Device of the worker; `auto` takes a GPU where there is one."""
     threads_per_worker: Annotated[int, Field(ge=0)] = 0
@@ -204,6 +212,13 @@ class ClusterConfig(Section):
     """Seconds that a worker waits for the others in one exchange before the attempt ends with an error."""
     max_failures: Annotated[int, Field(ge=0)] = 3
     """How often Ray Train starts the workers again, from the last checkpoint, after one has died or hung."""
+
+    @model_validator(mode="after")
+    def _fewest_before_most(self) -> "ClusterConfig":
+        if isinstance(self.num_workers, tuple) and self.num_workers[0] > self.num_workers[1]:
+            fewest, most = self.num_workers
+            raise ValueError(f"cluster.num_workers=[{fewest}, {most}] must give the fewest first; swap them")
+        return self
 
 
 class MonitoringConfig(Section):

@@ -27,3 +27,9 @@ def check_finite(rows: npt.NDArray[Any], *, modality: str, first_row: int = 0) -
             f"modality '{modality}': the features of item row {first_row + bad[0]} hold {kind} ({bad.size} such rows "
             "in this block); clean or impute them first"
         )
+
+
+def storable(rows: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Return float16 as it is and any other numbers as float32."""
+    with np.errstate(over="ignore"):  # what leaves float32 becomes infinite, and is reported as that
+        return np.asarray(rows, dtype=rows.dtype if rows.dtype == np.float16 else np.float32)

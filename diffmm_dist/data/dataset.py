@@ -1,5 +1,6 @@
 """Reading a prepared dataset."""
 
+from collections.abc import Iterator
 from typing import Literal
 
 import numpy as np
@@ -12,8 +13,8 @@ from torch import Tensor
 from diffmm_dist import storage
 from diffmm_dist.data import schema
 from diffmm_dist.data.checks import check_finite, check_ids
-from diffmm_dist.data.schema import Manifest, RowFile, Split
-from diffmm_dist.data.stream import read_batches
+from diffmm_dist.data.schema import FileEntry, Manifest, RowFile, Split
+from diffmm_dist.data.stream import Reading, read_batches
 from diffmm_dist.errors import UserError, closest
 from diffmm_dist.parallel.ranges import Range
 from diffmm_dist.sparse import CSR
@@ -27,13 +28,18 @@ class Dataset:
         manifest: what it holds.
     """
 
-    def __init__(self, uri: str, manifest: Manifest) -> None:
+    def __init__(self, uri: str, manifest: Manifest, reading: Reading | None = None) -> None:
         self.uri = uri
         self.manifest = manifest
+        self._reading = reading or Reading()
 
     @classmethod
-    def open(cls, uri: str) -> "Dataset":
+    def open(cls, uri: str, reading: Reading | None = None) -> "Dataset":
         """Open a dataset.
+
+        Args:
+            uri: where it is.
+            reading: how to read files on S3.
 
         Raises:
             UserError: there is none, or its manifest is not one of ours.
@@ -51,7 +57,7 @@ class Dataset:
                 f"{schema.FORMAT_VERSION}; prepare the dataset again"
             )
         try:
-            return cls(uri, Manifest.model_validate(content))
+            return cls(uri, Manifest.model_validate(content), reading)
         except ValidationError as error:
             first = error.errors()[0]
             where = ".".join(str(part) for part in first["loc"])
@@ -85,7 +91,7 @@ class Dataset:
             if file.user_stop <= users.start or file.user_start >= users.stop:
                 continue
             uri = storage.join(self.uri, file.path)
-            for batch in read_batches(uri, expected=schema.INTERACTIONS, rows=file.rows):
+            for batch in self._batches(file, schema.INTERACTIONS):
                 user_ids, item_ids = (column.to_numpy(zero_copy_only=False) for column in batch.columns)
                 check_ids(user_ids, self.num_users, kind="user", where=uri)
                 check_ids(item_ids, self.num_items, kind="item", where=uri)
@@ -128,7 +134,7 @@ class Dataset:
         entry = self.manifest.modalities[modality]
         expected = schema.feature_schema(entry.width, entry.dtype)
         first, copied = file.row_start, 0
-        for batch in read_batches(storage.join(self.uri, file.path), expected=expected, rows=file.rows):
+        for batch in self._batches(file, expected):
             values = batch.column(0).flatten().to_numpy(zero_copy_only=False).reshape(-1, entry.width)
             check_finite(values, modality=modality, first_row=first)
             start, stop = max(first, items.start), min(first + batch.num_rows, items.stop)
@@ -144,7 +150,7 @@ class Dataset:
         expected = schema.id_schema(schema.ID_TYPES[ids.dtype])
         batches: list[pa.RecordBatch] = []
         for file in ids.files:
-            batches += read_batches(storage.join(self.uri, file.path), expected=expected, rows=file.rows)
+            batches += self._batches(file, expected)
         count = self.num_users if kind == "users" else self.num_items
         table = pa.Table.from_batches(batches, schema=expected)
         if table.num_rows != count:
@@ -170,7 +176,7 @@ class Dataset:
             start, stop = max(rows.start, file.row_start), min(rows.stop, file.row_start + file.rows)
             if start < stop:
                 uri = storage.join(self.uri, file.path)
-                batches = list(read_batches(uri, expected=schema.id_schema(pa.int64()), rows=file.rows))
+                batches = list(self._batches(file, schema.id_schema(pa.int64())))
                 column = pa.Table.from_batches(batches).column("id").to_numpy()
                 check_ids(column, total, kind=kind[:-1], where=uri)
                 parts.append(column[start - file.row_start : stop - file.row_start])
@@ -178,6 +184,9 @@ class Dataset:
         if ids.size != rows.size:
             raise UserError(f"dataset {self.uri} has an order of {ids.size} {kind} for {rows.size}; partition it again")
         return torch.from_numpy(ids.copy())
+
+    def _batches(self, file: FileEntry, expected: pa.Schema) -> Iterator[pa.RecordBatch]:
+        return read_batches(self.uri, file, expected=expected, reading=self._reading)
 
     def verify(self) -> None:
         """Compare every file with its checksum.

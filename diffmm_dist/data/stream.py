@@ -1,27 +1,63 @@
-"""Streaming Arrow IPC files: one record batch in memory at a time, every failure naming its file."""
+"""Streaming Arrow IPC files: a bounded number of record batches in memory, every failure naming its file."""
 
-from collections.abc import Iterator
+import os
+from collections import deque
+from collections.abc import Generator, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TypeVar
 
 import pyarrow as pa
 
 from diffmm_dist import storage
+from diffmm_dist.data.schema import FileEntry
 from diffmm_dist.errors import UserError, one_line
 
+Item = TypeVar("Item")
 
-def read_batches(uri: str, *, expected: pa.Schema, rows: int) -> Iterator[pa.RecordBatch]:
+
+@dataclass(frozen=True)
+class Reading:
+    """How files on S3 are read; those on a disk are mapped.
+
+    Attributes:
+        batches_ahead: record batches that a thread fetches while earlier ones are used.
+        cache: folder that keeps whole files, checked and named by checksum; None to fetch ranges every time.
+    """
+
+    batches_ahead: int = 4
+    cache: str | None = None
+
+
+def read_batches(
+    folder: str, file: FileEntry, *, expected: pa.Schema, reading: Reading | None = None
+) -> Iterator[pa.RecordBatch]:
     """Yield the record batches of one file.
 
     Args:
-        uri: the file.
+        folder: of the dataset.
+        file: which file, and the rows that the manifest promises.
         expected: the schema that it must have, metadata aside.
-        rows: the rows that the manifest promises.
+        reading: how to read from S3.
 
     Raises:
-        UserError: the file is missing, truncated, no Arrow file, of another schema or of another length.
+        UserError: the file is missing, truncated, no Arrow file, of another schema, length or checksum.
     """
+    reading = reading or Reading()
+    uri = storage.join(folder, file.path)
+    if not storage.is_remote(uri):
+        yield from _batches(uri, uri, expected, file.rows)
+    elif reading.cache is not None:
+        yield from _batches(_cached(uri, file, reading.cache), uri, expected, file.rows)
+    else:
+        yield from fetched_ahead(_batches(uri, uri, expected, file.rows), size=reading.batches_ahead)
+
+
+def _batches(place: str, uri: str, expected: pa.Schema, rows: int) -> Generator[pa.RecordBatch, None, None]:
+    """Yield the batches of a file at ``place``, called ``uri`` in errors."""
     seen = 0
-    with storage.open_input(uri) as source, _arrow_errors(uri):
+    with storage.open_input(place) as source, _arrow_errors(uri):
         reader = pa.ipc.open_file(source)
         if not reader.schema.equals(expected, check_metadata=False):
             found = ", ".join(f"{field.name}: {field.type}" for field in reader.schema)
@@ -33,6 +69,32 @@ def read_batches(uri: str, *, expected: pa.Schema, rows: int) -> Iterator[pa.Rec
             yield batch
     if seen != rows:
         raise UserError(f"{uri} holds {seen} rows but the manifest says {rows}; prepare the dataset again")
+
+
+def fetched_ahead(items: Generator[Item, None, None], *, size: int) -> Iterator[Item]:
+    """Yield what a generator yields while a thread takes up to ``size`` items of it in advance.
+
+    What it raises is raised here, after the items before it; it is closed when the caller has had enough.
+    """
+    with ThreadPoolExecutor(max_workers=1, thread_name_prefix="fetch-ahead") as thread:
+        ahead = deque(thread.submit(next, items, None) for _ in range(size))
+        try:
+            while (item := ahead.popleft().result()) is not None:
+                ahead.append(thread.submit(next, items, None))
+                yield item
+        finally:
+            for future in ahead:
+                future.cancel()
+            thread.submit(items.close)
+
+
+def _cached(uri: str, file: FileEntry, cache: str) -> str:
+    """Return the copy of a file in the cache, fetching it if it is not there yet."""
+    place = os.path.join(cache, f"{file.sha256}.arrow")
+    if not os.path.exists(place) and storage.download(uri, place) != file.sha256:
+        os.remove(place)
+        raise UserError(f"{uri} is not what the manifest says: its checksum differs; prepare the dataset again")
+    return place
 
 
 @contextmanager

@@ -15,9 +15,13 @@ def topk(scores_BC: Tensor, k: int) -> tuple[Tensor, Tensor]:
     if k == 1:
         values, columns = scores_BC.max(dim=1, keepdim=True)  # documented to return the first of equal maxima
         return values, columns
-    values, columns = torch.topk(scores_BC, k, dim=1)
-    if k < scores_BC.shape[1]:
-        _choose_lowest_of_last(scores_BC, values, columns)
+    if k == scores_BC.shape[1]:
+        return _order(*_by_column(*torch.topk(scores_BC, k, dim=1)))
+    values, columns = torch.topk(scores_BC, k + 1, dim=1)  # one more shows where the last place is tied
+    tied = torch.nonzero(values[:, k - 1] == values[:, k]).flatten()
+    values, columns = values[:, :k], columns[:, :k]
+    if tied.numel():
+        values[tied], columns[tied] = _lowest_of_last(scores_BC[tied], values[tied])
     return _order(*_by_column(values, columns))
 
 
@@ -47,20 +51,14 @@ def best_of(scores_BC: Tensor, ids_BC: Tensor, k: int) -> tuple[Tensor, Tensor]:
     return values[:, :k], ids[:, :k]
 
 
-def _choose_lowest_of_last(scores_BC: Tensor, values_BK: Tensor, columns_BK: Tensor) -> None:
-    """Where more columns tie for the last place than fit, put the lowest of them into the list, in place."""
+def _lowest_of_last(scores_BC: Tensor, values_BK: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the K largest scores and their columns, in column order, the lowest of those that tie for the last."""
     last_B1 = values_BK.amin(dim=1, keepdim=True)
-    tied_in_row = (scores_BC == last_B1).sum(dim=1)
-    tied_in_list = (values_BK == last_B1).sum(dim=1)
-    rows = torch.nonzero(tied_in_row > tied_in_list).flatten()
-    if not rows.numel():
-        return
-    above = scores_BC[rows] > last_B1[rows]
-    tied = scores_BC[rows] == last_B1[rows]
-    room = columns_BK.shape[1] - above.sum(dim=1, keepdim=True)
+    above, tied = scores_BC > last_B1, scores_BC == last_B1
+    room = values_BK.shape[1] - above.sum(dim=1, keepdim=True)
     chosen = above | (tied & (tied.cumsum(dim=1) <= room))
-    columns_BK[rows] = torch.nonzero(chosen)[:, 1].view(rows.numel(), -1)
-    values_BK[rows] = scores_BC[rows].gather(1, columns_BK[rows])
+    columns_BK = torch.nonzero(chosen)[:, 1].view(values_BK.shape)
+    return scores_BC.gather(1, columns_BK), columns_BK
 
 
 def _by_column(values_BK: Tensor, columns_BK: Tensor) -> tuple[Tensor, Tensor]:

@@ -7,6 +7,7 @@ import torch
 
 from diffmm_dist.config.schema import Config
 from diffmm_dist.data.dataset import Dataset
+from diffmm_dist.data.stream import Reading
 from diffmm_dist.data.training import TrainingData, shard_interactions, shard_of
 from diffmm_dist.errors import UserError
 from diffmm_dist.graph.hetero import REAL, HeteroGraph
@@ -33,6 +34,15 @@ def choose_device(requested: str) -> torch.device:
     if requested == "cuda" and not torch.cuda.is_available():
         raise UserError("cluster.device=cuda but torch sees no GPU here; set it to auto or cpu")
     return torch.device("cuda" if requested != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def open_dataset(config: Config) -> Dataset:
+    """Open the configured dataset, to be read as configured.
+
+    Raises:
+        UserError: there is none.
+    """
+    return Dataset.open(config.data.path, Reading(config.data.batches_ahead, config.data.cache))
 
 
 def load_training_data(config: Config, dataset: Dataset, world: World) -> TrainingData:

@@ -135,7 +135,7 @@ class Checkpoints:
     def _writer(self, folder: str) -> FileSystemWriter:
         if not self._remote:
             return FileSystemWriter(folder, sync_files=True)
-        writer: FileSystemWriter = FsspecWriter(folder, sync_files=False, use_listings_cache=False)
+        writer: FileSystemWriter = FsspecWriter(folder, sync_files=False, **storage.s3_options())
         return writer
 
     def _complete(self, partial: str, name: str, progress: Progress) -> None:
@@ -187,7 +187,7 @@ class Checkpoints:
         """
         path = self._path(name)
         try:
-            reader = _RemoteReader(path, use_listings_cache=False) if self._remote else _LocalReader(path)
+            reader = _RemoteReader(path, **storage.s3_options()) if self._remote else _LocalReader(path)
             entries = reader.read_metadata().state_dict_metadata
             tensors = {key: _empty(entry, owners.get(key)) for key, entry in entries.items() if wanted(key)}
             with _quiet():

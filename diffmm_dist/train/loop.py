@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from diffmm_dist import storage
 from diffmm_dist.errors import LostWorkerError, StoppedError, UserError
 from diffmm_dist.models.base import Phase, PhaseContext
 from diffmm_dist.monitoring.log import logger
@@ -128,9 +129,9 @@ def _finish_epoch(run: TrainingRun) -> None:
         with values.stopwatch.measure("evaluate"):
             metrics = run.evaluation.measure(state.model, run.evaluation.selection_split)
         values.scalars |= {f"{run.evaluation.selection_split}/{name}": value for name, value in metrics.items()}
-        is_best = state.best is None or metrics[run.metric] > state.best.score
+        is_best = state.best is None or metrics[run.metric] > state.best.metrics[run.metric]
         if is_best:
-            state.best = Best(epoch, metrics[run.metric], Checkpoints.name(epoch + 1))
+            state.best = Best(epoch, metrics, Checkpoints.name(epoch + 1))
     _record(run, epoch)
     state.cursor.epoch, state.cursor.phase = epoch + 1, 0
     state.epoch_values = EpochValues()
@@ -145,6 +146,7 @@ def _record(run: TrainingRun, epoch: int) -> None:
     epoch_seconds = sum(value for name, value in seconds.items() if name != "checkpoint")
     scalars = values.scalars | {f"time/{name}_s": value for name, value in seconds.items()}
     scalars |= {"time/epoch_s": epoch_seconds, **_memory(run.world), **_traffic(run.world)}
+    scalars["storage/retries"] = float(sum(worker_counts(storage.num_retries(), run.world)))
     for phase in state.phases:
         scalars[f"throughput/{phase.name}_{phase.unit}_per_s"] = phase.num_examples / seconds[phase.name]
     run.recorder.scalars(scalars, epoch=epoch)
@@ -152,7 +154,8 @@ def _record(run: TrainingRun, epoch: int) -> None:
     split = run.evaluation.selection_split
     score = scalars.get(f"{split}/{run.metric}")
     if score is not None and state.best is not None:
-        parts.insert(0, f"{split} {run.metric} {score:.4f} (best {state.best.score:.4f}, {state.best.epoch})")
+        best = f"best {state.best.metrics[run.metric]:.4f}, {state.best.epoch}"
+        parts.insert(0, f"{split} {run.metric} {score:.4f} ({best})")
     if run.world.is_first:
         logger.info("epoch %d of 0..%d: %s", epoch, run.num_epochs - 1, ", ".join(parts))
 

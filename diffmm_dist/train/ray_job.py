@@ -12,10 +12,10 @@ from typing import Any
 from diffmm_dist import storage
 from diffmm_dist.config.load import config_from_tree
 from diffmm_dist.config.schema import Config
-from diffmm_dist.data.dataset import Dataset
 from diffmm_dist.errors import StoppedError, UserError, one_line, system_sentence
 from diffmm_dist.monitoring.log import set_up_logging
 from diffmm_dist.monitoring.recorder import Recorder
+from diffmm_dist.train.build import open_dataset
 from diffmm_dist.train.run_folder import Result, RunFolder
 from diffmm_dist.train.signals import StopSignals
 from diffmm_dist.train.worker import run_worker
@@ -29,12 +29,12 @@ class Request:
     """What a run asks of the cluster.
 
     Attributes:
-        num_workers: W.
+        num_workers: W, or its bounds.
         cpus: CPUs of each worker.
         use_gpu: whether each worker gets a GPU.
     """
 
-    num_workers: int
+    num_workers: int | tuple[int, int]
     cpus: int
     use_gpu: bool
 
@@ -47,7 +47,8 @@ class Request:
 
     def check_fits(self, available: Mapping[str, float]) -> None:
         """Raise a ``UserError`` with both numbers if the cluster cannot hold the request; Ray would wait for ever."""
-        wanted = {"CPU": self.num_workers * self.cpus, "GPU": self.num_workers * int(self.use_gpu)}
+        fewest = self.num_workers if isinstance(self.num_workers, int) else self.num_workers[0]
+        wanted = {"CPU": fewest * self.cpus, "GPU": fewest * int(self.use_gpu)}
         missing = [
             f"{count} {kind}s where the cluster has {available.get(kind, 0):g}"
             for kind, count in wanted.items()
@@ -55,7 +56,7 @@ class Request:
         ]
         if missing:
             raise UserError(
-                f"cluster.num_workers={self.num_workers} needs {' and '.join(missing)}; lower it or "
+                f"cluster.num_workers={fewest} needs {' and '.join(missing)}; lower it or "
                 "cluster.threads_per_worker, or add nodes"
             )
 
@@ -70,7 +71,7 @@ def run_on_ray(config: Config) -> Result:
     config = _with_absolute_paths(config)
     # What is wrong with the dataset or the run folder is said at once, not after Ray has started.
     folder = RunFolder(config.run.path)
-    folder.claim(config, fingerprint=Dataset.open(config.data.path).manifest.fingerprint)
+    folder.claim(config, fingerprint=open_dataset(config).manifest.fingerprint)
     folder.release()
     folder.clear_stop()
     ray = _start_ray()
@@ -126,6 +127,8 @@ def _with_absolute_paths(config: Config) -> Config:
     for section in ("data", "run"):
         if not storage.is_remote(tree[section]["path"]):
             tree[section]["path"] = str(Path(tree[section]["path"]).absolute())
+    if tree["data"]["cache"] is not None:
+        tree["data"]["cache"] = str(Path(tree["data"]["cache"]).absolute())
     return Config.model_validate(tree)
 
 
@@ -140,7 +143,10 @@ def _fit(config: Config, folder: RunFolder, request: Request) -> Any:
         train_loop_config=config.model_dump(mode="json"),
         torch_config=TorchConfig(timeout_s=math.ceil(config.cluster.timeout_s)),
         scaling_config=ScalingConfig(
-            num_workers=request.num_workers, use_gpu=request.use_gpu, resources_per_worker={"CPU": request.cpus}
+            num_workers=request.num_workers,
+            use_gpu=request.use_gpu,
+            resources_per_worker={"CPU": request.cpus},
+            elastic_resize_monitor_interval_s=config.cluster.resize_check_s,
         ),
         run_config=RunConfig(
             storage_path=path,

@@ -43,12 +43,12 @@ class Best:
 
     Attributes:
         epoch: which.
-        score: its value of the selecting metric.
+        metrics: of the selecting split.
         checkpoint: name of the checkpoint that holds it.
     """
 
     epoch: int
-    score: float
+    metrics: dict[str, float]
     checkpoint: str
 
 

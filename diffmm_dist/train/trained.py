@@ -9,7 +9,7 @@ from diffmm_dist.data.training import TrainingData
 from diffmm_dist.errors import UserError
 from diffmm_dist.models.base import Recommender
 from diffmm_dist.parallel.world import World
-from diffmm_dist.train.build import build_evaluation, build_recipe, choose_device, load_training_data
+from diffmm_dist.train.build import build_evaluation, build_recipe, choose_device, load_training_data, open_dataset
 from diffmm_dist.train.checkpoint import Checkpoints
 from diffmm_dist.train.run_folder import RunFolder
 from diffmm_dist.train.selection import Evaluation
@@ -54,7 +54,7 @@ def load_trained(run_path: str) -> TrainedRun:
     best = checkpoints.progress(names[-1]).best if names else None
     if best is None:
         raise UserError(f"run {run_path} has not evaluated an epoch yet; let `train` go on until it has")
-    dataset = Dataset.open(config.data.path)
+    dataset = open_dataset(config)
     if dataset.manifest.fingerprint != folder.identity()["dataset"]:
         raise UserError(f"dataset {config.data.path} is not the one that run {run_path} was trained on; restore it")
     world = World.single(choose_device(config.cluster.device))

@@ -19,7 +19,14 @@ from diffmm_dist.monitoring.recorder import MultiRecorder, Recorder
 from diffmm_dist.monitoring.timing import peak_rss_gib
 from diffmm_dist.parallel.collectives import agree, all_reduce_max, on_first, worker_counts
 from diffmm_dist.parallel.world import World
-from diffmm_dist.train.build import build_evaluation, build_recipe, choose_device, load_training_data, num_epochs
+from diffmm_dist.train.build import (
+    build_evaluation,
+    build_recipe,
+    choose_device,
+    load_training_data,
+    num_epochs,
+    open_dataset,
+)
 from diffmm_dist.train.checkpoint import Checkpoints
 from diffmm_dist.train.estimate import available_memory, check_memory, estimate
 from diffmm_dist.train.loop import TrainingRun, train
@@ -58,7 +65,7 @@ def run_worker(
     processes = worker_counts(os.getpid(), world)
     if world.size > 1 and world.is_first:
         logger.info("%d workers, by rank processes %s", world.size, ", ".join(map(str, processes)))
-    dataset = agree(lambda: Dataset.open(config.data.path), world)
+    dataset = agree(lambda: open_dataset(config), world)
     folder = RunFolder(config.run.path)
     fingerprint = dataset.manifest.fingerprint
     on_first(lambda: folder.claim(config, fingerprint=fingerprint, patience_s=patience_s), world)
@@ -230,6 +237,7 @@ def _conclude(
 ) -> Result:
     """Measure the best epoch and summarise the run."""
     assert state.best is not None
+    metrics = {evaluation.selection_split: state.best.metrics}
     load_model(state.model, checkpoints.tensors(state.best.checkpoint, state.row_owners(), wanted=is_of_model))
     peak = all_reduce_max(peak_rss_gib(), state.world)
     records = read_jsonl(folder.metrics)
@@ -239,8 +247,8 @@ def _conclude(
         "seed": config.run.seed,
         "best_epoch": state.best.epoch,
         "epochs": state.cursor.epoch,
-        "valid": evaluation.measure(state.model, "valid"),
-        "test": evaluation.measure(state.model, "test"),
+        "valid": metrics.get("valid") or evaluation.measure(state.model, "valid"),
+        "test": metrics.get("test") or evaluation.measure(state.model, "test"),
         "seconds_per_epoch": _median(records, "time/epoch_s"),
         "seconds_per_phase": {tag[5:-2]: _median(records, tag) for tag in sorted(times)},
         "peak_rss_gib": max([peak, *(record["mem/peak_gib"] for record in records)]),

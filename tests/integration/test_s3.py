@@ -69,7 +69,7 @@ def answers(port):
 def place(environment, monkeypatch):
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    s3fs.S3FileSystem.clear_instance_cache()
+    storage.s3_options.cache_clear()
     return f"s3://bucket/{uuid.uuid4().hex}"
 
 

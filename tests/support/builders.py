@@ -119,7 +119,7 @@ def metrics_of(run):
     """The lines of metrics.jsonl without what depends on the clock or on the number of workers."""
     from diffmm_dist.monitoring.jsonl import read_jsonl
 
-    clock = ("time/", "mem/", "throughput/", "comm/")
+    clock = ("time/", "mem/", "throughput/", "comm/", "storage/")
     records = read_jsonl(Path(run) / "metrics.jsonl")
     return [{tag: value for tag, value in record.items() if not tag.startswith(clock)} for record in records]
 

@@ -96,6 +96,37 @@ def test_prepare_and_inspect(run_cli, tmp_path):
     assert Dataset.open(str(tmp_path / "s")).manifest.modalities["acoustic"].width == 2
 
 
+def test_prepare_tables(run_cli, tmp_path):
+    rows = [f"u{user},{item},{user + item}" for user in range(8) for item in range(9) if (user * item) % 3 != 1]
+    (tmp_path / "in.csv").write_text("\n".join(["user,item,stars", *rows]) + "\n")
+    features = [f"{item},{item / 10},{1 - item / 10},t{item}" for item in range(11)]
+    (tmp_path / "f.csv").write_text("\n".join(["id,e0,e1,title", *features]) + "\n")
+    command = ["prepare", "tables", tmp_path / "in.csv", "--out", tmp_path / "d", "--user", "user", "--item", "item"]
+    more = ["--rating", "stars", "--min-rating", 3, "--k-core", 2, "--features", f"visual={tmp_path / 'f.csv'}",
+            "--feature-item", "id", "--feature-columns", "visual=e?", "--all-items", "--valid-share", 0.2]  # fmt: skip
+    status, out, _ = run_cli(*command, *more)
+    assert status == 0
+    assert "with a rating below 3.0, or none" in out
+    dataset = Dataset.open(str(tmp_path / "d"))
+    assert (dataset.num_users, dataset.num_items) == (8, 11)
+    assert dataset.features("visual")[3].tolist() == pytest.approx([0.3, 0.7])
+    one_sentence(run_cli(*command, "--split", "randm"), "--split randm is none of", "did you mean 'random'?")
+    one_sentence(run_cli(*command, "--split-values", "a,b"), "must be three values")
+    one_sentence(run_cli(*command, "--features", "visual"), "such as visual=...")
+    one_sentence(run_cli(*command, "--features", "v=a.csv", "--features", "v=b.csv"), "gives 'v' twice")
+    one_sentence(run_cli(*command, "--feature-columns", "visual=e?"), "names visual, which --features does not")
+    one_sentence(run_cli(*command), "already exists", "--force")
+
+
+def test_prepare_mmrec(run_cli, tmp_path):
+    (tmp_path / "baby").mkdir()
+    rows = [f"{user}\t{item}\t{(user + item) % 3}" for user in range(5) for item in range(6)]
+    (tmp_path / "baby" / "baby.inter").write_text("\n".join(["userID\titemID\tx_label", *rows]) + "\n")
+    status, out, _ = run_cli("prepare", "mmrec", tmp_path / "baby", "--out", tmp_path / "d")
+    assert status == 0
+    assert "image_feat.npy is not there" in out
+
+
 def test_prepare_never_overwrites_without_force(run_cli, tmp_path, dataset):
     arguments = ("prepare", "synthetic", "--users", 30, "--items", 20, "--interactions", 200, "--out")
     one_sentence(run_cli(*arguments, dataset), "already exists", "--force")

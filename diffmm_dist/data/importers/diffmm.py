@@ -1,6 +1,5 @@
 """The folders published with DiffMM: pickled SciPy matrices and NumPy features."""
 
-from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,9 @@ import pyarrow as pa
 import scipy.sparse as sp
 
 from diffmm_dist import storage
+from diffmm_dist.data.checks import storable
 from diffmm_dist.data.importers.pickled import SPARSE_MATRIX
+from diffmm_dist.data.importers.report import ImportReport
 from diffmm_dist.data.schema import Split
 from diffmm_dist.data.writer import dataset_writer
 from diffmm_dist.errors import UserError, one_line
@@ -20,19 +21,6 @@ from diffmm_dist.unpickle import load_pickle
 MATRICES: dict[Split, str] = {"train": "trnMat.pkl", "valid": "valMat.pkl", "test": "tstMat.pkl"}
 FEATURES = {"visual": "image_feat.npy", "textual": "text_feat.npy", "acoustic": "audio_feat.npy"}
 _ROWS_PER_CHUNK = 16_384
-
-
-@dataclass(frozen=True)
-class ImportReport:
-    """What an import found, for the user to read.
-
-    Attributes:
-        missing: files that the folder does not have and that were left out.
-        notes: one sentence for each oddity of the data.
-    """
-
-    missing: tuple[str, ...]
-    notes: tuple[str, ...]
 
 
 def import_diffmm(folder: str, out: str, *, force: bool = False) -> ImportReport:
@@ -75,7 +63,7 @@ def import_diffmm(folder: str, out: str, *, force: bool = False) -> ImportReport
             writer.add_interactions(split, rows, matrix.indices.astype(np.int64))
         for modality, rows in features.items():
             for start in range(0, num_items, _ROWS_PER_CHUNK):
-                writer.add_features(modality, _storable(rows[start : start + _ROWS_PER_CHUNK]))
+                writer.add_features(modality, storable(rows[start : start + _ROWS_PER_CHUNK]))
         writer.add_ids("users", pa.array(np.arange(num_users)))
         writer.add_ids("items", pa.array(np.arange(num_items)))
     return ImportReport(tuple(missing), tuple(_overlaps(matrices)))
@@ -122,12 +110,6 @@ def _open_features(path: Path, num_items: int, modality: str) -> npt.NDArray[Any
             "give one row per item"
         )
     return rows
-
-
-def _storable(rows: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """Return float16 as it is and anything wider as float32."""
-    with np.errstate(over="ignore"):  # what leaves float32 becomes infinite, and is reported as that
-        return np.asarray(rows, dtype=rows.dtype if rows.dtype == np.float16 else np.float32)
 
 
 def _overlaps(matrices: dict[Split, sp.csr_matrix]) -> list[str]:

@@ -16,7 +16,9 @@ TENSORS = {
     "optimizer/denoise/0/step": torch.tensor(3.0),
     "model/generated": torch.randint(9, (2, 3, 1)),
 }
-PROGRESS = Progress(Cursor(epoch=1), Best(0, 0.1 + 0.7, "epoch-00002"), {"elbo": 0.1 + 0.2}, {"a/b": 1e-300}, {})
+PROGRESS = Progress(
+    Cursor(epoch=1), Best(0, {"recall@20": 0.1 + 0.7}, "epoch-00002"), {"elbo": 0.1 + 0.2}, {"a/b": 1e-300}, {}
+)
 
 
 def save(checkpoints, name):

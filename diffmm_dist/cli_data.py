@@ -1,0 +1,222 @@
+"""The commands that make datasets and show them."""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from diffmm_dist.cli_options import Force, Out, one_of
+from diffmm_dist.errors import UserError
+from diffmm_dist.monitoring.log import print_table
+
+if TYPE_CHECKING:
+    from diffmm_dist.data.importers.report import ImportReport
+    from diffmm_dist.data.schema import Partition
+
+# Commands import what they need when they run, as those of cli.py do.
+
+prepare_app = typer.Typer(help="Make a dataset: import raw data or generate some.", no_args_is_help=True)
+
+
+@prepare_app.command("diffmm")
+def prepare_diffmm(
+    folder: Annotated[str, typer.Argument(help="Holds trnMat.pkl, valMat.pkl, tstMat.pkl and *_feat.npy.")],
+    out: Out,
+    force: Force = False,
+) -> None:
+    """Import a published DiffMM folder; its pickles may hold sparse matrices and nothing else."""
+    from diffmm_dist.data.importers.diffmm import import_diffmm
+
+    report = import_diffmm(folder, out, force=force)
+    _show_dataset(out)
+    _show_report(report, folder)
+
+
+@prepare_app.command("mmrec")
+def prepare_mmrec(
+    folder: Annotated[str, typer.Argument(help="Holds one .inter file with x_label, and *_feat.npy.")],
+    out: Out,
+    force: Force = False,
+) -> None:
+    """Import a folder of the MMRec toolbox."""
+    from diffmm_dist.data.importers.mmrec import import_mmrec
+
+    report = import_mmrec(folder, out, force=force)
+    _show_dataset(out)
+    _show_report(report, folder)
+
+
+@prepare_app.command("tables")
+def prepare_tables(
+    interactions: Annotated[str, typer.Argument(help="Parquet, CSV or Arrow: a file or a folder, local or s3://.")],
+    out: Out,
+    user: Annotated[str, typer.Option(help="Column of user ids, whole numbers or strings.")],
+    item: Annotated[str, typer.Option(help="Column of item ids, whole numbers or strings.")],
+    timestamp: Annotated[str | None, typer.Option(help="Column of times.")] = None,
+    rating: Annotated[str | None, typer.Option(help="Column of ratings.")] = None,
+    min_rating: Annotated[float | None, typer.Option(help="Lowest rating that counts.")] = None,
+    split: Annotated[str, typer.Option(help="random, leave-last-out, time, or column.")] = "random",
+    valid_share: Annotated[float, typer.Option(help="For validation, with random and time.")] = 0.1,
+    test_share: Annotated[float, typer.Option(help="For test, with random and time.")] = 0.1,
+    split_column: Annotated[str | None, typer.Option(help="Column that says train, valid or test.")] = None,
+    split_values: Annotated[str, typer.Option(help="What it holds for them.")] = "train,valid,test",
+    k_core: Annotated[int, typer.Option(min=0, help="Interactions that every user and item must have.")] = 0,
+    features: Annotated[list[str] | None, typer.Option(help="MODALITY=TABLE, repeatable.")] = None,
+    feature_item: Annotated[str | None, typer.Option(help="Its column of item ids, if not as --item.")] = None,
+    feature_columns: Annotated[
+        list[str] | None, typer.Option(help="MODALITY=PATTERN of the columns with features, such as visual=emb_*.")
+    ] = None,
+    without_features: Annotated[str, typer.Option(help="Items without features: error, zero, or drop.")] = "error",
+    all_items: Annotated[bool, typer.Option("--all-items", help="Keep items without interaction.")] = False,
+    string_ids: Annotated[bool, typer.Option("--string-ids", help="Ids of CSV files are text.")] = False,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the random split.")] = 7,
+    memory_gib: Annotated[float, typer.Option(help="What the import's database may hold in memory.")] = 1.0,
+    force: Force = False,
+) -> None:
+    """Import tables of interactions and of item features."""
+    from diffmm_dist.data.importers import tables
+    from diffmm_dist.data.importers.features import FeatureSource
+    from diffmm_dist.data.importers.interactions import SPLIT_METHODS, InteractionColumns, SplitRule
+
+    values = tuple(split_values.split(","))
+    if len(values) != 3:
+        raise UserError(f"--split-values {split_values} must be three values, such as train,valid,test")
+    patterns = _named(feature_columns, "--feature-columns")
+    sources = _named(features, "--features")
+    unknown = [name for name in patterns if name not in sources]
+    if unknown:
+        raise UserError(f"--feature-columns names {', '.join(unknown)}, which --features does not")
+    settings = tables.TableImport(
+        interactions,
+        InteractionColumns(user, item, timestamp, rating, split_column),
+        SplitRule(one_of(split, SPLIT_METHODS, "--split"), valid_share, test_share, values, seed),
+        tuple(
+            FeatureSource(name, uri, feature_item or item, patterns.get(name), string_ids)
+            for name, uri in sources.items()
+        ),
+        min_rating=min_rating,
+        k_core=k_core,
+        without_features=one_of(without_features, tables.WITHOUT_FEATURES, "--without-features"),
+        all_items=all_items,
+        text_ids=string_ids,
+        memory_gib=memory_gib,
+    )
+    report = tables.import_tables(settings, out, force=force)
+    _show_dataset(out)
+    _show_report(report, interactions)
+
+
+def _named(texts: list[str] | None, option: str) -> dict[str, str]:
+    """Split NAME=VALUE texts."""
+    named: dict[str, str] = {}
+    for text in texts or []:
+        name, _, value = text.partition("=")
+        if not (name.isidentifier() and value):
+            raise UserError(f"{option} {text} must be a name and a value, such as visual=...")
+        if name in named:
+            raise UserError(f"{option} gives '{name}' twice; give each modality once")
+        named[name] = value
+    return named
+
+
+def _show_report(report: "ImportReport", source: str) -> None:
+    for name in report.missing:
+        print(f"left out: {source}/{name} is not there")
+    for note in report.notes:
+        print(f"note: {note}")
+
+
+@prepare_app.command("synthetic")
+def prepare_synthetic(
+    out: Out,
+    users: Annotated[int, typer.Option(help="Number of users.")] = 2000,
+    items: Annotated[int, typer.Option(help="Number of items.")] = 1500,
+    interactions: Annotated[int, typer.Option(help="Number of interactions, of all splits together.")] = 24_000,
+    modality: Annotated[list[str] | None, typer.Option(help="NAME:WIDTH, repeatable.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Seed.")] = 7,
+    force: Force = False,
+) -> None:
+    """Generate a dataset whose modality features carry the users' tastes."""
+    from diffmm_dist.data.synthetic import SyntheticSpec, generate
+
+    widths = dict(_modality(text) for text in modality or ("visual:64", "textual:32"))
+    if modality and len(widths) < len(modality):
+        raise UserError("--modality gives the same name twice; give each modality once")
+    generate(SyntheticSpec(users, items, interactions, widths, seed), out, force=force)
+    _show_dataset(out)
+
+
+def _modality(text: str) -> tuple[str, int]:
+    name, _, width = text.partition(":")
+    if not (name.isidentifier() and width.isdecimal()):
+        raise UserError(f"--modality {text} must be a name and a width, such as visual:64")
+    return name, int(width)
+
+
+def partition(
+    dataset: Annotated[str, typer.Argument(help="A prepared dataset.")],
+    out: Out,
+    num_parts: Annotated[int, typer.Option(help="Number of parts; more workers than that share them out evenly.")],
+    method: Annotated[str, typer.Option(help="metis, or random for graphs that METIS cannot hold.")] = "metis",
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the random parts.")] = 7,
+    force: Force = False,
+) -> None:
+    """Reorder a dataset so that neighbours lie in the same part and workers exchange less."""
+    from diffmm_dist.train.partitioning import partition_dataset
+
+    methods: tuple[Literal["metis", "random"], ...] = ("metis", "random")
+    chosen = one_of(method, methods, "--method")
+    partition_dataset(dataset, out, num_parts=num_parts, method=chosen, seed=seed, force=force)
+    _show_dataset(out)
+
+
+def inspect(
+    dataset: Annotated[str, typer.Argument(help="A prepared dataset.")],
+    verify: Annotated[bool, typer.Option("--verify", help="Read every file and compare its checksum.")] = False,
+) -> None:
+    """Show what a dataset holds."""
+    _show_dataset(dataset, verify=verify)
+
+
+def _show_dataset(uri: str, *, verify: bool = False) -> None:
+    from diffmm_dist.data.dataset import Dataset
+
+    dataset = Dataset.open(uri)
+    if verify:
+        dataset.verify()
+    manifest = dataset.manifest
+    train = dataset.interactions("train")
+    cold_users, cold_items = int((train.row_counts == 0).sum()), int((train.column_counts == 0).sum())
+    rows = [
+        ["users", f"{dataset.num_users:,}", f"{cold_users:,} without training interactions"],
+        ["items", f"{dataset.num_items:,}", f"{cold_items:,} without training interactions"],
+    ]
+    for split in ("train", "valid", "test"):
+        count = manifest.num_interactions(split)
+        density = count / (dataset.num_users * dataset.num_items)
+        rows.append([f"{split} interactions", f"{count:,}", f"density {density:.4%}"])
+    rows += [[name, f"{entry.width} wide", entry.dtype] for name, entry in manifest.modalities.items()]
+    rows.append(["made by", str(manifest.made_by.get("importer", "")), f"fingerprint {manifest.fingerprint[:12]}"])
+    if verify:
+        rows.append(["checksums", f"{len(manifest.files())} files", "all match"])
+    print_table(f"dataset {uri}", ["", "", ""], rows)
+    if manifest.partition is not None:
+        _show_partition(manifest.partition)
+
+
+def _show_partition(partition: "Partition") -> None:
+    def row(method: str, report: Mapping[str, float]) -> list[str]:
+        halos = [
+            f"{report[f'{name}_mean']:,.0f} / {report[f'{name}_max']:,.0f}" for name in ("halo_rows", "item_halo_rows")
+        ]
+        balances = [f"{report[f'{name}_balance']:.3f}" for name in ("users", "items", "edges")]
+        return [method, f"{report['cut_edges']:,.0f}", f"{report['cut_share']:.1%}", *halos, *balances]
+
+    columns = [
+        "method", "cut edges", "share", "halo rows (mean / max)", "of them items", "users balance", "items", "edges"
+    ]  # fmt: skip
+    print_table(
+        f"{partition.num_parts} parts by {partition.method}; balance is the largest part over the mean",
+        columns,
+        [row(method, report) for method, report in partition.report.items()],
+    )
