@@ -99,6 +99,20 @@ def bench_gpus(
     print(out)
 
 
+@bench_app.command("stream")
+def bench_stream(
+    datasets: Annotated[list[str], typer.Argument(help="Datasets, the first to compare the others with.")],
+    out: Annotated[str, typer.Option(help="JSON file to write.")],
+    repeats: Annotated[int, typer.Option(min=1, help="How often to read each.")] = 5,
+    batches_ahead: Annotated[int, typer.Option(min=1, help="Record batches fetched from S3 in advance.")] = 4,
+) -> None:
+    """Time reading all training interactions and features, in turns, such as from a disk and from S3."""
+    from diffmm_dist.bench.stream import bench_stream as run
+
+    run(datasets, out, repeats=repeats, batches_ahead=batches_ahead)
+    print(out)
+
+
 @bench_app.command("report")
 def bench_report(
     files: Annotated[list[str], typer.Argument(help="JSON files written by other `bench` commands.")],

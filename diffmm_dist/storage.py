@@ -360,7 +360,20 @@ def _explained(uri: str, action: str) -> Iterator[None]:
     except Exception as error:
         if not isinstance(error, OSError) and not _is_of_s3(error):
             raise
-        raise UserError(f"cannot {action} {uri}: {one_line(error)}{_remedy(error)}") from error
+        reason = _reason(uri, error)
+        raise UserError(f"cannot {action} {uri}: {one_line(reason)}{_remedy(reason, action)}") from error
+
+
+def _reason(uri: str, error: Exception) -> Exception:
+    """Return why S3 refused; an answer to HEAD has no room for that, so another question is asked."""
+    if not is_remote(uri) or one_line(error) not in ("Forbidden", "Bad Request"):
+        return error
+    file_system, path = _resolve(uri)
+    try:
+        file_system.call_s3("list_objects_v2", Bucket=path.split("/")[0], MaxKeys=1)
+    except Exception as told:  # of the client's many kinds
+        return told
+    return error
 
 
 _REMEDIES = {
@@ -370,13 +383,16 @@ _REMEDIES = {
     "InvalidAccessKeyId": "check AWS_ACCESS_KEY_ID",
     "Could not connect to the endpoint": "check AWS_ENDPOINT_URL and the network",
     "NoSuchBucket": "make the bucket or check its name",
+    "Access Denied": "give this key the right to {action} there",
+    "Forbidden": "give this key the right to {action} there",
 }
 
 
-def _remedy(error: BaseException) -> str:
+def _remedy(error: BaseException, action: str) -> str:
     """Return what to do about an error of S3, from its own words or those of the one behind it."""
     text = f"{error} {error.__cause__}"
-    return next((f"; {remedy}" for words, remedy in _REMEDIES.items() if words in text), "")
+    remedies = (remedy for words, remedy in _REMEDIES.items() if words in text)
+    return next((f"; {remedy.format(action=action)}" for remedy in remedies), "")
 
 
 def _is_of_s3(error: Exception) -> bool:

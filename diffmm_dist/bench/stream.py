@@ -1,0 +1,69 @@
+"""Reading datasets from different places, in turns."""
+
+import multiprocessing
+from collections.abc import Sequence
+from functools import partial
+from statistics import median
+from typing import Any
+
+from diffmm_dist import storage
+from diffmm_dist.bench.machine import command, machine
+from diffmm_dist.data.dataset import Dataset
+from diffmm_dist.data.stream import Reading
+from diffmm_dist.monitoring.timing import peak_rss_gib, take_turns
+
+_MIB = 2**20
+
+
+def bench_stream(datasets: Sequence[str], out: str, *, repeats: int, batches_ahead: int) -> None:
+    """Time a pass over all training interactions and features of each dataset, in turns; write a JSON file.
+
+    Peak memory is that of a process of its own for each dataset, over what it needs before it reads.
+
+    Args:
+        datasets: where they are; the first is what the others are compared with.
+        out: the JSON file.
+        repeats: how often to read each.
+        batches_ahead: record batches fetched from S3 in advance.
+    """
+    opened = {uri: Dataset.open(uri, Reading(batches_ahead)) for uri in datasets}
+    times = take_turns({uri: partial(read_all, dataset) for uri, dataset in opened.items()}, repeats=repeats)
+    first = times[datasets[0]]
+    results: dict[str, dict[str, Any]] = {}
+    for uri, seconds in times.items():
+        ratios = [mine / other for mine, other in zip(first, seconds, strict=True)]
+        mib = read_all(opened[uri]) / _MIB
+        results[uri] = {
+            "interactions": opened[uri].manifest.num_interactions("train"),
+            "mib": mib,
+            "seconds": {"median": median(seconds), "min": min(seconds), "max": max(seconds)},
+            "mib_per_s": mib / median(seconds),
+            "speed_of_first": {"median": median(ratios), "min": min(ratios), "max": max(ratios)},
+            "peak_mib": _peak_mib(uri, batches_ahead),
+        }
+    storage.write_json(
+        out, {"command": command(), "machine": machine(), "batches_ahead": batches_ahead, "streams": results}
+    )
+
+
+def read_all(dataset: Dataset) -> int:
+    """Read what an epoch needs, batch by batch, and return its bytes."""
+    num_bytes = 0
+    for users, items in dataset.stream("train"):
+        num_bytes += users.nbytes + items.nbytes
+    for name in dataset.manifest.modalities:
+        for _, rows in dataset.stream_features(name):
+            num_bytes += rows.nbytes
+    return num_bytes
+
+
+def _peak_mib(uri: str, batches_ahead: int) -> float:
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        return pool.apply(_measure_peak, (uri, batches_ahead))
+
+
+def _measure_peak(uri: str, batches_ahead: int) -> float:
+    dataset = Dataset.open(uri, Reading(batches_ahead))
+    before = peak_rss_gib()
+    read_all(dataset)
+    return (peak_rss_gib() - before) * 1024

@@ -1,0 +1,30 @@
+"""What tests with real servers share."""
+
+import uuid
+
+import pytest
+
+from diffmm_dist import storage
+from tests.support.s3 import s3_server
+
+
+@pytest.fixture(scope="session")
+def s3(tmp_path_factory):
+    """An S3 server on loopback."""
+    with s3_server(tmp_path_factory.mktemp("s3")) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def environment(s3):
+    """The variables that point at it."""
+    return s3.environment()
+
+
+@pytest.fixture
+def place(environment, monkeypatch):
+    """A prefix of its own, which this process can reach too."""
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    storage.s3_options.cache_clear()
+    return f"s3://bucket/{uuid.uuid4().hex}"

@@ -1,0 +1,163 @@
+"""S3 fails while a run trains on it: the run waits, or ends with a sentence and goes on later with the same numbers."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from contextlib import contextmanager
+
+import pytest
+import s3fs
+
+from diffmm_dist.monitoring.jsonl import read_jsonl
+from tests.support.builders import ROOT, launch, synthetic_dataset, write_config
+from tests.support.processes import assert_same_result, wait_until
+from tests.support.s3 import FailingProxy
+
+pytestmark = pytest.mark.timeout(400)
+
+
+@pytest.fixture(scope="module")
+def local_run(tmp_path_factory):
+    """A configuration, a run of it on the disk that nothing disturbed, and its dataset."""
+    folder = tmp_path_factory.mktemp("local")
+    dataset = synthetic_dataset(folder / "d", users=400, items=400, interactions=8000, modalities={"visual": 64})
+    config = write_config(
+        folder / "c.yaml", data={"path": dataset}, run={"path": "to be set"}, train={"epochs": 3, "batch_size": 256}
+    )
+    launch("train", "--config", config, f"run.path={folder / 'run'}")
+    return config, folder / "run", dataset
+
+
+@pytest.fixture
+def proxy(s3):
+    with FailingProxy(s3.port) as proxy:
+        yield proxy
+
+
+class Training:
+    """The run under test, its S3 behind the proxy."""
+
+    def __init__(self, s3, proxy, place, local_run):
+        config, self.undisturbed, dataset = local_run
+        s3fs.S3FileSystem().put(dataset, f"{place}/data", recursive=True)
+        self.run = f"{place}/run"
+        self.arguments = ["train", "--config", config, f"data.path={place}/data", f"run.path={self.run}",
+                          "checkpoint.every_steps=13", "cluster.threads_per_worker=1"]  # fmt: skip
+        self.environment = s3.environment(proxy.port) | {"AWS_MAX_ATTEMPTS": "5"}
+        self.folder = s3.on_disk(self.run)
+
+    @contextmanager
+    def started(self):
+        process = subprocess.Popen(
+            [sys.executable, str(ROOT / "launch.py"), *self.arguments], env={**os.environ, **self.environment},
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+        )  # fmt: skip
+        try:
+            yield process
+        finally:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+            process.communicate()
+
+    def complete_checkpoints(self):
+        return sorted(path.parent.name for path in self.folder.glob("checkpoints/*/state.json"))
+
+    def until_inside_an_epoch(self, process):
+        wait_until(lambda: any("phase" in name for name in self.complete_checkpoints()), process, 120)
+
+    def again(self):
+        return launch(*self.arguments, env=self.environment, timeout=200)
+
+    def check_same(self):
+        assert_same_result(self.folder, self.undisturbed)
+
+    def retries(self):
+        return read_jsonl(self.folder / "metrics.jsonl")[-1]["storage/retries"]
+
+
+@pytest.fixture
+def training(s3, proxy, place, local_run):
+    return Training(s3, proxy, place, local_run)
+
+
+def test_503_for_a_while(training, proxy):
+    with training.started() as process:
+        training.until_inside_an_epoch(process)
+        proxy.mode = "busy"
+        wait_until(lambda: proxy.num_failed > 0, process)
+        time.sleep(3)
+        proxy.mode = "pass"
+        _, err = process.communicate(timeout=200)
+    assert process.returncode == 0, err
+    training.check_same()
+    assert training.retries() >= 1
+
+
+def test_connections_cut_in_the_middle_of_objects(training, proxy):
+    proxy.mode, proxy.num_cuts = "cut", 2
+    training.again()
+    assert proxy.num_cuts == 0
+    training.check_same()
+    assert training.retries() >= 2
+
+
+def test_gone_for_longer_than_the_retries_allow(training, proxy):
+    with training.started() as process:
+        training.until_inside_an_epoch(process)
+        proxy.mode = "gone"
+        _, err = process.communicate(timeout=200)
+    assert process.returncode == 1
+    last = err.splitlines()[-1]
+    assert last.startswith("error: cannot")
+    assert training.run in last
+    before = training.complete_checkpoints()
+    proxy.mode = "pass"
+    again = training.again()
+    assert f"from checkpoint {before[-1]}" in again.stderr
+    training.check_same()
+
+
+def test_a_checkpoint_whose_upload_was_interrupted_never_counts(training, proxy):
+    proxy.held = b"epoch-00000-phase-2-step-0000022/state.json"  # the second one, after 26 steps
+    with training.started() as process:
+        wait_until(lambda: proxy.num_held > 0, process)
+    proxy.held = b""
+    partial = {path.name for path in (training.folder / "checkpoints").iterdir()} - set(training.complete_checkpoints())
+    assert len(partial) == 1
+    again = training.again()
+    assert partial.pop() not in again.stderr
+    training.check_same()
+
+
+REFUSED = [
+    ({"AWS_SECRET_ACCESS_KEY": "not-the-secret"}, "pass", "check AWS_SECRET_ACCESS_KEY"),
+    ({"AWS_ACCESS_KEY_ID": "not-the-key"}, "pass", "check AWS_ACCESS_KEY_ID"),
+    ({"AWS_SESSION_TOKEN": "old-token"}, "expired", "renew the credentials"),
+    ({}, "read-only", "give this key the right to write there"),
+]
+
+
+@pytest.mark.parametrize(("variables", "mode", "remedy"), REFUSED)
+def test_a_refusal_is_one_sentence_within_seconds_and_tells_no_secret(training, proxy, variables, mode, remedy):
+    proxy.mode = mode
+    environment = training.environment | variables
+    start = time.monotonic()
+    done = launch(*training.arguments, env=environment, check=False, timeout=60)
+    assert time.monotonic() - start < 40
+    assert done.returncode == 1
+    lines = done.stderr.splitlines()
+    assert len([line for line in lines if line.startswith("error: ")]) == 1
+    assert remedy in lines[-1]
+    assert training.run.removesuffix("/run") in lines[-1]
+    for name in ("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"):
+        assert environment.get(name, "nothing") not in done.stdout + done.stderr
+    assert not training.complete_checkpoints()
+
+
+def test_a_bucket_that_is_not_there(training):
+    arguments = [word.replace("s3://bucket/", "s3://no-such-bucket/") for word in training.arguments]
+    done = launch(*arguments, env=training.environment, check=False, timeout=60)
+    assert done.returncode == 1
+    assert "no-such-bucket" in done.stderr.splitlines()[-1]
