@@ -19,7 +19,7 @@ from diffmm_dist.parallel.random import RandomStream
 from diffmm_dist.parallel.sums import summed
 from diffmm_dist.sparse import CSR
 
-_BLOCK_ELEMENTS = 1 << 22  # denoised values held at a time: 16 MiB, of which the next pass finds some in the cache
+_BLOCK_ELEMENTS = 1 << 20  # denoised values held at a time: 4 MiB, which the next pass finds in the cache
 
 
 @dataclass(frozen=True)

@@ -30,6 +30,7 @@ def cluster(environment):
     with RayCluster(environment) as cluster:
         cluster.add_node()
         cluster.add_node()
+        cluster.wait_until_ready()
         yield cluster
 
 
@@ -101,12 +102,7 @@ def job(cluster, s3, place, undisturbed):
 def test_the_readmes_job_and_its_tensorboard(job):
     """Through Ray's own command; then TensorBoard reads the events from S3."""
     words = ["train", *job.train, "cluster.num_workers=2"]
-    ray = [sys.executable, "-m", "ray.scripts.scripts"]
-    done = subprocess.run(
-        [*ray, "job", "submit", "--address", job.cluster.address, "--working-dir", ".", "--", "python", "launch.py",
-         *words],
-        cwd=ROOT, env={**os.environ, **job.cluster.environment}, capture_output=True, text=True, timeout=400,
-    )  # fmt: skip
+    done = job.cluster.ray("job", "submit", "--working-dir", ".", "--", "python", "launch.py", *words)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "test @20" in done.stdout
     job.check_same()
@@ -148,8 +144,7 @@ def test_a_killed_worker_and_a_killed_driver(job):
         again = job.until_log(process, r"(?s)resuming .*2 workers, by rank processes|resuming ")
         assert again
         driver = job.until_log(process, r"job (raysubmit_\w+)").group(1)
-        stop = [sys.executable, "-m", "ray.scripts.scripts", "job", "stop", "--address", job.cluster.address, driver]
-        subprocess.run(stop, env={**os.environ, **job.cluster.environment}, check=True, capture_output=True, timeout=60)
+        assert job.cluster.ray("job", "stop", driver).returncode == 0
         process.communicate(timeout=120)
     job.log = ""
     with job.started("cluster.num_workers=2") as process:

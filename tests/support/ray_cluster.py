@@ -1,6 +1,7 @@
 """A real Ray cluster on this machine: a head and nodes, each started with `ray start`."""
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -10,11 +11,14 @@ import time
 import urllib.request
 from pathlib import Path
 
+from tests.support.builders import ROOT
 from tests.support.processes import free_port
+
+_HEAD = "127.0.0.2"  # Ray would put the machine's outer address in place of 127.0.0.1
 
 
 class RayCluster:
-    """A head without CPUs and nodes with one each, on loopback; nothing is left of it afterwards.
+    """A head without CPUs and nodes with one each, every one with a loopback address of its own.
 
     Args:
         environment: variables that every process of it gets, such as those of S3.
@@ -35,11 +39,33 @@ class RayCluster:
         self._port, dashboard = free_port(), free_port()
         self.address = f"http://127.0.0.1:{dashboard}"
         self.nodes = []
+        self._num_started = 0
         self._head = self._start(
             "--head", f"--port={self._port}", f"--dashboard-port={dashboard}", "--dashboard-host=127.0.0.1",
-            "--num-cpus=0", f"--temp-dir={self._folder}", "--ray-client-server-port=0",
+            "--num-cpus=0", f"--temp-dir={self._folder}", f"--ray-client-server-port={free_port()}",
         )  # fmt: skip
         self._wait(self._answers)
+
+    def wait_until_ready(self):
+        """Wait until all nodes have joined and the cluster takes a job, which is later than it answers."""
+        self._wait(lambda: self._num_cpus() == len(self.nodes))
+        self._wait(lambda: self.ray("job", "submit", "--no-wait", "--", "true").returncode == 0)
+
+    def _num_cpus(self):
+        status = [sys.executable, "-m", "ray.scripts.scripts", "status", f"--address={_HEAD}:{self._port}"]
+        done = subprocess.run(
+            status, env={**os.environ, **self.environment}, capture_output=True, text=True, timeout=60
+        )
+        found = re.search(r"/(\d+)\.0 CPU", done.stdout)
+        return int(found[1]) if found else 0
+
+    def ray(self, *arguments):
+        """Run one of Ray's own commands for jobs against the cluster."""
+        command, subcommand, *rest = arguments
+        return subprocess.run(
+            [sys.executable, "-m", "ray.scripts.scripts", command, subcommand, "--address", self.address, *rest],
+            env={**os.environ, **self.environment}, cwd=ROOT, capture_output=True, text=True, timeout=400,
+        )  # fmt: skip
 
     def __enter__(self):
         return self
@@ -51,7 +77,7 @@ class RayCluster:
 
     def add_node(self):
         """Start a node with one CPU."""
-        self.nodes.append(self._start(f"--address=127.0.0.1:{self._port}", "--num-cpus=1"))
+        self.nodes.append(self._start(f"--address={_HEAD}:{self._port}", "--num-cpus=1"))
         return self.nodes[-1]
 
     def kill(self, node):
@@ -61,8 +87,12 @@ class RayCluster:
         node.wait(timeout=60)
 
     def _start(self, *arguments):
-        command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block", "--node-ip-address=127.0.0.1",
+        self._num_started += 1
+        command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block",
+                   f"--node-ip-address=127.0.0.{self._num_started + 1}",
                    "--object-store-memory=100000000", *arguments]  # fmt: skip
+        # Agents have fixed ports by default, which another Ray on this machine may hold.
+        command += [f"--{name}-port={free_port()}" for name in ("dashboard-agent-listen", "metrics-export")]
         log = (self._folder / f"start-{time.monotonic_ns()}.log").open("w")
         return subprocess.Popen(
             command,
@@ -82,8 +112,8 @@ class RayCluster:
         except OSError:
             return False
 
-    def _wait(self, condition, seconds=120):
+    def _wait(self, condition, seconds=300):
         deadline = time.monotonic() + seconds
         while not condition():
-            assert time.monotonic() < deadline
+            assert time.monotonic() < deadline, [path.read_text() for path in self._folder.glob("start-*.log")]
             time.sleep(0.2)

@@ -20,7 +20,7 @@ from diffmm_dist.models.diffmm.model import DiffMM, Rows
 from diffmm_dist.parallel.collectives import all_reduce_sum
 from diffmm_dist.parallel.replicas import sum_gradients
 
-_REBUILT_USERS = 4096  # at a time: more of them make the blocks of items too narrow for the matrix product
+_REBUILT_USERS = 2048  # at a time: more of them make the blocks of items too narrow for the matrix product
 
 
 @dataclass(frozen=True)
