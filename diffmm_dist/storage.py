@@ -291,13 +291,17 @@ def _commit_remote(staging: str, uri: str, marker: str) -> None:
 
 
 def arrow_file_system(uri: str) -> tuple[Any, str]:
-    """Return pyarrow's view of the file system that holds a path or an address, None for the disk, and the path."""
-    file_system, path = _resolve(uri)
+    """Return pyarrow's view of the file system that holds a path or an address, None for the disk, and the path.
+
+    It can be sent to other processes, which the session that counts repeated requests cannot.
+    """
+    _, path = _resolve(uri)
     if not is_remote(uri):
         return None, path
+    import s3fs
     from pyarrow.fs import FSSpecHandler, PyFileSystem
 
-    return PyFileSystem(FSSpecHandler(file_system)), path
+    return PyFileSystem(FSSpecHandler(s3fs.S3FileSystem(use_listings_cache=False))), path
 
 
 def num_retries() -> int:
