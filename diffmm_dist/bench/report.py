@@ -215,7 +215,7 @@ def _streams(document: StreamBenchmark) -> list[str]:
         for uri, entry in document["streams"].items()
     ]
     columns = ["dataset", "training interactions", "MiB read", "seconds", "MiB per second", "speed, of the first's"]
-    return _table([*columns, "peak memory of reading, MiB"], rows)
+    return _table([*columns, "peak memory of the process, MiB"], rows)
 
 
 def _size(document: PropagationBenchmark) -> str:
