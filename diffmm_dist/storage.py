@@ -1,28 +1,26 @@
-"""Paths and s3:// addresses behind one small set of functions; the only place that imports s3fs.
+"""Paths and s3:// addresses behind one small set of functions.
 
 Endpoint and credentials of S3 come from the environment or the usual AWS profile, never from a configuration.
 """
 
 import hashlib
 import json
-import logging
 import os
 import shutil
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import cache
 from typing import IO, Any
 
 import fsspec
 import pyarrow as pa
 from pydantic import TypeAdapter, ValidationError
 
+from diffmm_dist import s3
 from diffmm_dist.errors import UserError, one_line
 
 _SHA256_CHUNK = 1 << 20
 _DOWNLOAD_CHUNK = 1 << 23
-_ATTEMPTS = 8  # about half a minute
 
 
 def join(uri: str, *parts: str) -> str:
@@ -298,60 +296,16 @@ def arrow_file_system(uri: str) -> tuple[Any, str]:
     _, path = _resolve(uri)
     if not is_remote(uri):
         return None, path
-    import s3fs
     from pyarrow.fs import FSSpecHandler, PyFileSystem
 
-    return PyFileSystem(FSSpecHandler(s3fs.S3FileSystem(use_listings_cache=False))), path
-
-
-def num_retries() -> int:
-    """Return how many requests to S3 this process has repeated so far."""
-    return _retries.count
+    return PyFileSystem(FSSpecHandler(s3.file_system(counted=False))), path
 
 
 def _resolve(uri: str) -> tuple[Any, str]:
     """Return the file system and the path on it."""
     if is_remote(uri):
-        import s3fs
-
-        return s3fs.S3FileSystem(**s3_options()), uri.removeprefix("s3://")
+        return s3.file_system(), uri.removeprefix("s3://")
     return fsspec.filesystem("file"), os.path.abspath(uri)
-
-
-@cache
-def s3_options() -> dict[str, Any]:
-    """Return the arguments of s3fs with which requests that fail for a passing reason are repeated and counted.
-
-    botocore repeats what is throttled, answered 5xx or not answered, with growing pauses; AWS_MAX_ATTEMPTS and
-    AWS_RETRY_MODE set how. s3fs repeats the request whose answer broke off.
-    """
-    from aiobotocore.session import get_session
-
-    os.environ.setdefault("AWS_RETRY_MODE", "standard")
-    os.environ.setdefault("AWS_MAX_ATTEMPTS", str(_ATTEMPTS))
-    session = get_session()
-    session.register("request-created.s3", _retries.request)
-    logger = logging.getLogger("s3fs")
-    logger.setLevel(logging.DEBUG)
-    logger.addFilter(_retries.message)
-    return {"session": session, "use_listings_cache": False}
-
-
-class _Retries:
-    """Counts repeated requests: botocore tells which attempt a request is, s3fs writes a message."""
-
-    def __init__(self) -> None:
-        self.count = 0
-
-    def request(self, request: Any, **_: Any) -> None:
-        self.count += request.context.get("retries", {}).get("attempt", 1) > 1
-
-    def message(self, record: logging.LogRecord) -> bool:
-        self.count += str(record.msg).startswith("Retryable error")
-        return record.levelno > logging.DEBUG
-
-
-_retries = _Retries()
 
 
 @contextmanager
@@ -362,43 +316,7 @@ def _explained(uri: str, action: str) -> Iterator[None]:
     except FileNotFoundError as error:
         raise UserError(f"cannot {action} {uri}: it does not exist") from error
     except Exception as error:
-        if not isinstance(error, OSError) and not _is_of_s3(error):
+        if not isinstance(error, OSError) and not s3.is_of_client(error):
             raise
-        reason = _reason(uri, error)
-        raise UserError(f"cannot {action} {uri}: {one_line(reason)}{_remedy(reason, action)}") from error
-
-
-def _reason(uri: str, error: Exception) -> Exception:
-    """Return why S3 refused; an answer to HEAD has no room for that, so another question is asked."""
-    if not is_remote(uri) or one_line(error) not in ("Forbidden", "Bad Request"):
-        return error
-    file_system, path = _resolve(uri)
-    try:
-        file_system.call_s3("list_objects_v2", Bucket=path.split("/")[0], MaxKeys=1)
-    except Exception as told:  # of the client's many kinds
-        return told
-    return error
-
-
-_REMEDIES = {
-    "Unable to locate credentials": "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or an AWS profile",
-    "ExpiredToken": "renew the credentials",
-    "SignatureDoesNotMatch": "check AWS_SECRET_ACCESS_KEY",
-    "InvalidAccessKeyId": "check AWS_ACCESS_KEY_ID",
-    "Could not connect to the endpoint": "check AWS_ENDPOINT_URL and the network",
-    "NoSuchBucket": "make the bucket or check its name",
-    "Access Denied": "give this key the right to {action} there",
-    "Forbidden": "give this key the right to {action} there",
-}
-
-
-def _remedy(error: BaseException, action: str) -> str:
-    """Return what to do about an error of S3, from its own words or those of the one behind it."""
-    text = f"{error} {error.__cause__}"
-    remedies = (remedy for words, remedy in _REMEDIES.items() if words in text)
-    return next((f"; {remedy.format(action=action)}" for remedy in remedies), "")
-
-
-def _is_of_s3(error: Exception) -> bool:
-    """Tell what the S3 client raises, such as missing credentials: it is no OSError, nor of any one class."""
-    return any(kind.__module__.split(".")[0] in ("aiobotocore", "botocore") for kind in type(error).__mro__)
+        reason = s3.reason(_resolve(uri)[1], error) if is_remote(uri) else error
+        raise UserError(f"cannot {action} {uri}: {one_line(reason)}{s3.remedy(reason, action)}") from error

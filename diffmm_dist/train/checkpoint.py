@@ -33,7 +33,7 @@ from torch.distributed.checkpoint.planner import TensorWriteData, WriteItem, Wri
 from torch.distributed.checkpoint.state_dict_loader import load as load_distributed
 from torch.distributed.checkpoint.state_dict_saver import save as save_distributed
 
-from diffmm_dist import storage
+from diffmm_dist import s3, storage
 from diffmm_dist.errors import UserError, one_line
 from diffmm_dist.parallel.collectives import any_worker
 from diffmm_dist.parallel.ranges import Ownership
@@ -135,7 +135,7 @@ class Checkpoints:
     def _writer(self, folder: str) -> FileSystemWriter:
         if not self._remote:
             return FileSystemWriter(folder, sync_files=True)
-        writer: FileSystemWriter = FsspecWriter(folder, sync_files=False, **storage.s3_options())
+        writer: FileSystemWriter = FsspecWriter(folder, sync_files=False, **s3.options())
         return writer
 
     def _complete(self, partial: str, name: str, progress: Progress) -> None:
@@ -187,7 +187,7 @@ class Checkpoints:
         """
         path = self._path(name)
         try:
-            reader = _RemoteReader(path, **storage.s3_options()) if self._remote else _LocalReader(path)
+            reader = _RemoteReader(path, **s3.options()) if self._remote else _LocalReader(path)
             entries = reader.read_metadata().state_dict_metadata
             tensors = {key: _empty(entry, owners.get(key)) for key, entry in entries.items() if wanted(key)}
             with _quiet():

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from diffmm_dist import storage
+from diffmm_dist import s3
 from diffmm_dist.errors import LostWorkerError, StoppedError, UserError
 from diffmm_dist.models.base import Phase, PhaseContext
 from diffmm_dist.monitoring.log import logger
@@ -146,7 +146,7 @@ def _record(run: TrainingRun, epoch: int) -> None:
     epoch_seconds = sum(value for name, value in seconds.items() if name != "checkpoint")
     scalars = values.scalars | {f"time/{name}_s": value for name, value in seconds.items()}
     scalars |= {"time/epoch_s": epoch_seconds, **_memory(run.world), **_traffic(run.world)}
-    scalars["storage/retries"] = float(sum(worker_counts(storage.num_retries(), run.world)))
+    scalars["storage/retries"] = float(sum(worker_counts(s3.num_retries(), run.world)))
     for phase in state.phases:
         scalars[f"throughput/{phase.name}_{phase.unit}_per_s"] = phase.num_examples / seconds[phase.name]
     run.recorder.scalars(scalars, epoch=epoch)

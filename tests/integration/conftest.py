@@ -4,7 +4,7 @@ import uuid
 
 import pytest
 
-from diffmm_dist import storage
+from diffmm_dist import s3 as s3_client
 from tests.support.s3 import s3_server
 
 
@@ -26,5 +26,5 @@ def place(environment, monkeypatch):
     """A prefix of its own, which this process can reach too."""
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    storage.s3_options.cache_clear()
+    s3_client.options.cache_clear()
     return f"s3://bucket/{uuid.uuid4().hex}"
