@@ -28,8 +28,7 @@ def prepare_diffmm(
     from diffmm_dist.data.importers.diffmm import import_diffmm
 
     report = import_diffmm(folder, out, force=force)
-    _show_dataset(out)
-    _show_report(report, folder)
+    _show_import(out, report, folder)
 
 
 @prepare_app.command("mmrec")
@@ -42,8 +41,7 @@ def prepare_mmrec(
     from diffmm_dist.data.importers.mmrec import import_mmrec
 
     report = import_mmrec(folder, out, force=force)
-    _show_dataset(out)
-    _show_report(report, folder)
+    _show_import(out, report, folder)
 
 
 @prepare_app.command("tables")
@@ -102,8 +100,7 @@ def prepare_tables(
         memory_gib=memory_gib,
     )
     report = tables.import_tables(settings, out, force=force)
-    _show_dataset(out)
-    _show_report(report, interactions)
+    _show_import(out, report, interactions)
 
 
 def _named(texts: list[str] | None, option: str) -> dict[str, str]:
@@ -119,7 +116,9 @@ def _named(texts: list[str] | None, option: str) -> dict[str, str]:
     return named
 
 
-def _show_report(report: "ImportReport", source: str) -> None:
+def _show_import(out: str, report: "ImportReport", source: str) -> None:
+    """Show the dataset that an import has made, and what it says."""
+    _show_dataset(out)
     for name in report.missing:
         print(f"left out: {source}/{name} is not there")
     for note in report.notes:

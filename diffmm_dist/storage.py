@@ -19,8 +19,7 @@ from pydantic import TypeAdapter, ValidationError
 from diffmm_dist import s3
 from diffmm_dist.errors import UserError, one_line
 
-_SHA256_CHUNK = 1 << 20
-_DOWNLOAD_CHUNK = 1 << 23
+_PIECE = 1 << 20
 
 
 def join(uri: str, *parts: str) -> str:
@@ -180,8 +179,8 @@ def sha256(uri: str) -> str:
     """Return the SHA-256 of a file, in hexadecimal."""
     digest = hashlib.sha256()
     with open_file(uri) as file:
-        while chunk := file.read(_SHA256_CHUNK):
-            digest.update(chunk)
+        for _ in _hashed(file, digest):
+            pass
     return digest.hexdigest()
 
 
@@ -189,10 +188,15 @@ def download(uri: str, path: str) -> str:
     """Copy a file to a local path, where it appears at once; return its SHA-256."""
     digest = hashlib.sha256()
     with open_file(uri) as source, replacing_file(path) as target:
-        while chunk := source.read(_DOWNLOAD_CHUNK):
-            digest.update(chunk)
-            target.write(chunk)
+        target.writelines(_hashed(source, digest))
     return digest.hexdigest()
+
+
+def _hashed(file: IO[bytes], digest: Any) -> Iterator[bytes]:
+    """Yield a file in pieces that the digest has taken in."""
+    while piece := file.read(_PIECE):
+        digest.update(piece)
+        yield piece
 
 
 def remove_file(uri: str) -> None:

@@ -20,13 +20,21 @@ def check_ids(ids: npt.NDArray[np.int64], count: int, *, kind: str, where: str) 
 
 def check_finite(rows: npt.NDArray[Any], *, modality: str, first_row: int = 0) -> None:
     """Raise a ``UserError`` naming the modality and the first feature row that holds NaN or infinity."""
-    bad = np.flatnonzero(~np.isfinite(rows).all(axis=1))
-    if bad.size:
-        kind = "NaN" if np.isnan(rows[bad[0]]).any() else "infinity"
+    found = first_not_finite(rows)
+    if found is not None:
+        row, kind, count = found
         raise UserError(
-            f"modality '{modality}': the features of item row {first_row + bad[0]} hold {kind} ({bad.size} such rows "
+            f"modality '{modality}': the features of item row {first_row + row} hold {kind} ({count} such rows "
             "in this block); clean or impute them first"
         )
+
+
+def first_not_finite(rows: npt.NDArray[Any]) -> tuple[int, str, int] | None:
+    """Return the first row that holds NaN or infinity, which of them, and how many rows do; None if there is none."""
+    bad = np.flatnonzero(~np.isfinite(rows).all(axis=1))
+    if not bad.size:
+        return None
+    return int(bad[0]), "NaN" if np.isnan(rows[bad[0]]).any() else "infinity", int(bad.size)
 
 
 def storable(rows: npt.NDArray[Any]) -> npt.NDArray[Any]:

@@ -8,13 +8,12 @@ import subprocess
 import sys
 import time
 import urllib.request
-from contextlib import contextmanager
 
 import pytest
 import s3fs
 
 from tests.support.builders import ROOT, launch, metrics_of, synthetic_dataset
-from tests.support.processes import free_port, wait_until
+from tests.support.processes import free_port, started, wait_until
 
 pytest.importorskip("ray", reason="Ray is not installed")
 
@@ -56,19 +55,9 @@ class Job:
         self.train = ["--config", "configs/demo.yaml", f"data.path={place}/data", f"run.path={self.run}", *SETTINGS]
         self.log = ""
 
-    @contextmanager
     def started(self, *overrides):
-        command = [sys.executable, "launch.py", "submit", "--address", self.cluster.address, *self.train, *overrides]
-        process = subprocess.Popen(
-            command, cwd=ROOT, env={**os.environ, **self.cluster.environment}, stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT, text=True, start_new_session=True,
-        )  # fmt: skip
-        try:
-            yield process
-        finally:
-            if process.poll() is None:
-                os.killpg(process.pid, signal.SIGKILL)
-            process.communicate()
+        return started("submit", "--address", self.cluster.address, *self.train, *overrides, cwd=ROOT,
+                       env=self.cluster.environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)  # fmt: skip
 
     def until_log(self, process, pattern):
         """Read the job's log until a pattern matches."""

@@ -1,10 +1,7 @@
 """Datasets and bundles on a real S3 server, started here on loopback."""
 
 import json
-import os
-import signal
 import subprocess
-import sys
 
 import pytest
 import s3fs
@@ -14,8 +11,8 @@ from diffmm_dist.data.dataset import Dataset
 from diffmm_dist.errors import UserError
 from diffmm_dist.export.bundle import read_bundle
 from tests.contracts.storage_contract import StorageContract
-from tests.support.builders import ROOT, launch, synthetic_dataset, write_config
-from tests.support.processes import assert_same_result, wait_until
+from tests.support.builders import launch, synthetic_dataset, write_config
+from tests.support.processes import assert_same_result, started, wait_until
 
 
 class TestS3Storage(StorageContract):
@@ -88,17 +85,11 @@ def test_a_killed_run_on_s3_ends_as_one_on_a_disk(s3, place, environment, local_
                 "cluster.threads_per_worker=1", "checkpoint.every_steps=7"]  # fmt: skip
     if num_workers:
         settings.append(f"data.cache={cache}")
-    process = subprocess.Popen(
-        [sys.executable, str(ROOT / "launch.py"), "train", *settings], env={**os.environ, **environment},
-        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, cwd=tmp_path, start_new_session=True,
-    )  # fmt: skip
-    try:
+    with started(
+        "train", *settings, env=environment, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+    ) as process:
         complete = s3.on_disk(run) / "checkpoints"
         wait_until(lambda: any("phase" in path.parent.name for path in complete.glob("*/state.json")), process, 400)
-    finally:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-        process.communicate()
     again = launch("train", *settings, env=environment, cwd=tmp_path, timeout=500)
     assert "resuming" in again.stderr + again.stdout
     if num_workers:

@@ -1,18 +1,14 @@
 """S3 fails while a run trains on it: the run waits, or ends with a sentence and goes on later with the same numbers."""
 
-import os
-import signal
 import subprocess
-import sys
 import time
-from contextlib import contextmanager
 
 import pytest
 import s3fs
 
 from diffmm_dist.monitoring.jsonl import read_jsonl
-from tests.support.builders import ROOT, launch, synthetic_dataset, write_config
-from tests.support.processes import assert_same_result, wait_until
+from tests.support.builders import launch, synthetic_dataset, write_config
+from tests.support.processes import assert_same_result, started, wait_until
 from tests.support.s3 import FailingProxy
 
 pytestmark = pytest.mark.timeout(400)
@@ -48,18 +44,8 @@ class Training:
         self.environment = s3.environment(proxy.port) | {"AWS_MAX_ATTEMPTS": "5"}
         self.folder = s3.on_disk(self.run)
 
-    @contextmanager
     def started(self):
-        process = subprocess.Popen(
-            [sys.executable, str(ROOT / "launch.py"), *self.arguments], env={**os.environ, **self.environment},
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
-        )  # fmt: skip
-        try:
-            yield process
-        finally:
-            if process.poll() is None:
-                os.killpg(process.pid, signal.SIGKILL)
-            process.communicate()
+        return started(*self.arguments, env=self.environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
     def complete_checkpoints(self):
         return sorted(path.parent.name for path in self.folder.glob("checkpoints/*/state.json"))

@@ -1,17 +1,37 @@
 """Programs that tests start, and what they wait for."""
 
 import json
+import os
+import signal
 import socket
+import subprocess
+import sys
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
-from tests.support.builders import metrics_of
+from tests.support.builders import ROOT, metrics_of
 
 
 def free_port():
     with socket.socket() as server:
         server.bind(("127.0.0.1", 0))
         return server.getsockname()[1]
+
+
+@contextmanager
+def started(*arguments, env, **kwargs):
+    """Start launch.py in a session of its own; it is killed with all its processes if it still runs afterwards."""
+    process = subprocess.Popen(
+        [sys.executable, str(ROOT / "launch.py"), *map(str, arguments)], env={**os.environ, **env}, text=True,
+        start_new_session=True, **kwargs,
+    )  # fmt: skip
+    try:
+        yield process
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
 
 
 def wait_until(condition, process, seconds=120):

@@ -11,6 +11,7 @@ import scipy.sparse as sp
 
 from diffmm_dist import storage
 from diffmm_dist.data.checks import storable
+from diffmm_dist.data.importers.arrays import open_rows
 from diffmm_dist.data.importers.pickled import SPARSE_MATRIX
 from diffmm_dist.data.importers.report import ImportReport
 from diffmm_dist.data.schema import Split
@@ -98,12 +99,7 @@ def _read_matrix(path: Path) -> sp.csr_matrix:
 
 
 def _open_features(path: Path, num_items: int, modality: str) -> npt.NDArray[Any]:
-    try:
-        rows: npt.NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
-    except Exception as error:  # numpy raises several kinds for a file that is not its own
-        raise UserError(f"{path} is not a readable .npy file: {one_line(error)}") from error
-    if rows.ndim != 2 or rows.shape[1] < 1 or rows.dtype.kind != "f":
-        raise UserError(f"{path} holds {rows.dtype} of shape {rows.shape}; float rows (items, width) are needed")
+    rows = open_rows(str(path), kinds="f", needed="float rows")
     if rows.shape[0] != num_items:
         raise UserError(
             f"{path}: modality '{modality}' has {rows.shape[0]} feature rows but there are {num_items} items; "

@@ -11,10 +11,10 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from diffmm_dist import storage
-from diffmm_dist.data.checks import storable
+from diffmm_dist.data.checks import first_not_finite, storable
+from diffmm_dist.data.importers.arrays import open_rows
 from diffmm_dist.data.importers.arrow_tables import Table, id_array
-from diffmm_dist.errors import UserError, one_line
+from diffmm_dist.errors import UserError
 
 _ROWS_PER_CHUNK = 16_384
 
@@ -49,7 +49,9 @@ class Features:
         self.modality = source.modality
         self._uri = source.uri
         self._item = source.item
-        self._array = _open_array(source.uri) if source.uri.endswith(".npy") else None
+        self._array = (
+            open_rows(source.uri, kinds="fiu", needed="rows of numbers") if source.uri.endswith(".npy") else None
+        )
         if self._array is None:
             self._table = Table(source.uri, text_columns=[source.item] if source.text_ids else ())
             self._table.check_columns([source.item])
@@ -104,12 +106,12 @@ class Features:
         return rows, int((~filled).sum())
 
     def _check(self, values: npt.NDArray[Any], item_ids: pa.Array, places: npt.NDArray[Any]) -> None:
-        bad = np.flatnonzero(~np.isfinite(values).all(axis=1))
-        if bad.size:
-            kind = "NaN" if np.isnan(values[bad[0]]).any() else "infinity"
-            item = item_ids[int(places[bad[0]])].as_py()
+        found = first_not_finite(values)
+        if found is not None:
+            row, kind, count = found
+            item = item_ids[int(places[row])].as_py()
             raise UserError(
-                f"{self._uri}: the {self.modality} features of item {item!r} hold {kind} ({bad.size} such rows in this "
+                f"{self._uri}: the {self.modality} features of item {item!r} hold {kind} ({count} such rows in this "
                 "block); clean or impute them first"
             )
 
@@ -174,18 +176,3 @@ def _is_list(kind: pa.DataType) -> bool:
 
 def _is_number(kind: pa.DataType) -> bool:
     return bool(pa.types.is_floating(kind) or pa.types.is_integer(kind))
-
-
-def _open_array(uri: str) -> npt.NDArray[Any]:
-    """Open a .npy file: mapped from a disk, read from S3."""
-    try:
-        if storage.is_remote(uri):
-            with storage.open_file(uri) as file:
-                rows: npt.NDArray[Any] = np.lib.format.read_array(file, allow_pickle=False)
-        else:
-            rows = np.load(uri, mmap_mode="r", allow_pickle=False)
-    except (ValueError, OSError, EOFError) as error:
-        raise UserError(f"{uri} is not a readable .npy file: {one_line(error)}") from error
-    if rows.ndim != 2 or rows.shape[1] < 1 or rows.dtype.kind not in "fiu":
-        raise UserError(f"{uri} holds {rows.dtype} of shape {rows.shape}; rows of numbers (items, width) are needed")
-    return rows

@@ -15,12 +15,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from diffmm_dist.data.importers.arrow_tables import Table, id_array, number_array
-from diffmm_dist.data.schema import SPLITS, Split
+from diffmm_dist.data.schema import ROWS_PER_BATCH, SPLITS, Split
 from diffmm_dist.errors import UserError
 
 SplitMethod = Literal["random", "leave-last-out", "time", "column"]
 SPLIT_METHODS: tuple[SplitMethod, ...] = ("random", "leave-last-out", "time", "column")
-_ROWS_PER_BATCH = 65_536
 
 
 @dataclass(frozen=True)
@@ -131,7 +130,7 @@ class Interactions:
         run("create table item_ids as select distinct item as id from raw")
         for ids in extra_items:
             self._append("more_ids", pa.table({"id": ids}), create=True)
-            run("insert into item_ids select id from more_ids where id not in (select id from item_ids)")
+            run("insert into item_ids select id from more_ids")
         run("create table users as select id, row_number() over (order by id) - 1 as number "
             "from (select distinct user as id from raw)")  # fmt: skip
         run("create table items as select id, row_number() over (order by id) - 1 as number "
@@ -216,7 +215,7 @@ class Interactions:
             f"select u.final as user, i.final as item from pairs join final_users u on pairs.user = u.number "
             f"join final_items i on pairs.item = i.number where split = {SPLITS.index(split)} order by all"
         )
-        for batch in rows.to_arrow_reader(_ROWS_PER_BATCH):
+        for batch in rows.to_arrow_reader(ROWS_PER_BATCH):
             yield batch.column(0).to_numpy(), batch.column(1).to_numpy()
 
     def _append(self, name: str, rows: pa.Table, *, create: bool) -> None:
