@@ -1,13 +1,17 @@
 """The S3 client: how it repeats requests, and what its errors mean; the only place that imports s3fs."""
 
+import io
 import logging
 import os
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cache
 from typing import Any
 
 from diffmm_dist.errors import one_line
 
 _ATTEMPTS = 8  # about half a minute
+_BLOCK = 4 << 20  # bytes of one ranged read
+_BLOCKS_AHEAD = 8  # that are asked for, two at a time, before they are needed
 
 
 def file_system(*, counted: bool = True) -> Any:
@@ -15,6 +19,68 @@ def file_system(*, counted: bool = True) -> Any:
     import s3fs
 
     return s3fs.S3FileSystem(**options()) if counted else s3fs.S3FileSystem(use_listings_cache=False)
+
+
+class BlockReader(io.RawIOBase):
+    """A file on S3 for reading, whose next blocks are fetched by threads while earlier ones are used.
+
+    Raises what the file system raises where a block is needed that could not be fetched.
+    """
+
+    def __init__(self, path: str) -> None:
+        self._file_system = file_system()
+        self._path = path
+        self._size = int(self._file_system.info(path)["size"])
+        self._place = 0
+        self._blocks: dict[int, Future[bytes]] = {}
+        self._threads = ThreadPoolExecutor(max_workers=2, thread_name_prefix="s3-block")
+
+    def readable(self) -> bool:
+        """Return True."""
+        return True
+
+    def seekable(self) -> bool:
+        """Return True."""
+        return True
+
+    def tell(self) -> int:
+        """Return the place of the next byte."""
+        return self._place
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        """Move to a place counted from the file's start, this place or the file's end; return it."""
+        start = {io.SEEK_SET: 0, io.SEEK_CUR: self._place, io.SEEK_END: self._size}[whence]
+        self._place = start + offset
+        return self._place
+
+    def read(self, size: int = -1) -> bytes | memoryview:
+        """Return the next bytes, as many as asked for unless the file ends; no copy where one block holds them."""
+        stop = self._size if size < 0 else min(self._place + size, self._size)
+        if stop <= self._place:
+            return b""
+        first, last = self._place // _BLOCK, (stop - 1) // _BLOCK
+        for number in range(first, min(last + 1 + _BLOCKS_AHEAD, -(-self._size // _BLOCK))):
+            if number not in self._blocks:
+                self._blocks[number] = self._threads.submit(self._fetch, number)
+        parts = []
+        for number in range(first, last + 1):
+            start = number * _BLOCK
+            block = memoryview(self._blocks[number].result())
+            parts.append(block[max(self._place - start, 0) : stop - start])
+        for number in [number for number in self._blocks if number < first]:
+            del self._blocks[number]
+        self._place = stop
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    def _fetch(self, number: int) -> bytes:
+        start = number * _BLOCK
+        return bytes(self._file_system.cat_file(self._path, start=start, end=min(start + _BLOCK, self._size)))
+
+    def close(self) -> None:
+        """Give up what is still to be fetched."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
+        self._blocks.clear()
+        super().close()
 
 
 @cache

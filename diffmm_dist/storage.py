@@ -145,10 +145,10 @@ def write_json(uri: str, value: Any) -> None:
 @contextmanager
 def open_input(uri: str) -> Iterator[pa.NativeFile]:
     """Open a file for random access: memory-mapped on disk, ranged reads on S3."""
-    file_system, path = _resolve(uri)
+    _, path = _resolve(uri)
     with _explained(uri, "read"):
         if is_remote(uri):
-            file: pa.NativeFile = pa.PythonFile(file_system.open(path, "rb"), mode="r")
+            file: pa.NativeFile = pa.PythonFile(s3.BlockReader(path), mode="r")
         else:
             file = pa.memory_map(path)
     try:

@@ -8,7 +8,7 @@ from typing import Any
 
 from diffmm_dist import storage
 from diffmm_dist.bench.machine import command, machine
-from diffmm_dist.data.dataset import Dataset
+from diffmm_dist.data.dataset import Cursor, Dataset
 from diffmm_dist.data.stream import Reading
 from diffmm_dist.monitoring.timing import peak_rss_gib, take_turns
 
@@ -47,9 +47,9 @@ def bench_stream(datasets: Sequence[str], out: str, *, repeats: int, batches_ahe
 
 
 def read_all(dataset: Dataset) -> int:
-    """Read what an epoch needs, batch by batch, and return its bytes."""
+    """Read the interactions of an epoch, shuffled, and all features, batch by batch; return their bytes."""
     num_bytes = 0
-    for users, items in dataset.stream("train"):
+    for users, items, _ in dataset.stream_epoch("train", Cursor(), seed=0):
         num_bytes += users.nbytes + items.nbytes
     for name in dataset.manifest.modalities:
         for _, rows in dataset.stream_features(name):

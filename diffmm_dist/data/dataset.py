@@ -1,7 +1,7 @@
 """Reading a prepared dataset."""
 
-from collections.abc import Iterator
-from typing import Any, Literal
+from collections.abc import Iterator, Sequence
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -13,13 +13,28 @@ from torch import Tensor
 from diffmm_dist import storage
 from diffmm_dist.data import schema
 from diffmm_dist.data.checks import check_finite, check_ids
-from diffmm_dist.data.schema import FileEntry, Manifest, Split
-from diffmm_dist.data.stream import Reading, read_batches
+from diffmm_dist.data.schema import FileEntry, InteractionFile, Manifest, RowFile, Split
+from diffmm_dist.data.stream import ReadBatch, Reading, read_batches
 from diffmm_dist.errors import UserError, closest
+from diffmm_dist.parallel.random import RandomStream
 from diffmm_dist.parallel.ranges import Range
 from diffmm_dist.sparse import CSR
 
 Ints = npt.NDArray[np.int64]
+
+
+class Cursor(NamedTuple):
+    """How far a stream of epochs has come; another epoch starts at ``Cursor(epoch)``.
+
+    Attributes:
+        epoch: which epoch, from 0.
+        file: files of its order that are done.
+        batch: record batches done of the file behind them.
+    """
+
+    epoch: int = 0
+    file: int = 0
+    batch: int = 0
 
 
 class Dataset:
@@ -86,16 +101,54 @@ class Dataset:
             UserError: a file is damaged or holds an id out of range.
         """
         users = users or Range(0, self.num_users)
-        for file in self.manifest.interactions.get(split, ()):
-            if file.user_stop <= users.start or file.user_start >= users.stop:
-                continue
-            uri = storage.join(self.uri, file.path)
-            for batch in self._batches(file, schema.INTERACTIONS):
-                user_ids, item_ids = (column.to_numpy(zero_copy_only=False) for column in batch.columns)
-                check_ids(user_ids, self.num_users, kind="user", where=uri)
-                check_ids(item_ids, self.num_items, kind="item", where=uri)
-                ours = (user_ids >= users.start) & (user_ids < users.stop)
-                yield user_ids[ours], item_ids[ours]
+        files = self._files_of(split, users)
+        for number, _, rows in self._batches(files, schema.INTERACTIONS):
+            yield self._of_users(rows, users, files[number])
+
+    def stream_epoch(
+        self, split: Split, cursor: Cursor, *, seed: int, users: Range | None = None
+    ) -> Iterator[tuple[Ints, Ints, Cursor]]:
+        """Yield the interactions of ``stream`` in an order that each epoch has of its own, from a place in it on.
+
+        Files come in a random order and so do the rows of each record batch; the record batches of a file come as they
+        lie there, so that the next one can be fetched ahead. What a cursor has passed is not read again.
+
+        Args:
+            split: train, valid or test.
+            cursor: the epoch, and how far it has come.
+            seed: of the orders.
+            users: the users to read, all by default.
+
+        Yields:
+            users and items, int64 (n,) each, and the cursor with which an interrupted epoch goes on behind them.
+
+        Raises:
+            UserError: a file is damaged or holds an id out of range.
+        """
+        users = users or Range(0, self.num_users)
+        order = RandomStream.of(seed, "stream", split, cursor.epoch)
+        files = self._files_of(split, users)
+        files = [files[index] for index in _shuffled(order, len(files))][cursor.file :]
+        for number, index, rows in self._batches(files, schema.INTERACTIONS, skip=cursor.batch):
+            user_ids, item_ids = self._of_users(rows, users, files[number])
+            places = _shuffled(order.child(files[number].path, index), len(user_ids))
+            yield user_ids[places], item_ids[places], Cursor(cursor.epoch, cursor.file + number, index + 1)
+
+    def _files_of(self, split: Split, users: Range) -> list[InteractionFile]:
+        """Return the files of a split that may hold interactions of some users."""
+        files = self.manifest.interactions.get(split, ())
+        return [file for file in files if file.user_start < users.stop and users.start < file.user_stop]
+
+    def _of_users(self, rows: pa.RecordBatch, users: Range, file: FileEntry) -> tuple[Ints, Ints]:
+        """Return the users and items of a record batch that belong to some users."""
+        user_ids, item_ids = (column.to_numpy(zero_copy_only=False) for column in rows.columns)
+        uri = storage.join(self.uri, file.path)
+        check_ids(user_ids, self.num_users, kind="user", where=uri)
+        check_ids(item_ids, self.num_items, kind="item", where=uri)
+        if users.size == self.num_users:
+            return user_ids, item_ids
+        ours = (user_ids >= users.start) & (user_ids < users.stop)
+        return user_ids[ours], item_ids[ours]
 
     def interactions(self, split: Split, users: Range | None = None) -> CSR:
         """Return the interactions of a split as rows of users; row 0 is the first of ``users``.
@@ -130,17 +183,15 @@ class Dataset:
             )
         entry = self.manifest.modalities[modality]
         items = items or Range(0, self.num_items)
-        for file in entry.files:
-            if file.row_start >= items.stop or file.row_start + file.rows <= items.start:
-                continue
-            first = file.row_start
-            for batch in self._batches(file, schema.feature_schema(entry.width, entry.dtype)):
-                values = batch.column(0).flatten().to_numpy(zero_copy_only=False).reshape(-1, entry.width)
-                check_finite(values, modality=modality, first_row=first)
-                start, stop = max(first, items.start), min(first + batch.num_rows, items.stop)
-                if start < stop:
-                    yield start, values[start - first : stop - first]
-                first += batch.num_rows
+        files = _overlapping(entry.files, items)
+        first = files[0].row_start if files else 0
+        for _, _, rows in self._batches(files, schema.feature_schema(entry.width, entry.dtype)):
+            values = rows.column(0).flatten().to_numpy(zero_copy_only=False).reshape(-1, entry.width)
+            check_finite(values, modality=modality, first_row=first)
+            start, stop = max(first, items.start), min(first + rows.num_rows, items.stop)
+            if start < stop:
+                yield start, values[start - first : stop - first]
+            first += rows.num_rows
 
     def features(self, modality: str, items: Range | None = None) -> Tensor:
         """Return the features of a modality, float32 (items, width); the errors are those of ``stream_features``."""
@@ -162,9 +213,7 @@ class Dataset:
         """Return the original ids of all ``users`` or ``items``, int64 or string, in internal order."""
         ids = self.manifest.user_ids if kind == "users" else self.manifest.item_ids
         expected = schema.id_schema(schema.ID_TYPES[ids.dtype])
-        batches: list[pa.RecordBatch] = []
-        for file in ids.files:
-            batches += self._batches(file, expected)
+        batches = [batch.rows for batch in self._batches(ids.files, expected)]
         count = self.num_users if kind == "users" else self.num_items
         table = pa.Table.from_batches(batches, schema=expected)
         if table.num_rows != count:
@@ -185,22 +234,20 @@ class Dataset:
         partition = self.manifest.partition
         if partition is None:
             return torch.arange(*rows)
+        files = _overlapping(partition.user_order if kind == "users" else partition.item_order, rows)
         parts = [np.empty(0, np.int64)]
-        for file in partition.user_order if kind == "users" else partition.item_order:
-            start, stop = max(rows.start, file.row_start), min(rows.stop, file.row_start + file.rows)
-            if start < stop:
-                uri = storage.join(self.uri, file.path)
-                batches = list(self._batches(file, schema.id_schema(pa.int64())))
-                column = pa.Table.from_batches(batches).column("id").to_numpy()
-                check_ids(column, total, kind=kind[:-1], where=uri)
-                parts.append(column[start - file.row_start : stop - file.row_start])
-        ids = np.concatenate(parts)
+        for number, _, batch in self._batches(files, schema.id_schema(pa.int64())):
+            ids = batch.column(0).to_numpy()
+            check_ids(ids, total, kind=kind[:-1], where=storage.join(self.uri, files[number].path))
+            parts.append(ids)
+        first = files[0].row_start if files else 0
+        ids = np.concatenate(parts)[rows.start - first : rows.stop - first]
         if ids.size != rows.size:
             raise UserError(f"dataset {self.uri} has an order of {ids.size} {kind} for {rows.size}; partition it again")
         return torch.from_numpy(ids.copy())
 
-    def _batches(self, file: FileEntry, expected: pa.Schema) -> Iterator[pa.RecordBatch]:
-        return read_batches(self.uri, file, expected=expected, reading=self._reading)
+    def _batches(self, files: Sequence[FileEntry], expected: pa.Schema, *, skip: int = 0) -> Iterator[ReadBatch]:
+        return read_batches(self.uri, files, expected=expected, reading=self._reading, skip=skip)
 
     def verify(self) -> None:
         """Compare every file with its checksum.
@@ -218,3 +265,13 @@ class Dataset:
     def _matches(self, path: str, checksum: str) -> bool:
         uri = storage.join(self.uri, path)
         return storage.exists(uri) and storage.sha256(uri) == checksum
+
+
+def _overlapping(files: Sequence[RowFile], rows: Range) -> list[RowFile]:
+    """Return the files that hold some of the rows."""
+    return [file for file in files if file.row_start < rows.stop and rows.start < file.row_start + file.rows]
+
+
+def _shuffled(stream: RandomStream, count: int) -> Ints:
+    """Return ``0 .. count - 1`` in a random order."""
+    return stream.permute(torch.arange(count), count).numpy()

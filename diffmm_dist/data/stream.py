@@ -2,11 +2,11 @@
 
 import os
 from collections import deque
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import pyarrow as pa
 
@@ -30,32 +30,55 @@ class Reading:
     cache: str | None = None
 
 
+class ReadBatch(NamedTuple):
+    """A record batch with the place it came from.
+
+    Attributes:
+        file: number of its file among those that are read.
+        batch: its number in that file.
+        rows: the record batch.
+    """
+
+    file: int
+    batch: int
+    rows: pa.RecordBatch
+
+
 def read_batches(
-    folder: str, file: FileEntry, *, expected: pa.Schema, reading: Reading | None = None
-) -> Iterator[pa.RecordBatch]:
-    """Yield the record batches of one file.
+    folder: str, files: Sequence[FileEntry], *, expected: pa.Schema, reading: Reading | None = None, skip: int = 0
+) -> Iterator[ReadBatch]:
+    """Yield the record batches of files, one file after the other.
+
+    What lies on S3 is fetched by a thread while earlier batches are used, also across the end of a file.
 
     Args:
         folder: of the dataset.
-        file: which file, and the rows that the manifest promises.
-        expected: the schema that it must have, metadata aside.
+        files: which files, and the rows that the manifest promises of each.
+        expected: the schema that they must have, metadata aside.
         reading: how to read from S3.
+        skip: record batches of the first file that are not read.
 
     Raises:
-        UserError: the file is missing, truncated, no Arrow file, of another schema, length or checksum.
+        UserError: a file is missing, truncated, no Arrow file, of another schema, length or checksum.
     """
     reading = reading or Reading()
-    uri = storage.join(folder, file.path)
-    if not storage.is_remote(uri):
-        yield from _batches(uri, uri, expected, file.rows)
-    elif reading.cache is not None:
-        yield from _batches(_cached(uri, file, reading.cache), uri, expected, file.rows)
-    else:
-        yield from fetched_ahead(_batches(uri, uri, expected, file.rows), size=reading.batches_ahead)
+    batches = _chained(folder, files, expected, reading.cache, skip)
+    return fetched_ahead(batches, size=reading.batches_ahead) if storage.is_remote(folder) else batches
 
 
-def _batches(place: str, uri: str, expected: pa.Schema, rows: int) -> Generator[pa.RecordBatch, None, None]:
-    """Yield the batches of a file at ``place``, called ``uri`` in errors."""
+def _chained(
+    folder: str, files: Sequence[FileEntry], expected: pa.Schema, cache: str | None, skip: int
+) -> Generator[ReadBatch, None, None]:
+    for number, file in enumerate(files):
+        uri = storage.join(folder, file.path)
+        place = _cached(uri, file, cache) if cache is not None and storage.is_remote(folder) else uri
+        for index, rows in _batches(place, uri, expected, file.rows, skip):
+            yield ReadBatch(number, index, rows)
+        skip = 0
+
+
+def _batches(place: str, uri: str, expected: pa.Schema, rows: int, skip: int) -> Iterator[tuple[int, pa.RecordBatch]]:
+    """Yield the batches of a file at ``place``, called ``uri`` in errors; its rows are counted if none is skipped."""
     seen = 0
     with storage.open_input(place) as source, _arrow_errors(uri):
         reader = pa.ipc.open_file(source)
@@ -63,11 +86,11 @@ def _batches(place: str, uri: str, expected: pa.Schema, rows: int) -> Generator[
             found = ", ".join(f"{field.name}: {field.type}" for field in reader.schema)
             wanted = ", ".join(f"{field.name}: {field.type}" for field in expected)
             raise UserError(f"{uri} has columns ({found}) where ({wanted}) are expected; prepare the dataset again")
-        for index in range(reader.num_record_batches):
+        for index in range(skip, reader.num_record_batches):
             batch = reader.get_batch(index)
             seen += batch.num_rows
-            yield batch
-    if seen != rows:
+            yield index, batch
+    if skip == 0 and seen != rows:
         raise UserError(f"{uri} holds {seen} rows but the manifest says {rows}; prepare the dataset again")
 
 

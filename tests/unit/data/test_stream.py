@@ -1,13 +1,18 @@
 import gc
+import io
 import threading
 
+import numpy as np
 import pyarrow as pa
 import pytest
 
-from diffmm_dist import storage
-from diffmm_dist.data.dataset import Dataset
+from diffmm_dist import s3, storage
+from diffmm_dist.data import schema
+from diffmm_dist.data.dataset import Cursor, Dataset
 from diffmm_dist.data.stream import Reading, fetched_ahead
 from diffmm_dist.errors import UserError
+from diffmm_dist.parallel.ranges import Range
+from diffmm_dist.train.partitioning import partition_dataset
 from tests.support.builders import synthetic_dataset
 
 
@@ -96,3 +101,102 @@ class TestFromAfar:
         with pytest.raises(UserError, match=r"split=test/part-00000\.arrow is not what the manifest says"):
             Dataset.open(uri, reading).interactions("test")
         assert len(list((tmp_path / "cache").iterdir())) == 1
+
+
+class TestEpochs:
+    @pytest.fixture
+    def dataset(self, tmp_path, monkeypatch):
+        """Four files per split, of several record batches each."""
+        monkeypatch.setattr(schema, "ROWS_PER_BATCH", 100)
+        uri = synthetic_dataset(tmp_path / "d", users=300, items=120, interactions=4000)
+        partition_dataset(uri, str(tmp_path / "parts"), num_parts=4, method="random", seed=0, force=False)
+        return Dataset.open(str(tmp_path / "parts"))
+
+    @staticmethod
+    def read(dataset, cursor, **options):
+        return list(dataset.stream_epoch("train", cursor, seed=7, **options))
+
+    @pytest.mark.parametrize("users", [None, Range(0, 140), Range(90, 91)])
+    def test_an_epoch_is_every_interaction_once(self, dataset, users):
+        read = self.read(dataset, Cursor(3), users=users)
+        rows = [(user, item) for users, items, _ in read for user, item in zip(users, items, strict=True)]
+        lying = [(user, item) for part in dataset.stream("train", users) for user, item in zip(*part, strict=True)]
+        assert len(read) > len(dataset.manifest.interactions["train"]) or users is not None
+        assert rows != lying or len(rows) < 20
+        assert sorted(rows) == sorted(lying)
+
+    def test_every_epoch_has_an_order_of_its_own(self, dataset):
+        orders = [[list(items) for _, items, _ in self.read(dataset, Cursor(epoch))] for epoch in (0, 0, 1)]
+        assert orders[0] == orders[1] != orders[2]
+
+    def test_it_goes_on_behind_any_cursor(self, dataset, monkeypatch):
+        whole = self.read(dataset, Cursor(2))
+        opened = []
+        open_input = storage.open_input
+        monkeypatch.setattr(storage, "open_input", lambda place: opened.append(place) or open_input(place))
+        for done, (_, _, cursor) in enumerate(whole, start=1):
+            opened.clear()
+            rest = self.read(dataset, cursor)
+            assert [items.tolist() for _, items, _ in rest] == [items.tolist() for _, items, _ in whole[done:]]
+            assert [behind for *_, behind in rest] == [behind for *_, behind in whole[done:]]
+            assert len(opened) == 4 - cursor.file
+
+
+class TestBlocks:
+    """Reading a file in blocks, against the file itself."""
+
+    @pytest.fixture
+    def content(self, monkeypatch):
+        content = bytes(range(256)) * 5 + b"end"
+
+        class Files:
+            def __init__(self):
+                self.requests = []
+
+            def info(self, path):
+                return {"size": len(content)}
+
+            def cat_file(self, path, start, end):
+                self.requests.append((start, end))
+                return content[start:end]
+
+        self.files = Files()
+        monkeypatch.setattr(s3, "_BLOCK", 100)
+        monkeypatch.setattr(s3, "_BLOCKS_AHEAD", 3)
+        monkeypatch.setattr(s3, "file_system", lambda: self.files)
+        return content
+
+    @pytest.mark.parametrize("seed", range(5))
+    def test_any_reads_give_what_the_file_holds(self, content, seed):
+        random = np.random.default_rng(seed)
+        with s3.BlockReader("x") as reader, io.BytesIO(content) as expected:
+            for _ in range(40):
+                if random.random() < 0.4:
+                    place = int(random.integers(len(content) + 1))
+                    assert reader.seek(place) == expected.seek(place)
+                size = int(random.choice([0, 1, 99, 100, 101, 350, -1]))
+                assert bytes(reader.read(size)) == expected.read(size)
+                assert reader.tell() == expected.tell()
+            assert reader.seek(-3, io.SEEK_END) == len(content) - 3
+            assert reader.seek(1, io.SEEK_CUR) == len(content) - 2
+            assert bytes(reader.read()) == b"nd"
+
+    def test_each_block_is_fetched_once_and_few_are_held(self, content):
+        with s3.BlockReader("x") as reader:
+            while reader.read(30):
+                assert len(reader._blocks) <= 2 + 3
+        assert sorted(self.files.requests) == [
+            (start, min(start + 100, len(content))) for start in range(0, len(content), 100)
+        ]
+
+    def test_what_a_block_raises_is_raised_where_it_is_needed(self, content, monkeypatch):
+        def refuse(self, path, start, end):
+            if start >= 200:
+                raise OSError("gone")
+            return content[start:end]
+
+        monkeypatch.setattr(type(self.files), "cat_file", refuse)
+        with s3.BlockReader("x") as reader:
+            assert bytes(reader.read(200)) == content[:200]
+            with pytest.raises(OSError, match="gone"):
+                reader.read(1)

@@ -51,7 +51,9 @@ def test_parts_are_contiguous_and_read_alone(parted, monkeypatch):
 
     read = module.read_batches
     monkeypatch.setattr(
-        module, "read_batches", lambda *file, **options: opened.append(file[1].path) or read(*file, **options)
+        module,
+        "read_batches",
+        lambda folder, files, **options: opened.extend(file.path for file in files) or read(folder, files, **options),
     )
     second = Range(*partition.user_bounds[1:3])
     rows = dataset.interactions("train", second)
