@@ -154,6 +154,8 @@ class TrainConfig(Section):
     """Learning rate of Adam."""
     l2_weight: NonNegative = 1e-5
     """Weight of the squared norm of the two ID tables."""
+    precision: Literal["float32", "tf32", "bfloat16"] = "float32"
+    """Matrix products in training: float32, or rounded operands where the hardware is faster at them."""
 
 
 class EvalConfig(Section):
@@ -182,7 +184,7 @@ class GraphConfig(Section):
     """Propagation."""
 
     kernel: Literal["auto", "dgl", "csr"] = "auto"
-    """Sparse kernel; `auto` times both on this graph at the first start. Both give the same bits."""
+    """Sparse kernel; `auto` times both on this graph at the first start, and the run keeps to its choice."""
 
 
 class CheckpointConfig(Section):

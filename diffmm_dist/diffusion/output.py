@@ -13,6 +13,7 @@ from diffmm_dist.diffusion.denoiser import Denoiser
 from diffmm_dist.sparse import CSR
 
 Products = Literal["auto", "direct", "gram"]
+_GRAM_BLOCK = 256  # columns of the symmetric product computed at a time
 _DIRECT_ELEMENTS = 1 << 27  # B x C values that the direct way may hold: 512 MiB
 
 
@@ -40,6 +41,17 @@ def error_and_signal(
 def gram_pays(num_rows: int, num_items: int, width: int) -> bool:
     """Return whether 4 C H^2 operations are fewer than 6 B C H, or f too large to be held."""
     return 2 * width < 3 * num_rows or num_rows * num_items > _DIRECT_ELEMENTS
+
+
+def gram(weight_CH: Tensor) -> Tensor:
+    """Return W^T W (H, H), of which only the blocks on and above the diagonal are computed."""
+    width = weight_CH.shape[1]
+    product_HH = weight_CH.new_empty(width, width)
+    for start in range(0, width, _GRAM_BLOCK):
+        block, later = slice(start, start + _GRAM_BLOCK), slice(start + _GRAM_BLOCK, width)
+        torch.mm(weight_CH[:, block].T, weight_CH[:, start:], out=product_HH[block, start:])
+        product_HH[later, block] = product_HH[block, later].T
+    return product_HH
 
 
 class _Direct(torch.autograd.Function):
@@ -79,7 +91,7 @@ class _Gram(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         modal_HD = weight_CH.T @ modal_items_CD
         # d|f - x|^2 / da = 2 (a K + b W - x W)
-        slope_BH = torch.addmm(bias_C @ weight_CH, hidden_BH, weight_CH.T @ weight_CH)
+        slope_BH = torch.addmm(bias_C @ weight_CH, hidden_BH, gram(weight_CH))
         observed_BH = rows.matmul(weight_CH)
         slope_BH -= observed_BH
         ctx.rows = rows

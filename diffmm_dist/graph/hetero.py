@@ -38,7 +38,7 @@ class HeteroGraph:
 
     Args:
         relations: by name.
-        kernel: what sums neighbours; both give the same bits.
+        kernel: what sums neighbours; they agree but for rounding.
     """
 
     def __init__(self, relations: Mapping[str, Relation], *, kernel: Kernel = "csr") -> None:
@@ -69,26 +69,30 @@ class HeteroGraph:
         return max(relation.halo.num_local for relation in self.relations.values())
 
     @cached_property
-    def _dgl_relations(self) -> dict[int, Any]:
-        """DGL's graph of each direction of each relation, and of its reverse, by the identity of our edges."""
+    def _dgl_relations(self) -> dict[int, tuple[Any, Tensor]]:
+        """DGL's graph of each direction of each relation, and of its reverse, by the identity of our edges.
+
+        Each with the weights in its own order of edges, which a reverse shares with what it is the reverse of.
+        """
         dgl = import_dgl()
         graphs = {}
         for name, relation in self.relations.items():
             for edges, edge_type in ((relation.to_items, name), (relation.to_users, f"rev_{name}")):
-                graphs[id(edges)] = self.dgl_graph[edge_type]
-                graphs.setdefault(id(edges.reversed), dgl.reverse(self.dgl_graph[edge_type]))
+                weights = edges.weights[:, None]
+                graphs[id(edges)] = self.dgl_graph[edge_type], weights
+                graphs.setdefault(id(edges.reversed), (dgl.reverse(self.dgl_graph[edge_type]), weights))
         return graphs
 
     def neighbor_sum(self, edges: Edges, source_rows: Tensor) -> Tensor:
-        """Return, for each target, the sum of its sources' rows (targets, d), by the graph's kernel; no autograd.
+        """Return, for each target, the weighted sum of its sources' rows (targets, d); no autograd.
 
         Local edges and local rows only: nothing is exchanged here.
         """
         if self.kernel == "csr":
-            return edges.by_target.matmul(source_rows)
-        graph = self._dgl_relations[id(edges)]
+            return edges.by_target.matmul(source_rows, edges.weights)
+        graph, weights = self._dgl_relations[id(edges)]
         padding = graph.num_src_nodes() - source_rows.shape[0]
-        summed: Tensor = import_dgl().ops.copy_u_sum(graph, F.pad(source_rows, (0, 0, 0, padding)))
+        summed: Tensor = import_dgl().ops.u_mul_e_sum(graph, F.pad(source_rows, (0, 0, 0, padding)), weights)
         return summed[: edges.by_target.num_rows]
 
 

@@ -65,12 +65,12 @@ def _product(
     graph: HeteroGraph, relation: Relation, to_users: Edges, to_items: Edges, user_rows: Tensor, item_rows: Tensor
 ) -> tuple[Tensor, Tensor]:
     # Each exchange is under way while the other direction is summed.
-    halo_rows = relation.halo.start_extend(item_rows * relation.item_scale)
-    own_sums = relation.halo.start_fold(graph.neighbor_sum(to_items, user_rows * relation.user_scale))
+    halo_rows = relation.halo.start_extend(item_rows)
+    own_sums = relation.halo.start_fold(graph.neighbor_sum(to_items, user_rows))
     users = graph.neighbor_sum(to_users, halo_rows())
-    users.mul_(relation.user_scale * relation.edge_scale).addcmul_(relation.user_loop, user_rows)
+    users.addcmul_(relation.user_loop, user_rows)
     items = own_sums()
-    items.mul_(relation.item_scale * relation.edge_scale).addcmul_(relation.item_loop, item_rows)
+    items.addcmul_(relation.item_loop, item_rows)
     return users, items
 
 
@@ -130,8 +130,8 @@ def _missing_dgl() -> UserError | None:
 
 def _time_kernels(real: Relation, width: int) -> dict[Kernel, float]:
     """Return each kernel's shortest time in seconds, forward and backward."""
-    user_rows = torch.ones(real.user_scale.shape[0], width, requires_grad=True)
-    item_rows = torch.ones(real.item_scale.shape[0], width, requires_grad=True)
+    user_rows = torch.ones(real.user_loop.shape[0], width, requires_grad=True)
+    item_rows = torch.ones(real.item_loop.shape[0], width, requires_grad=True)
 
     def both_ways(graph: HeteroGraph) -> None:
         users, items = propagate(graph, REAL, user_rows, item_rows)

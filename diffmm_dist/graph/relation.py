@@ -1,7 +1,8 @@
 """Relations between users and items: edges in both directions with symmetric normalisation and self loops.
 
-A^ = D^-1/2 (A + I) D^-1/2 with A = [[0, R], [R^T, 0]] and D = the row sums of A + I. It is kept as factors on node
-rows, so propagation reads no edge weights: A^ x = D^-1/2 (A (D^-1/2 x)) + D^-1 x.
+A^ = D^-1/2 (A + I) D^-1/2 with A = [[0, R], [R^T, 0]] and D = the row sums of A + I. Its entries stand beside
+the edges, and the self loops are factors on node rows: scaling the rows before and after the sums instead would read
+no weights, but pass over the tables four times more (docs/architecture.md).
 
 A worker keeps the edges of its own users, in both directions: its users' sums read item rows from their owners (the
 halo), and its share of the items' sums goes back to them. So one plan serves both directions and both passes.
@@ -30,15 +31,28 @@ class Edges:
     Attributes:
         by_target: sources of each target (targets x sources).
         by_source: the same edges, targets of each source (sources x targets).
+        weights: of the entries of ``by_target``, float32.
+        weights_by_source: of those of ``by_source``.
     """
 
     by_target: CSR
     by_source: CSR
+    weights: Tensor
+    weights_by_source: Tensor
+
+    @classmethod
+    def weighted(
+        cls, by_target: CSR, by_source: CSR, target_scale: Tensor, source_scale: Tensor, factor: float = 1.0
+    ) -> "Edges":
+        """Return edges whose weights are products of their ends' scales, float32 (targets,) and (sources,)."""
+        scale = target_scale * factor
+        weights = scale[by_target.row_ids] * source_scale[by_target.indices]
+        return cls(by_target, by_source, weights, source_scale[by_source.row_ids] * scale[by_source.indices])
 
     @cached_property
     def reversed(self) -> "Edges":
         """The same edges, pointing the other way."""
-        return Edges(self.by_source, self.by_target)
+        return Edges(self.by_source, self.by_target, self.weights_by_source, self.weights)
 
     @property
     def num_edges(self) -> int:
@@ -56,11 +70,10 @@ class Relation:
         halo: how the local items are reached.
         to_users: edges from local items to own users.
         to_items: edges from own users to local items.
-        user_scale: D^-1/2 of users, float32 (U, 1).
-        item_scale: D^-1/2 of items, float32 (I, 1).
+        user_scale: D^-1/2 of own users, float32 (U,).
+        item_scale: D^-1/2 of local items, float32 (L,).
         user_loop: weight of each user's self loop, float32 (U, 1).
         item_loop: weight of each item's self loop, float32 (I, 1).
-        edge_scale: factor on all edges (1 / keep probability of a dropped graph).
     """
 
     pairs: CSR
@@ -72,7 +85,6 @@ class Relation:
     item_scale: Tensor
     user_loop: Tensor
     item_loop: Tensor
-    edge_scale: float = 1.0
 
     @classmethod
     def normalized(cls, pairs: CSR, shard: Shard | None = None) -> "Relation":
@@ -87,18 +99,19 @@ class Relation:
         shard = shard or Shard.whole(pairs.num_rows, pairs.num_columns)
         halo, local_items = localize(shard.item_rows[pairs.indices], shard.items, shard.world, purpose=TRAFFIC)
         by_user = CSR(pairs.indptr, local_items, halo.num_local)
-        to_users = Edges(by_user, by_user.transpose())
-        user_degrees = (pairs.row_counts + 1).to(torch.float32)[:, None]
+        user_degrees = (pairs.row_counts + 1).to(torch.float32)
         item_degrees = (halo.fold(by_user.column_counts[:, None]) + 1).to(torch.float32)
+        user_scale, item_scale = user_degrees.rsqrt(), halo.start_extend(item_degrees.rsqrt())()[:, 0]
+        to_users = Edges.weighted(by_user, by_user.transpose(), user_scale, item_scale)
         return cls(
             pairs,
             shard,
             halo,
             to_users,
             to_users.reversed,
-            user_degrees.rsqrt(),
-            item_degrees.rsqrt(),
-            user_degrees.reciprocal(),
+            user_scale,
+            item_scale,
+            user_degrees.reciprocal()[:, None],
             item_degrees.reciprocal(),
         )
 
@@ -127,11 +140,10 @@ class Relation:
             self.pairs,
             self.shard,
             self.halo,
-            Edges(to_users, to_users.transpose()),
-            Edges(to_items.transpose(), to_items),
+            Edges.weighted(to_users, to_users.transpose(), self.user_scale, self.item_scale, scale),
+            Edges.weighted(to_items.transpose(), to_items, self.item_scale, self.user_scale, scale),
             self.user_scale,
             self.item_scale,
             self.user_loop * scale * kept(self.shard.user_ids, "user_loop")[:, None],
             self.item_loop * scale * kept(self.shard.own_item_ids, "item_loop")[:, None],
-            scale,
         )

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from diffmm_dist.parallel.collectives import all_reduce_sum_, gather_rows, worker_counts
 from diffmm_dist.parallel.random import RandomStream
 from diffmm_dist.parallel.ranges import Ownership
 from diffmm_dist.parallel.world import World
+from diffmm_dist.rows import normalize_rows
 
 _BLOCK_ELEMENTS = 1 << 21  # similarities held at a time: 8 MiB
 TRAFFIC = "contrast"
@@ -102,10 +102,10 @@ def info_nce(
         world: the workers.
         in_batch: sum the denominator over the batch's nodes instead of all, for graphs where all are too many.
     """
-    anchors_AD = F.normalize(anchor_ND.index_select(0, batch.nodes), dim=1)
+    anchors_AD = normalize_rows(anchor_ND.index_select(0, batch.nodes))
     if in_batch:
         target_ND, batch = target_ND.index_select(0, batch.nodes), batch.among_themselves()
-    targets_ND = F.normalize(target_ND, dim=1)
+    targets_ND = normalize_rows(target_ND)
     loss: Tensor = _InfoNCE.apply(anchors_AD, targets_ND, batch, temperature, world)  # type: ignore[no-untyped-call]
     return loss
 

@@ -10,7 +10,7 @@ from diffmm_dist.data.dataset import Dataset
 from diffmm_dist.data.stream import Reading
 from diffmm_dist.data.training import TrainingData, shard_interactions, shard_of
 from diffmm_dist.errors import UserError
-from diffmm_dist.graph.hetero import REAL, HeteroGraph
+from diffmm_dist.graph.hetero import REAL, HeteroGraph, Kernel
 from diffmm_dist.graph.propagate import choose_kernel
 from diffmm_dist.graph.relation import Relation
 from diffmm_dist.models.base import Optimization, Phase, Recommender
@@ -87,6 +87,12 @@ class Recipe:
 
     model: Recommender
     phases: list[Phase]
+
+    @property
+    def kernel(self) -> Kernel | None:
+        """The sparse kernel of the model's graph, None for a model without one."""
+        graph = getattr(self.model, "graph", None)
+        return graph.kernel if isinstance(graph, HeteroGraph) else None
 
 
 def build_recipe(config: Config, data: TrainingData, *, device: torch.device) -> Recipe:

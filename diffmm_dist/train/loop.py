@@ -13,6 +13,7 @@ from diffmm_dist.monitoring.timing import peak_rss_gib
 from diffmm_dist.parallel.collectives import any_worker, worker_counts
 from diffmm_dist.parallel.world import World
 from diffmm_dist.train.checkpoint import Checkpoints
+from diffmm_dist.train.precision import Precision, matmul_precision
 from diffmm_dist.train.selection import Evaluation
 from diffmm_dist.train.state import Best, EpochValues, NonFiniteError, TrainState
 
@@ -37,6 +38,7 @@ class TrainingRun:
         recorder: where scalars go.
         progress: the progress bar.
         stop_requested: whether to save and stop after the present step.
+        precision: of matrix products inside the phases.
     """
 
     world: World
@@ -52,6 +54,7 @@ class TrainingRun:
     recorder: Recorder
     progress: ProgressBar
     stop_requested: Callable[[], bool]
+    precision: Precision = "float32"
 
 
 def train(run: TrainingRun) -> None:
@@ -88,11 +91,11 @@ def _where(run: TrainingRun) -> str:
 
 def _run_phase(run: TrainingRun, phase: Phase, context: PhaseContext) -> None:
     cursor, values = run.state.cursor, run.state.epoch_values
-    with values.stopwatch.measure(phase.name):
+    with values.stopwatch.measure(phase.name), matmul_precision(run.precision):
         num_steps = phase.begin(context)
     run.progress.begin(f"epoch {cursor.epoch} {phase.name}", total=num_steps, done=cursor.step)
     for index in range(cursor.step, num_steps):
-        with values.stopwatch.measure(phase.name):
+        with values.stopwatch.measure(phase.name), matmul_precision(run.precision):
             values.add(phase.step(index))
         cursor.step, cursor.global_step = index + 1, cursor.global_step + 1
         run.progress.advance()

@@ -5,9 +5,9 @@ import tempfile
 import time
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from typing_extensions import TypedDict
+from typing_extensions import NotRequired, TypedDict
 
 from diffmm_dist import __version__, storage
 from diffmm_dist.config.load import config_from_text
@@ -27,10 +27,11 @@ _MARK = "mark-"
 
 
 class Identity(TypedDict):
-    """run.json: the fingerprint of the dataset and the program's version at the first start."""
+    """run.json: the fingerprint of the dataset, and the program's version and the sparse kernel at the first start."""
 
     dataset: str
     version: str
+    kernel: NotRequired[Literal["dgl", "csr"]]
 
 
 class Result(TypedDict):
@@ -58,7 +59,7 @@ def blocking_differences(old: Config, new: Config) -> list[str]:
     """Return one line per setting that keeps ``new`` from continuing a run of ``old``.
 
     The dataset's path may change, since its fingerprint is compared instead; so may the number of epochs, since
-    epochs already trained do not depend on it; so may the kernel, since all kernels give the same bits.
+    epochs already trained do not depend on it; so may the kernel, on which the last bits alone depend.
     """
     before, after = flatten(old), flatten(new)
     return [
@@ -244,6 +245,10 @@ class RunFolder:
         remedy = "remove the run folder and train again"
         identity: Identity = storage.read_record(self._at(IDENTITY), Identity, remedy=remedy)
         return identity
+
+    def remember_kernel(self, kernel: Literal["dgl", "csr"]) -> None:
+        """Note which sparse kernel `auto` has chosen, so that the run goes on with it."""
+        storage.write_json(self._at(IDENTITY), {**self.identity(), "kernel": kernel})
 
     def result(self) -> Result | None:
         """Return result.json, or None before the run has ended."""

@@ -59,7 +59,7 @@ def load_trained(run_path: str) -> TrainedRun:
         raise UserError(f"dataset {config.data.path} is not the one that run {run_path} was trained on; restore it")
     world = World.single(choose_device(config.cluster.device))
     data = load_training_data(config, dataset, world)
-    anywhere = config.model_copy(update={"graph": GraphConfig(kernel="csr")})  # the kernels give the same bits
+    anywhere = config.model_copy(update={"graph": GraphConfig(kernel="csr")})  # they agree but for rounding
     model = build_recipe(anywhere, data, device=world.device).model
     load_model(model, checkpoints.tensors(best.checkpoint, {}, wanted=is_of_model))
     return TrainedRun(config, dataset, data, model, best.epoch, world)

@@ -4,13 +4,15 @@ import ctypes
 import os
 from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
+from functools import partial
 from statistics import median
 from typing import Any
 
 import torch
 
-from diffmm_dist.config.schema import Config
+from diffmm_dist.config.schema import Config, GraphConfig
 from diffmm_dist.data.dataset import Dataset
+from diffmm_dist.data.training import TrainingData
 from diffmm_dist.errors import UserError
 from diffmm_dist.monitoring.jsonl import JsonlRecorder, read_jsonl
 from diffmm_dist.monitoring.log import logger
@@ -20,6 +22,7 @@ from diffmm_dist.monitoring.timing import peak_rss_gib
 from diffmm_dist.parallel.collectives import agree, all_reduce_max, on_first, worker_counts
 from diffmm_dist.parallel.world import World
 from diffmm_dist.train.build import (
+    Recipe,
     build_evaluation,
     build_recipe,
     choose_device,
@@ -116,7 +119,7 @@ def _train_in(
 ) -> Result:
     data = agree(lambda: load_training_data(config, dataset, world), world)
     evaluation = agree(lambda: build_evaluation(config, dataset, data), world)
-    recipe = build_recipe(config, data, device=world.device)
+    recipe = _build(folder, config, data)
     state = TrainState(recipe.model, recipe.phases, world)
     checkpoints = Checkpoints(folder.checkpoints, keep=config.checkpoint.keep, world=world)
     _read_newest(state, checkpoints, folder)
@@ -145,6 +148,7 @@ def _train_in(
                     recorder=recorder,
                     progress=progress,
                     stop_requested=stop_requested,
+                    precision=config.train.precision,
                 )
             )
         finally:
@@ -208,6 +212,18 @@ def keep_freed_memory() -> None:
         return
     mallopt(mmap_max, 0)
     mallopt(trim_threshold, 2**31 - 1)
+
+
+def _build(folder: RunFolder, config: Config, data: TrainingData) -> Recipe:
+    """Build the recipe; `graph.kernel=auto` is decided at the first start, since the kernels differ in rounding."""
+    world = data.shard.world
+    chosen = agree(folder.identity, world).get("kernel")
+    if config.graph.kernel == "auto" and chosen is not None:
+        config = config.model_copy(update={"graph": GraphConfig(kernel=chosen)})
+    recipe = build_recipe(config, data, device=world.device)
+    if recipe.kernel is not None and chosen is None:
+        on_first(partial(folder.remember_kernel, recipe.kernel), world)
+    return recipe
 
 
 def _read_newest(state: TrainState, checkpoints: Checkpoints, folder: RunFolder) -> None:

@@ -51,7 +51,7 @@ def random_rows(num_rows, width, seed=0, grad=False):
 
 def as_matrix(relation, kernel="csr"):
     """The matrix of a propagation, column by column."""
-    num_users, num_items = relation.user_scale.shape[0], relation.item_scale.shape[0]
+    num_users, num_items = relation.user_scale.shape[0], relation.item_loop.shape[0]
     identity = torch.eye(num_users + num_items)
     graph = HeteroGraph({REAL: relation}, kernel=kernel)
     return torch.cat(propagate(graph, REAL, identity[:num_users], identity[num_users:]))

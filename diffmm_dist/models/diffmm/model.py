@@ -4,7 +4,7 @@ Symbols: E_u, E_i ID embeddings; e^m row-normalised projected features; kappa = 
 weights; A^ the real graph, A^_m the generated graph of modality m.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -25,6 +25,7 @@ from diffmm_dist.models.common.tables import EmbeddingTables
 from diffmm_dist.models.diffmm.sharding import DenoisingShard
 from diffmm_dist.parallel.random import RandomStream
 from diffmm_dist.parallel.ranges import Ownership
+from diffmm_dist.rows import normalize_rows, weighted_sum
 from diffmm_dist.sparse import CSR
 
 Rows = tuple[Tensor, Tensor]
@@ -167,20 +168,20 @@ class DiffMM(EmbeddingTables):
         real graph instead of two per modality.
         """
         ids = self.user_embedding, self.item_embedding
-        modal_items = {name: F.normalize(self.projected(name), dim=1) for name in self.modalities}
-        kappa = dict(zip(self.modalities, self.modality_weights(), strict=True))
-        x_users, x_items = self._propagate(REAL, ids[0], _total(kappa[m] * modal_items[m] for m in kappa))
-        y_users, y_items = self._propagate(REAL, x_users, ids[1])
-        z = {name: self._propagate(generated(name), *ids) for name in self.modalities}
-        weight = self._modal_graph_weight
+        modal_items = {name: normalize_rows(self.projected(name)) for name in self.modalities}
+        kappa = self.modality_weights()
+        x = self._propagate(REAL, ids[0], weighted_sum(kappa, list(modal_items.values())))
+        y = self._propagate(REAL, x[0], ids[1])
+        z = [self._propagate(generated(name), *ids) for name in self.modalities]
+        weights = torch.cat([torch.ones_like(kappa[:1]).expand(2), self._modal_graph_weight * kappa])
         first = (
-            x_users + y_users + weight * _total(kappa[m] * z[m][0] for m in kappa),
-            x_items + y_items + weight * _total(kappa[m] * z[m][1] for m in kappa),
+            weighted_sum(weights, [x[0], y[0], *(users for users, _ in z)]),
+            weighted_sum(weights, [x[1], y[1], *(items for _, items in z)]),
         )
         users, items = sum_of_layers(self.graph, first, num_layers=self._num_layers)
         final = (
-            users + self._residual_weight * F.normalize(first[0], dim=1),
-            items + self._residual_weight * F.normalize(first[1], dim=1),
+            torch.add(users, normalize_rows(first[0]), alpha=self._residual_weight),
+            torch.add(items, normalize_rows(first[1]), alpha=self._residual_weight),
         )
         return final, self._views(modal_items) if with_views else {}
 
@@ -229,11 +230,6 @@ class DiffMM(EmbeddingTables):
 def generated(modality: str) -> str:
     """Return the name of a modality's generated relation."""
     return f"generated_{modality}"
-
-
-def _total(tensors: Iterable[Tensor]) -> Tensor:
-    """Return the sum of tensors of one shape."""
-    return torch.stack(list(tensors)).sum(dim=0)
 
 
 def _projection_of_each(modalities: Sequence[str], choice: str | Mapping[str, str]) -> Mapping[str, str]:

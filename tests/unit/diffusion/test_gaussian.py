@@ -5,7 +5,7 @@ from diffmm_dist.diffusion import gaussian, noise
 from diffmm_dist.diffusion.denoiser import Denoiser, timestep_embedding
 from diffmm_dist.diffusion.gaussian import ReverseChain, training_losses
 from diffmm_dist.diffusion.noise import NoisyRows, hidden_from_hidden_noise, project
-from diffmm_dist.diffusion.output import error_and_signal, gram_pays
+from diffmm_dist.diffusion.output import error_and_signal, gram, gram_pays
 from diffmm_dist.parallel.columns import Columns
 from diffmm_dist.parallel.random import RandomStream
 from diffmm_dist.sparse import CSR
@@ -125,6 +125,12 @@ def test_training_losses_and_gradients_equal_the_reference(with_mask, products):
     for ours, plain in zip(*results, strict=True):
         # Differences of terms as large as the largest element; Gram products sum them in another order.
         torch.testing.assert_close(ours, plain, rtol=1e-4, atol=1e-5 * max(1.0, float(plain.detach().abs().max())))
+
+
+@pytest.mark.parametrize("width", [1, 255, 256, 257, 700])
+def test_the_symmetric_product(width):
+    weight = torch.randn(40, width, dtype=torch.float64, generator=torch.Generator().manual_seed(width))
+    torch.testing.assert_close(gram(weight), weight.T @ weight)
 
 
 def test_gram_products_are_taken_where_they_need_fewer_operations():

@@ -2,8 +2,11 @@ import pytest
 
 from diffmm_dist import __version__
 from diffmm_dist.errors import UserError
+from diffmm_dist.graph.propagate import KernelChoice
+from diffmm_dist.train import build
 from diffmm_dist.train.run_folder import RunFolder, blocking_differences
-from tests.support.builders import small_config
+from diffmm_dist.train.worker import run_worker
+from tests.support.builders import small_config, synthetic_dataset
 
 
 def config(tmp_path, **sections):
@@ -56,6 +59,23 @@ def test_what_it_was_started_with_stays(tmp_path):
     claim(tmp_path).release()
     folder = claim(tmp_path, graph={"kernel": "csr"})
     assert folder.identity() == {"dataset": "abc", "version": __version__}
+
+
+def test_the_kernel_that_was_chosen_stays(tmp_path, monkeypatch):
+    dataset = synthetic_dataset(tmp_path / "d")
+    asked = []
+
+    def choose(requested, real, *, width):
+        asked.append(requested)
+        return KernelChoice("csr", "by the test")
+
+    monkeypatch.setattr(build, "choose_kernel", choose)
+    for epochs in (1, 2):
+        settings = small_config(dataset, tmp_path / "run", train={"epochs": epochs})
+        assert settings.graph.kernel == "auto"
+        run_worker(settings, stop_requested=lambda: False)
+    assert asked == ["auto", "csr"]
+    assert RunFolder.existing(str(tmp_path / "run")).identity()["kernel"] == "csr"
 
 
 def test_without_its_identity_a_run_is_refused(tmp_path):
