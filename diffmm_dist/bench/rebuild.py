@@ -1,0 +1,83 @@
+"""Rebuilding a generated graph: the reverse chain of every user and the best items.
+
+Symbols: U users, I items, h hidden, T steps, n batches of users. FLOP of ours: the one product over the items 2 U I h,
+the h x h product of the weights 2 I h^2, and the chain in the hidden layer 2 (T - 1) U h^2. Bytes: the output weights
+once for every batch of users, and both tables once for their product; blocks of denoised values stay in the cache.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+
+from diffmm_dist.bench.operations import FLOAT, Case, Operation, Variant
+from diffmm_dist.bench.problems import STREAM, new_denoiser, new_schedule, normal_rows, random_rows
+from diffmm_dist.bench.work import product_flop
+from diffmm_dist.diffusion import gaussian
+from diffmm_dist.diffusion.gaussian import ReverseChain
+from diffmm_dist.evaluation.topk import merge_topk
+
+
+@dataclass(frozen=True)
+class RebuildSize:
+    """U, I, h, T, the items to keep, users of a batch, and the observed items of each user."""
+
+    users: int
+    items: int
+    hidden: int = 1000
+    timesteps: int = 5
+    topk: int = 1
+    batch: int = 2048
+    per_user: int = 6
+
+
+PRESETS = {
+    "tiktok": RebuildSize(users=9308, items=6710),
+    "large": RebuildSize(users=10_000, items=100_000),
+}
+
+
+class Problem:
+    """A denoiser with published settings and random rows."""
+
+    def __init__(self, size: RebuildSize, device: torch.device) -> None:
+        self.denoiser = new_denoiser(size.items, size.hidden, device)
+        self.schedule = new_schedule(size.timesteps)
+        self.rows = random_rows(size.users, size.items, size.per_user, device)
+        self._users = torch.arange(size.users, device=device)
+        self._hidden_BH = normal_rows("hidden", min(size.batch, size.users), size.hidden, device).tanh_()
+        self._size = size
+
+    def ours(self) -> None:
+        """Rebuild as RebuildPhase does."""
+        chain = ReverseChain(self.schedule, self.denoiser)
+        for users in self._users.split(self._size.batch):
+            merge_topk(chain.denoise(self.rows.select(users), users, STREAM), self._size.topk)
+
+    @torch.no_grad()
+    def product(self) -> None:
+        """Multiply as many hidden rows with the output weights, in the same blocks, and forget the results."""
+        for users in self._users.split(self._size.batch):
+            step = max(1, gaussian._BLOCK_ELEMENTS // users.numel())
+            hidden_BH = self._hidden_BH[: users.numel()]
+            for start in range(0, self._size.items, step):
+                torch.mm(hidden_BH, self.denoiser.output_weight[start : start + step].T)
+
+
+def operations(size: RebuildSize, device: torch.device) -> Iterator[Operation]:
+    """Yield the rebuild of one modality."""
+    problem = Problem(size, device)
+    floor = product_flop(size.users, size.items, size.hidden)
+    table = size.items * size.hidden
+    chain = 2 * size.hidden * (table + (size.timesteps - 1) * size.users * size.hidden)
+    swept = -(-size.users // size.batch) * table
+    yield Operation(
+        "rebuild",
+        {
+            "ours": Variant(problem.ours, floor + chain, FLOAT * (swept + 2 * table)),
+            "one product": Variant(problem.product, floor, FLOAT * swept),
+        },
+    )
+
+
+CASE = Case("rebuild", PRESETS, operations)
