@@ -43,7 +43,8 @@ class Problem:
     """Two random views and a random batch of their nodes."""
 
     def __init__(self, size: ContrastSize, device: torch.device) -> None:
-        self._views = [normal_rows(name, size.nodes, size.dim, device).requires_grad_() for name in ("x", "y")]
+        self._anchor_ND = normal_rows("anchors", size.nodes, size.dim, device).requires_grad_()
+        self._target_ND = normal_rows("targets", size.nodes, size.dim, device).requires_grad_()
         self._world = World.single(device)
         drawn = STREAM.child("batch").integers(torch.arange(size.batch, device=device), size.nodes)
         counts = torch.bincount(drawn, minlength=size.nodes)
@@ -51,15 +52,17 @@ class Problem:
 
     def ours(self) -> tuple[Tensor, ...]:
         """Return the loss and the gradients of both views."""
-        loss = info_nce(*self._views, self.batch, temperature=_TEMPERATURE, world=self._world)
-        return loss.detach(), *torch.autograd.grad(loss, self._views)
+        loss = info_nce(self._anchor_ND, self._target_ND, self.batch, temperature=_TEMPERATURE, world=self._world)
+        return self._with_gradients(loss)
 
     def dense(self) -> tuple[Tensor, ...]:
         """Return the same by a log-softmax over all nodes."""
-        anchors_AD, targets_ND = F.normalize(self._views[0][self.batch.nodes]), F.normalize(self._views[1])
+        anchors_AD, targets_ND = F.normalize(self._anchor_ND[self.batch.nodes]), F.normalize(self._target_ND)
         logs_AN = torch.log_softmax(anchors_AD @ targets_ND.T / _TEMPERATURE, dim=1)
-        loss = -self.batch.weights.dot(logs_AN.gather(1, self.batch.nodes[:, None])[:, 0])
-        return loss.detach(), *torch.autograd.grad(loss, self._views)
+        return self._with_gradients(-self.batch.weights.dot(logs_AN.gather(1, self.batch.nodes[:, None])[:, 0]))
+
+    def _with_gradients(self, loss: Tensor) -> tuple[Tensor, ...]:
+        return loss.detach(), *torch.autograd.grad(loss, (self._anchor_ND, self._target_ND))
 
     def relative_differences(self) -> dict[str, float]:
         """Return how far the two are apart: the norm of the difference over the norm."""

@@ -63,9 +63,9 @@ class Problem:
         scale_N = torch.cat([relation.user_scale, relation.item_scale])[:, 0]
         loops = torch.arange(scale_N.numel(), device=scale_N.device)
         rows, columns = torch.cat([users, items, loops]), torch.cat([items, users, loops])
-        size = (loops.numel(), loops.numel())
-        matrix = torch.sparse_coo_tensor(torch.stack([rows, columns]), scale_N[rows] * scale_N[columns], size)
-        return matrix.coalesce()
+        weights = scale_N[rows] * scale_N[columns]
+        entries = torch.stack([rows, columns])
+        return torch.sparse_coo_tensor(entries, weights, (loops.numel(), loops.numel()), check_invariants=False)
 
 
 def operations(size: PropagateSize, device: torch.device) -> Iterator[Operation]:
@@ -77,11 +77,13 @@ def operations(size: PropagateSize, device: torch.device) -> Iterator[Operation]
     num_bytes = 2 * (2 * edges * (_INDEX + size.dim * FLOAT) + rows)
     kernels: list[Kernel] = ["csr", *_dgl(device)]
     graphs = {kernel: HeteroGraph({REAL: problem.relation}, kernel=kernel) for kernel in kernels}
-    variants = {kernel: Variant(partial(problem.ours, graph), flop, num_bytes) for kernel, graph in graphs.items()}
+    variants: dict[str, Variant] = {
+        kernel: Variant(partial(problem.ours, graph), flop, num_bytes) for kernel, graph in graphs.items()
+    }
     entries = 2 * edges + nodes
     matrix_bytes = 2 * (entries * (2 * _INDEX + FLOAT + size.dim * FLOAT) + rows)
-    by_matrix = Variant(partial(problem.by_matrix, problem.matrix()), 4 * entries * size.dim, matrix_bytes)
-    yield Operation("propagation", {**variants, "torch COO": by_matrix}, lambda: {"edges": edges})
+    variants["torch COO"] = Variant(partial(problem.by_matrix, problem.matrix()), 4 * entries * size.dim, matrix_bytes)
+    yield Operation("propagation", variants, lambda: {"edges": edges})
 
 
 def _dgl(device: torch.device) -> list[Kernel]:
