@@ -6,6 +6,7 @@ import typer
 
 from diffmm_dist.cli_options import ConfigFile, Overrides, positive_numbers
 from diffmm_dist.config.load import load_config
+from diffmm_dist.errors import UserError
 
 if TYPE_CHECKING:
     from diffmm_dist.bench.operations import Case
@@ -104,6 +105,8 @@ def bench_propagate(
     if dataset is None:
         _measure(propagate.CASE, size, out=out, repeats=repeats, device=device, threads=threads)
         return
+    if size:
+        raise UserError("--size is for random graphs, and a dataset has its own; leave one of the two out")
     cases.bench_propagate(dataset, width, out)
     print(out)
 
