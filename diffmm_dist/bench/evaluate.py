@@ -1,8 +1,8 @@
-"""Ranking all items for all users.
+"""Ranking all items for all users, and evaluating the lists.
 
 Symbols: U users, I items, d embedding, n batches of users. FLOP: the scores, 2 U I d. Bytes of ours: the items once for
 every batch of users, and every score written and read by the top-k; of faiss, which keeps its blocks of scores in the
-cache, the items once for every batch.
+cache, the items once for every batch. The plain twin writes the scores, reads them, and has a batch of its own, 256.
 """
 
 from collections.abc import Iterator
@@ -14,9 +14,11 @@ import torch
 from torch import Tensor
 
 from diffmm_dist.bench.operations import FLOAT, Case, Operation, Variant
+from diffmm_dist.bench.plain import plain_twin
 from diffmm_dist.bench.problems import normal_rows, random_rows
 from diffmm_dist.bench.work import product_flop
-from diffmm_dist.evaluation.evaluator import rank_items
+from diffmm_dist.evaluation.evaluator import evaluate, rank_items
+from diffmm_dist.parallel.world import World
 
 _TIE = 1e-5  # scores that differ by less than this share of the largest are one score, rounded in two ways
 
@@ -47,6 +49,7 @@ class Problem:
         self._user_UD = normal_rows("users", size.users, size.dim, device)
         self._item_ID = normal_rows("items", size.items, size.dim, device)
         self._masked = random_rows(size.users, size.items, size.per_user, device)
+        self._truth = random_rows(size.users, size.items, 1, device)
         self._users = torch.arange(size.users, device=device)
         self._size = size
         self.lists: dict[str, tuple[Tensor, Tensor]] = {}
@@ -82,6 +85,30 @@ class Problem:
             blocks.append((scores.masked_fill_(left_out, -torch.inf), items.masked_fill_(left_out, -1)))
         self.lists["faiss"] = _joined(blocks)
 
+    def metrics(self) -> dict[str, float]:
+        """Return the metrics of lists with one true item per user."""
+        return evaluate(
+            self._user_UD,
+            [(torch.arange(self._size.items, device=self._users.device), self._item_ID)],
+            truth=self._truth,
+            masked=[self._masked],
+            ks=[self._size.topk],
+            batch_size=self._size.batch,
+            world=World.single(self._users.device),
+        )
+
+    def plain_metrics(self, plain: Any) -> dict[str, float]:
+        """Return some of them from the plain twin."""
+        lists = [rows.indices.split(rows.row_counts.tolist()) for rows in (self._masked, self._truth)]
+        masked, truth = ([items.tolist() for items in of_users] for of_users in lists)
+        values: dict[str, float] = plain.evaluate(self._user_UD, self._item_ID, masked, truth, self._size.topk)
+        return values
+
+    def differences(self, plain: Any) -> dict[str, float]:
+        """Return by how much the two differ in each metric that both have."""
+        ours = self.metrics()
+        return {f"difference_{name}": abs(ours[name] - value) for name, value in self.plain_metrics(plain).items()}
+
     def agreement(self) -> dict[str, Any]:
         """Return whether the lists are the same up to ties, and the share of places with the same item."""
         if len(self.lists) < 2:
@@ -98,7 +125,7 @@ def _joined(blocks: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
 
 
 def operations(size: EvaluateSize, device: torch.device) -> Iterator[Operation]:
-    """Yield the ranking."""
+    """Yield the ranking and, beside the plain twin's, the evaluation."""
     problem = Problem(size, device)
     flop = product_flop(size.users, size.items, size.dim)
     swept = -(-size.users // size.batch) * size.items * size.dim
@@ -108,6 +135,14 @@ def operations(size: EvaluateSize, device: torch.device) -> Iterator[Operation]:
         index = problem.new_index(faiss)
         variants["faiss"] = Variant(lambda: problem.by_faiss(index), flop, FLOAT * swept)
     yield Operation("ranking", variants, problem.agreement)
+    plain = plain_twin(device, num_values=size.users * size.items)
+    if plain is not None:
+        by_plain = Variant(lambda: problem.plain_metrics(plain), flop, FLOAT * 2 * size.users * size.items)
+        yield Operation(
+            "evaluation",
+            {"ours": Variant(problem.metrics, flop, variants["ours"].bytes), "plain": by_plain},
+            lambda: problem.differences(plain),
+        )
 
 
 def _faiss() -> Any:

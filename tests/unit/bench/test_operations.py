@@ -10,6 +10,7 @@ from diffmm_dist.bench.compare import compare
 from diffmm_dist.bench.epoch import bench_epoch
 from diffmm_dist.bench.memory import extra_mib
 from diffmm_dist.bench.operations import Operation, Variant, bench_case, measure, open_device, parse_size
+from diffmm_dist.bench.plain import plain_twin
 from diffmm_dist.bench.problems import power_law_rows
 from diffmm_dist.bench.report import markdown
 from diffmm_dist.cli_bench import bench_app
@@ -39,7 +40,7 @@ def case_of(name):
 def variants_of(name):
     case = case_of(name)
     made = case.operations(parse_size(case.presets, SIZES[name]), CPU)
-    return {operation.name: operation.variants for operation in made}
+    return {operation.name: dict(operation.variants) for operation in made}
 
 
 def run(name, out, sizes=None):
@@ -70,7 +71,8 @@ def test_every_case_writes_its_fields(tmp_path, name):
 
 
 def test_operations_and_bytes_of_a_denoising_step():
-    step, output = variants_of("denoise").values()  # B = 4, I = 10, h = 3, d = 2
+    step, output = variants_of("denoise").values()
+    step.pop("plain", None)  # B = 4, I = 10, h = 3, d = 2
     gram = 4 * 10 * 3 * (3 + 2) + 4 * 4 * 3**2 + 6 * 4 * 3 * 2
     direct = 6 * 4 * 10 * 3 + 4 * 4 * 10 * 2
     assert {name: variant.flop for name, variant in output.items()} == {"gram": gram, "direct": direct}
@@ -88,7 +90,7 @@ def test_operations_and_bytes_of_a_denoising_step():
 
 
 def test_operations_and_bytes_of_a_rebuild():
-    ours, product = variants_of("rebuild")["rebuild"].values()  # U = 5 in 3 batches, I = 10, h = 3, T = 4
+    ours, product, *_ = variants_of("rebuild")["rebuild"].values()  # U = 5 in 3 batches, I = 10, h = 3, T = 4
     assert product.flop == 2 * 5 * 10 * 3
     assert ours.flop == product.flop + 2 * 10 * 3**2 + 2 * 3 * 5 * 3**2
     assert product.bytes == 4 * 3 * 10 * 3
@@ -120,6 +122,28 @@ def test_the_ways_of_an_operation_agree():
     for gradients in zip(*(variant.call() for variant in variants.values()), strict=True):
         for gradient in gradients[1:]:
             torch.testing.assert_close(gradient, gradients[0])
+
+
+def test_the_plain_twin_takes_part(tmp_path):
+    pytest.importorskip("tests.support.plain")
+    step = variants_of("denoise")["denoising step"]["plain"]  # B = 4, I = 10, h = 3, d = 2
+    assert step.flop == 10 * 4 * 10 * 3 + 6 * 4 * 10 * 2
+    assert variants_of("rebuild")["rebuild"]["plain"].flop == 4 * 4 * 5 * 10 * 3  # T = U - 1 = 4
+    facts = {
+        name: run(name, tmp_path / f"{name}.json", [size])["sizes"][0]["operations"][operation]["facts"]
+        for name, operation, size in (
+            ("rebuild", "rebuild", SIZES["rebuild"]),
+            ("evaluate", "evaluation", f"{SIZES['evaluate']},topk=5"),
+        )
+    }
+    assert facts["rebuild"] == {"same_edges": 1}
+    assert set(facts["evaluate"]) == {"difference_recall@5", "difference_ndcg@5"}
+    assert max(facts["evaluate"].values()) < 1e-6
+
+
+def test_the_plain_twin_is_left_out_where_it_would_not_fit():
+    assert plain_twin(CPU, num_values=1e10) is None
+    assert plain_twin(torch.device("cuda"), num_values=1) is None
 
 
 def test_faiss_gives_the_same_lists(tmp_path):
