@@ -4,10 +4,11 @@ from collections.abc import Iterator
 from typing import Any
 
 from diffmm_dist import storage
-from diffmm_dist.bench.report import REMEDY, OperationBenchmark, table
+from diffmm_dist.bench.report import OperationBenchmark, table
 from diffmm_dist.errors import UserError
 
 Key = tuple[str, str, str]
+_REMEDY = "give a file written by bench denoise, rebuild, propagate, contrast, evaluate or epoch"
 
 
 def compare(before: str, after: str) -> str:
@@ -24,7 +25,7 @@ def compare(before: str, after: str) -> str:
     Raises:
         UserError: a file is not one of these, or the two have no variant of an operation at the same size in common.
     """
-    documents = [storage.read_record(file, OperationBenchmark, remedy=REMEDY) for file in (before, after)]
+    documents = [storage.read_record(file, OperationBenchmark, remedy=_REMEDY) for file in (before, after)]
     cases = [document["case"] for document in documents]
     if cases[0] != cases[1]:
         raise UserError(f"{before} is of bench {cases[0]} and {after} of bench {cases[1]}; compare files of one case")

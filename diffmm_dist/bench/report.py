@@ -9,7 +9,7 @@ from typing_extensions import TypedDict
 from diffmm_dist import storage
 
 _LATE_EPOCHS = 20
-REMEDY = "give a file written by a `bench` command"
+_REMEDY = "give a file written by a `bench` command"
 
 
 class TrainingBenchmark(TypedDict):
@@ -101,7 +101,7 @@ def markdown(files: Sequence[str]) -> str:
     Raises:
         UserError: a file is not one of ours.
     """
-    documents: list[Any] = [storage.read_record(file, Document, remedy=REMEDY) for file in files]
+    documents: list[Any] = [storage.read_record(file, Document, remedy=_REMEDY) for file in files]
     runs = [document for document in documents if "runs" in document]
     graphs = [document for document in documents if "graph" in document]
     scaling = [document for document in documents if "scaling" in document]
