@@ -1,11 +1,15 @@
 """The `bench` commands."""
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from diffmm_dist.cli_options import ConfigFile, Overrides, positive_numbers
 from diffmm_dist.config.load import load_config
+from diffmm_dist.errors import UserError
+
+if TYPE_CHECKING:
+    from diffmm_dist.bench.operations import Case
 
 # Commands import what they need when they run, as those of cli.py do.
 
@@ -27,17 +31,99 @@ def bench_train(
     print(out)
 
 
+Out = Annotated[str, typer.Option(help="JSON file to write.")]
+Sizes = Annotated[
+    list[str] | None,
+    typer.Option("--size", help="A preset, values, or both (large,items=500); may be given again."),
+]
+Repeats = Annotated[int, typer.Option(min=1, help="How often to measure each.")]
+Device = Annotated[str, typer.Option(help="cpu or cuda.")]
+Threads = Annotated[int, typer.Option(min=0, help="Threads of torch; 0 takes all cores.")]
+
+
+def _measure(case: "Case[Any]", sizes: list[str] | None, *, out: str, repeats: int, device: str, threads: int) -> None:
+    from diffmm_dist.bench.operations import bench_case
+    from diffmm_dist.bench.report import markdown
+
+    bench_case(case, sizes or [next(iter(case.presets))], repeats=repeats, out=out, device=device, threads=threads)
+    print(markdown([out]), end="")
+
+
+@bench_app.command("denoise")
+def bench_denoise(
+    out: Out, size: Sizes = None, repeats: Repeats = 5, device: Device = "cpu", threads: Threads = 0
+) -> None:
+    """Time one denoising step, and its output side alone. Sizes: batch, items, hidden, dim, per_user."""
+    from diffmm_dist.bench.denoise import CASE
+
+    _measure(CASE, size, out=out, repeats=repeats, device=device, threads=threads)
+
+
+@bench_app.command("rebuild")
+def bench_rebuild(
+    out: Out, size: Sizes = None, repeats: Repeats = 3, device: Device = "cpu", threads: Threads = 0
+) -> None:
+    """Time rebuilding a graph. Sizes: users, items, hidden, timesteps, topk, batch, per_user."""
+    from diffmm_dist.bench.rebuild import CASE
+
+    _measure(CASE, size, out=out, repeats=repeats, device=device, threads=threads)
+
+
+@bench_app.command("contrast")
+def bench_contrast(
+    out: Out, size: Sizes = None, repeats: Repeats = 5, device: Device = "cpu", threads: Threads = 0
+) -> None:
+    """Time a contrastive term. Sizes: nodes, batch, dim."""
+    from diffmm_dist.bench.contrast import CASE
+
+    _measure(CASE, size, out=out, repeats=repeats, device=device, threads=threads)
+
+
+@bench_app.command("evaluate")
+def bench_evaluate(
+    out: Out, size: Sizes = None, repeats: Repeats = 3, device: Device = "cpu", threads: Threads = 0
+) -> None:
+    """Time ranking all items, and check the lists. Sizes: users, items, dim, topk, batch, per_user."""
+    from diffmm_dist.bench.evaluate import CASE
+
+    _measure(CASE, size, out=out, repeats=repeats, device=device, threads=threads)
+
+
 @bench_app.command("propagate")
 def bench_propagate(
-    dataset: Annotated[str, typer.Argument(help="A prepared dataset.")],
-    out: Annotated[str, typer.Option(help="JSON file to write.")],
-    width: Annotated[int, typer.Option(min=1, help="Columns of the rows.")] = 64,
+    out: Out,
+    dataset: Annotated[str | None, typer.Argument(help="A prepared dataset, for its graph, forward only.")] = None,
+    width: Annotated[int, typer.Option(min=1, help="Columns of the rows, with a dataset.")] = 64,
+    size: Sizes = None,
+    repeats: Repeats = 15,
+    device: Device = "cpu",
+    threads: Threads = 0,
 ) -> None:
-    """Time the propagation kernels on a dataset's graph."""
-    from diffmm_dist.bench.cases import bench_propagate as run
+    """Time the propagation kernels on a random graph or a dataset's. Sizes: users, items, draws, dim."""
+    from diffmm_dist.bench import cases, propagate
 
-    run(dataset, width, out)
+    if dataset is None:
+        _measure(propagate.CASE, size, out=out, repeats=repeats, device=device, threads=threads)
+        return
+    if size:
+        raise UserError("--size is for random graphs, and a dataset has its own; leave one of the two out")
+    cases.bench_propagate(dataset, width, out)
     print(out)
+
+
+@bench_app.command("epoch")
+def bench_epoch(
+    config: ConfigFile,
+    out: Out,
+    repeats: Annotated[int, typer.Option(min=1, help="Epochs to time, after one that is not.")] = 3,
+    overrides: Overrides = None,
+) -> None:
+    """Time whole training epochs, phase by phase."""
+    from diffmm_dist.bench.epoch import bench_epoch as run
+    from diffmm_dist.bench.report import markdown
+
+    run(load_config(config, overrides or []), repeats=repeats, out=out)
+    print(markdown([out]), end="")
 
 
 @bench_app.command("scaling")
@@ -121,3 +207,14 @@ def bench_report(
     from diffmm_dist.bench.report import markdown
 
     print(markdown(files), end="")
+
+
+@bench_app.command("compare")
+def bench_compare(
+    before: Annotated[str, typer.Argument(help="JSON file of an operation, such as by `bench denoise`.")],
+    after: Annotated[str, typer.Argument(help="Another of the same operation.")],
+) -> None:
+    """Print the times of two files side by side, also in units of each one's own matrix product."""
+    from diffmm_dist.bench.compare import compare
+
+    print(compare(before, after), end="")

@@ -12,6 +12,7 @@ import torch
 from diffmm_dist import storage
 from diffmm_dist.bench.comm import predict
 from diffmm_dist.bench.machine import command
+from diffmm_dist.bench.work import contrast_flop, input_flop, output_flop, product_flop
 from diffmm_dist.config.schema import Config
 from diffmm_dist.data.dataset import Dataset
 from diffmm_dist.diffusion.denoiser import TRAFFIC as DENOISER
@@ -124,14 +125,14 @@ def _diffusion(config: Config, dataset: Dataset, *, num_groups: int, num_item_sh
     gram = config.denoiser.products == "gram" or (
         config.denoiser.products == "auto" and gram_pays(round(batch), round(items), last)
     )
-    into = 4 * items * first**2 if hidden_noise else 4 * batch * items * first
-    out = 4 * items * last * (last + dim) if gram else 6 * batch * items * last + 4 * batch * items * dim
+    into = input_flop(batch, items, first, hidden_noise=hidden_noise)
+    out = output_flop(batch, items, last, dim, gram=gram)
     weights = items * (first + last + 1) * _ADAM_ACCESSES
     noise = 0 if hidden_noise else batch * items * _NOISE_ACCESSES
     output = 0 if gram else batch * items * _NOISE_ACCESSES
     step_bytes = (weights + noise + output) * _FLOAT
     denoise = Work(steps * modalities * (into + out), steps * modalities * step_bytes)
-    rebuild = Work(modalities * users * items * last * 2, modalities * users * items * 2 * _FLOAT)
+    rebuild = Work(modalities * product_flop(users, items, last), modalities * users * items * 2 * _FLOAT)
     return denoise, rebuild
 
 
@@ -151,6 +152,6 @@ def _recommend(config: Config, dataset: Dataset, size: int, sent_per_step: int) 
     pairs *= contrasted
     anchors = min(config.train.batch_size, config.contrast.max_nodes or config.train.batch_size)
     compared = 2 * anchors / size if config.contrast.negatives == "batch" else nodes
-    flops = pairs * 6 * anchors * compared * dim
+    flops = pairs * contrast_flop(anchors, compared, dim)
     exchanges = (real + generated) * _EXCHANGES_PER_PRODUCT + 2 * pairs * _EXCHANGES_PER_TERM + 8 if size > 1 else 0
     return Work(steps * flops, steps * (gathered + rows), steps * sent_per_step, steps * exchanges)

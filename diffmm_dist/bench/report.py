@@ -74,13 +74,29 @@ class StreamBenchmark(TypedDict):
     streams: dict[str, dict[str, Any]]
 
 
+class OperationBenchmark(TypedDict):
+    """What `bench denoise`, `rebuild`, `propagate`, `contrast`, `evaluate` and `epoch` write."""
+
+    command: str
+    machine: dict[str, Any]
+    case: str
+    repeats: int
+    sizes: list[dict[str, Any]]
+
+
 Document = (
-    TrainingBenchmark | PropagationBenchmark | ScalingBenchmark | TrafficBenchmark | GpuPrediction | StreamBenchmark
+    TrainingBenchmark
+    | PropagationBenchmark
+    | ScalingBenchmark
+    | TrafficBenchmark
+    | GpuPrediction
+    | StreamBenchmark
+    | OperationBenchmark
 )
 
 
 def markdown(files: Sequence[str]) -> str:
-    """Return the tables of quality, cost and propagation, a row per measurement, and the command behind each file.
+    """Return the tables of each kind of file, a row per measurement, and the command behind each file.
 
     Raises:
         UserError: a file is not one of ours.
@@ -94,7 +110,8 @@ def markdown(files: Sequence[str]) -> str:
     gpus = [_gpus(document) for document in documents if "gpus" in document]
     streams = [_streams(document) for document in documents if "streams" in document]
     of_workers = [*(_scaling(document) for document in scaling), *(_traffic(document) for document in traffic)]
-    for tables in (of_workers, gpus, streams):
+    operations = [_operations(document) for document in documents if "case" in document]
+    for tables in (of_workers, gpus, streams, operations):
         lines += [line for table in tables for line in table]
     lines += _commands(files, documents)
     return "\n".join(lines) + "\n"
@@ -112,7 +129,7 @@ def _quality(documents: Sequence[TrainingBenchmark]) -> list[str]:
         name = document["config"]["model"]["name"]
         rows.append([name, runs[0]["protocol"], str(len(runs)), *means, per_seed, f"{late:.4f}"])
     columns = ["model", "protocol", "seeds", "test", "test", "per seed (best epoch)"]
-    return _table([*columns, f"last {_LATE_EPOCHS} epochs, selecting split"], rows)
+    return table([*columns, f"last {_LATE_EPOCHS} epochs, selecting split"], rows)
 
 
 def _mean(entry: dict[str, Any]) -> str:
@@ -135,7 +152,7 @@ def _cost(documents: Sequence[TrainingBenchmark]) -> list[str]:
             ]
         )
     columns = ["model", "protocol", "s per epoch", "products per epoch", "by phase, in products", "peak GiB"]
-    return _table(columns, rows)
+    return table(columns, rows)
 
 
 def _propagation(documents: Sequence[PropagationBenchmark]) -> list[str]:
@@ -149,8 +166,8 @@ def _propagation(documents: Sequence[PropagationBenchmark]) -> list[str]:
     allocators = list(dict.fromkeys(name for document in documents for name in document["propagate_ms"]))
     wholes = [[_size(document), *_milliseconds(document["propagate_ms"], allocators)] for document in documents]
     return [
-        *_table(["graph", "sum of neighbours, ms", *names], sums),
-        *_table(["graph, both directions, ms", *allocators], wholes),
+        *table(["graph", "sum of neighbours, ms", *names], sums),
+        *table(["graph, both directions, ms", *allocators], wholes),
     ]
 
 
@@ -164,7 +181,7 @@ def _scaling(document: ScalingBenchmark) -> list[str]:
         memory = f"{max(result['all_workers_rss_gib'] for result in measured):.2f}"
         rows.append([size, *seconds, *efficiency, memory])
     columns = ["workers", *(f"{phase}, s per epoch" for phase in phases), *(f"{phase}, efficiency" for phase in phases)]
-    return _table([*columns, "all workers, peak GiB"], rows)
+    return table([*columns, "all workers, peak GiB"], rows)
 
 
 def _efficiency(entry: dict[str, float] | None) -> str:
@@ -181,7 +198,7 @@ def _traffic(document: TrafficBenchmark) -> list[str]:
         mib = [f"{mean(values):.2f} / {max(values):.2f}" for values in sent]
         agreement = "-" if size not in measured else "equal" if measured[size] == workers else "DIFFERENT"
         rows.append([size, *mib, agreement])
-    return _table(["workers (mean / most)", *(f"{purpose}, MiB per step" for purpose in purposes), "measured"], rows)
+    return table(["workers (mean / most)", *(f"{purpose}, MiB per step" for purpose in purposes), "measured"], rows)
 
 
 def _gpus(document: GpuPrediction) -> list[str]:
@@ -197,7 +214,7 @@ def _gpus(document: GpuPrediction) -> list[str]:
         shares = [f"{part / total:.0%}" for part in (network_s, exchange_s)]
         rows.append([size, *(f"{value:.3g}" for value in seconds.values()), f"{total:.3g}", *shares])
     phases = [f"{phase}, s" for phase in next(iter(document["gpus"].values()))["seconds"]]
-    return _table(["GPUs", *phases, "epoch, s", "bytes sent, share", "latency, share"], rows)
+    return table(["GPUs", *phases, "epoch, s", "bytes sent, share", "latency, share"], rows)
 
 
 def _streams(document: StreamBenchmark) -> list[str]:
@@ -215,7 +232,50 @@ def _streams(document: StreamBenchmark) -> list[str]:
         for uri, entry in document["streams"].items()
     ]
     columns = ["dataset", "training interactions", "MiB read", "seconds", "MiB per second", "speed, of the first's"]
-    return _table([*columns, "peak memory of the process, MiB"], rows)
+    return table([*columns, "peak memory of the process, MiB"], rows)
+
+
+def _operations(document: OperationBenchmark) -> list[str]:
+    """Return a table for each operation, a row per size and variant, and what was recorded of the results."""
+    tables: dict[str, list[list[str]]] = {}
+    notes = []
+    for entry in document["sizes"]:
+        values = ", ".join(f"{name} {value:,}" for name, value in entry["values"].items())
+        notes.append(f"* {entry['size']}: {values}")
+        for name, operation in entry["operations"].items():
+            rows = [[entry["size"], *_variant(*variant)] for variant in operation["variants"].items()]
+            tables.setdefault(name, []).extend(rows)
+            probes, facts = operation["probes"], operation["facts"]
+            speeds = f"product {probes['gemm']['gflop_per_s']:.0f} GFLOP/s, copy {probes['copy']['gb_per_s']:.1f} GB/s"
+            notes.append("; ".join([f"* {entry['size']}, {name}: {speeds}", *_facts(facts)]))
+    columns = ["s (least to most)", "GFLOP", "GB", "of product's speed", "of copy's speed"]
+    columns += ["time over the first's", "extra MiB"]
+    lines = [line for name, rows in tables.items() for line in table(["size", name, *columns], rows)]
+    return [*lines, *notes, ""]
+
+
+def _variant(name: str, result: dict[str, Any]) -> list[str]:
+    seconds, ratio, extra = result["seconds"], result.get("before_over_after"), result.get("extra_mib")
+    return [
+        name,
+        f"{seconds['median']:.4g} ({seconds['min']:.4g} to {seconds['max']:.4g})",
+        f"{result['flop'] / 1e9:.4g}",
+        f"{result['bytes'] / 1e9:.3g}",
+        f"{result['share_of_gemm_peak']:.0%}",
+        f"{result['share_of_copy_peak']:.0%}",
+        "-" if ratio is None else f"{ratio:.2f}",
+        "-" if extra is None else f"{extra:.0f}",
+    ]
+
+
+def _facts(facts: dict[str, Any]) -> list[str]:
+    """Return what was recorded of the results, numbers with four digits."""
+    flat = {
+        " ".join([name, part]).strip().replace("_", " "): value
+        for name, values in facts.items()
+        for part, value in (values.items() if isinstance(values, dict) else [("", values)])
+    }
+    return [f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}" for name, value in flat.items()]
 
 
 def _size(document: PropagationBenchmark) -> str:
@@ -227,7 +287,8 @@ def _milliseconds(times: dict[str, float], names: Sequence[str]) -> list[str]:
     return [f"{times[name]:.2f}" if name in times else "-" for name in names]
 
 
-def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """Return the lines of a markdown table and an empty one, or none without rows."""
     if not rows:
         return []
     head = [columns, ["---"] * len(columns)]

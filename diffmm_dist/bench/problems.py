@@ -1,0 +1,59 @@
+"""Random problems of any size, the same every time."""
+
+import torch
+from torch import Tensor
+
+from diffmm_dist.config.schema import DiffusionConfig
+from diffmm_dist.diffusion.denoiser import Denoiser
+from diffmm_dist.diffusion.schedule import DiffusionSchedule
+from diffmm_dist.parallel.columns import Columns
+from diffmm_dist.parallel.random import RandomStream
+from diffmm_dist.parallel.ranges import Ownership
+from diffmm_dist.parallel.world import World
+from diffmm_dist.sparse import CSR
+
+STREAM = RandomStream.of("bench")
+PUBLISHED = DiffusionConfig()
+_SKEW = 3  # node number n u^3 with u uniform: how often a node is drawn falls as its rank^(-2/3)
+
+
+def normal_rows(name: str, num_rows: int, width: int, device: torch.device) -> Tensor:
+    """Return standard normal values, float32 (num_rows, width)."""
+    return STREAM.child(name).normal_rows(torch.arange(num_rows, device=device), width)
+
+
+def random_rows(num_rows: int, num_columns: int, per_row: int, device: torch.device) -> CSR:
+    """Return rows of ``per_row`` random columns each, or a few less where one is drawn twice."""
+    rows = torch.arange(num_rows * per_row, device=device) // per_row
+    columns = STREAM.child("rows").integers(torch.arange(rows.numel(), device=device), num_columns)
+    return CSR.from_pairs(rows, columns, num_rows=num_rows, num_columns=num_columns)
+
+
+def power_law_rows(num_rows: int, num_columns: int, num_draws: int, device: torch.device) -> CSR:
+    """Return a graph whose degrees follow a power law on both sides; an edge drawn again counts once."""
+    draws = torch.arange(num_draws, device=device)
+    rows, columns = (_power_law(side, draws, count) for side, count in (("users", num_rows), ("items", num_columns)))
+    return CSR.from_pairs(rows, columns, num_rows=num_rows, num_columns=num_columns)
+
+
+def _power_law(side: str, draws: Tensor, count: int) -> Tensor:
+    ranks = (STREAM.child(side).uniform(draws).pow(_SKEW) * count).to(torch.int64)
+    return STREAM.child(side, "place").permute(ranks, count)
+
+
+def new_denoiser(num_items: int, width: int, device: torch.device) -> Denoiser:
+    """Return a denoiser with one hidden layer and published settings."""
+    columns = Columns(World.single(device), Ownership((0, num_items)), torch.arange(num_items, device=device))
+    denoiser = Denoiser(columns, [width], time_embedding_dim=PUBLISHED.time_embedding_dim).to(device)
+    denoiser.initialize(STREAM.child("denoiser"))
+    return denoiser
+
+
+def new_schedule(num_timesteps: int = PUBLISHED.num_timesteps) -> DiffusionSchedule:
+    """Return the published schedule, over another number of steps if wanted."""
+    return DiffusionSchedule(
+        num_timesteps,
+        noise_scale=PUBLISHED.noise_scale,
+        noise_min=PUBLISHED.noise_min,
+        noise_max=PUBLISHED.noise_max,
+    )

@@ -1,0 +1,98 @@
+"""A propagation over the whole graph, forward and backward.
+
+Symbols: E edges, N = users + items, d columns. FLOP: the sums 2 E d and the scaling of rows 4 N d, or 2 (2 E + N) d
+with a matrix that has the weights; as many backward. Bytes: every edge reads its index and a row in either direction,
+and the rows are read and written once; the matrix of coordinates has two indices and a weight for every entry.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from diffmm_dist.bench.operations import FLOAT, Case, Operation, Variant
+from diffmm_dist.bench.problems import normal_rows, power_law_rows
+from diffmm_dist.errors import UserError
+from diffmm_dist.graph.hetero import REAL, HeteroGraph, Kernel, import_dgl
+from diffmm_dist.graph.propagate import propagate
+from diffmm_dist.graph.relation import Relation
+
+_INDEX = 8  # bytes
+
+
+@dataclass(frozen=True)
+class PropagateSize:
+    """Users, items, edges to draw (a few come twice and count once), and d."""
+
+    users: int
+    items: int
+    draws: int
+    dim: int = 64
+
+
+PRESETS = {
+    "tiktok": PropagateSize(users=9308, items=6710, draws=60_000),
+    "large": PropagateSize(users=200_000, items=50_000, draws=4_000_000),
+}
+
+
+class Problem:
+    """A graph whose degrees follow a power law, and random rows."""
+
+    def __init__(self, size: PropagateSize, device: torch.device) -> None:
+        self.relation = Relation.normalized(power_law_rows(size.users, size.items, size.draws, device))
+        self._users = normal_rows("users", size.users, size.dim, device).requires_grad_()
+        self._items = normal_rows("items", size.items, size.dim, device).requires_grad_()
+
+    def ours(self, graph: HeteroGraph) -> tuple[Tensor, ...]:
+        """Return the gradients of the rows under the sum of the propagated ones."""
+        users, items = propagate(graph, REAL, self._users, self._items)
+        return torch.autograd.grad(users.sum() + items.sum(), (self._users, self._items))
+
+    def by_matrix(self, matrix: Tensor) -> tuple[Tensor, ...]:
+        """Return the same through one sparse matrix."""
+        rows = torch.sparse.mm(matrix, torch.cat([self._users, self._items]))
+        return torch.autograd.grad(rows.sum(), (self._users, self._items))
+
+    def matrix(self) -> Tensor:
+        """Return A^ as torch's matrix of coordinates, (N, N)."""
+        pairs, relation = self.relation.pairs, self.relation
+        users, items = pairs.row_ids, pairs.indices + pairs.num_rows
+        scale_N = torch.cat([relation.user_scale, relation.item_scale])[:, 0]
+        loops = torch.arange(scale_N.numel(), device=scale_N.device)
+        rows, columns = torch.cat([users, items, loops]), torch.cat([items, users, loops])
+        weights = scale_N[rows] * scale_N[columns]
+        entries = torch.stack([rows, columns])
+        return torch.sparse_coo_tensor(entries, weights, (loops.numel(), loops.numel()), check_invariants=False)
+
+
+def operations(size: PropagateSize, device: torch.device) -> Iterator[Operation]:
+    """Yield the propagation."""
+    problem = Problem(size, device)
+    edges, nodes = problem.relation.pairs.num_entries, size.users + size.items
+    flop = 2 * (2 * edges + 4 * nodes) * size.dim
+    rows = 2 * nodes * size.dim * FLOAT
+    num_bytes = 2 * (2 * edges * (_INDEX + size.dim * FLOAT) + rows)
+    kernels: list[Kernel] = ["csr", *_dgl(device)]
+    graphs = {kernel: HeteroGraph({REAL: problem.relation}, kernel=kernel) for kernel in kernels}
+    variants: dict[str, Variant] = {
+        kernel: Variant(partial(problem.ours, graph), flop, num_bytes) for kernel, graph in graphs.items()
+    }
+    entries = 2 * edges + nodes
+    matrix_bytes = 2 * (entries * (2 * _INDEX + FLOAT + size.dim * FLOAT) + rows)
+    variants["torch COO"] = Variant(partial(problem.by_matrix, problem.matrix()), 4 * entries * size.dim, matrix_bytes)
+    yield Operation("propagation", variants, lambda: {"edges": edges})
+
+
+def _dgl(device: torch.device) -> list[Kernel]:
+    """Return DGL's kernel where it can run."""
+    try:
+        import_dgl()
+    except UserError:
+        return []
+    return ["dgl"] if device.type == "cpu" else []
+
+
+CASE = Case("propagate", PRESETS, operations)

@@ -1,0 +1,39 @@
+"""How many operations the large products of DiffMM take; a multiplication and an addition are two.
+
+Symbols: B rows, I items, h hidden, d embedding, A anchors, N nodes.
+"""
+
+
+def input_flop(rows: float, items: float, width: int, *, hidden_noise: bool) -> float:
+    """Return the products over the items that enter the hidden layer: x_t W and its gradient 4 B I h, or 4 I h^2.
+
+    Args:
+        rows: B.
+        items: I.
+        width: h of the first hidden layer.
+        hidden_noise: through W^T W (noise.py).
+    """
+    return 4 * items * width**2 if hidden_noise else 4 * rows * items * width
+
+
+def output_flop(rows: float, items: float, width: int, dim: int, *, gram: bool) -> float:
+    """Return the products over the items of loss and gradients: 6 B I h + 4 B I d, or 4 I h (h + d).
+
+    Args:
+        rows: B.
+        items: I.
+        width: h of the last hidden layer.
+        dim: d.
+        gram: through W^T W (output.py).
+    """
+    return 4 * items * width * (width + dim) if gram else 6 * rows * items * width + 4 * rows * items * dim
+
+
+def product_flop(rows: float, items: float, width: int) -> float:
+    """Return the operations of a (B x h) (h x I) product, 2 B I h."""
+    return rows * items * width * 2
+
+
+def contrast_flop(anchors: float, nodes: float, dim: int) -> float:
+    """Return the products of one contrastive term: similarities and both gradients, 6 A N d."""
+    return 6 * anchors * nodes * dim
