@@ -11,7 +11,7 @@ from diffmm_dist.errors import one_line
 
 _ATTEMPTS = 8  # about half a minute
 _BLOCK = 4 << 20  # bytes of one ranged read
-_BLOCKS_AHEAD = 8  # that are asked for, two at a time, before they are needed
+_BLOCKS_AHEAD = 4  # that are asked for, two at a time, before they are needed
 
 
 def file_system(*, counted: bool = True) -> Any:

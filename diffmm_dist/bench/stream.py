@@ -6,6 +6,8 @@ from functools import partial
 from statistics import median
 from typing import Any
 
+import torch
+
 from diffmm_dist import storage
 from diffmm_dist.bench.machine import command, machine
 from diffmm_dist.data.dataset import Cursor, Dataset
@@ -15,7 +17,7 @@ from diffmm_dist.monitoring.timing import peak_rss_gib, take_turns
 _MIB = 2**20
 
 
-def bench_stream(datasets: Sequence[str], out: str, *, repeats: int, batches_ahead: int) -> None:
+def bench_stream(datasets: Sequence[str], out: str, *, repeats: int, batches_ahead: int, threads: int = 1) -> None:
     """Time a pass over all training interactions and features of each dataset, in turns; write a JSON file.
 
     Peak memory is that of a process of its own for each dataset, the program included.
@@ -25,7 +27,9 @@ def bench_stream(datasets: Sequence[str], out: str, *, repeats: int, batches_ahe
         out: the JSON file.
         repeats: how often to read each.
         batches_ahead: record batches fetched from S3 in advance.
+        threads: of the reader's arithmetic; one is what a worker has where there are as many workers as cores.
     """
+    torch.set_num_threads(threads)
     opened = {uri: Dataset.open(uri, Reading(batches_ahead)) for uri in datasets}
     times = take_turns({uri: partial(read_all, dataset) for uri, dataset in opened.items()}, repeats=repeats)
     first = times[datasets[0]]

@@ -31,7 +31,7 @@ class DataConfig(Section):
     modalities: tuple[str, ...] | None = None
     """Names of the modalities to use, in this order; null uses all that the dataset has."""
     batches_ahead: Count = 4
-    """Record batches (of at most 65,536 rows) fetched from S3 while earlier ones are used."""
+    """Record batches (of at most 65,536 rows and 4 MiB of features) fetched from S3 while earlier ones are used."""
     cache: str | None = None
     """Local folder that keeps the files read from S3, checked and named by checksum; null fetches them every time."""
 

@@ -12,6 +12,7 @@ MANIFEST = "manifest.json"
 Split = Literal["train", "valid", "test"]
 SPLITS: tuple[Split, ...] = ("train", "valid", "test")
 ROWS_PER_BATCH = 65_536
+FEATURE_BYTES_PER_BATCH = 4 << 20  # fewer rows where they are wide, so that a reader holds little
 
 INTERACTIONS = pa.schema([pa.field("user", pa.int64(), nullable=False), pa.field("item", pa.int64(), nullable=False)])
 
@@ -127,6 +128,16 @@ def feature_schema(width: int, dtype: str) -> pa.Schema:
     """Return the schema of a feature file: one fixed-size list per item."""
     value = pa.float16() if dtype == "float16" else pa.float32()
     return pa.schema([pa.field("features", pa.list_(value, width), nullable=False)])
+
+
+def rows_per_batch(file_schema: pa.Schema) -> int:
+    """Return the most rows of a record batch: 65,536, and not more than 4 MiB of features."""
+    kind = file_schema.types[0]
+    if not pa.types.is_fixed_size_list(kind):
+        return ROWS_PER_BATCH
+    row_bytes = kind.list_size * kind.value_type.bit_width // 8
+    fitting: int = FEATURE_BYTES_PER_BATCH // max(row_bytes, 1)
+    return max(1, min(ROWS_PER_BATCH, fitting))
 
 
 def id_schema(kind: pa.DataType) -> pa.Schema:

@@ -178,7 +178,7 @@ class _File:
     def write(self, columns: list[pa.Array]) -> None:
         table = pa.Table.from_arrays(columns, schema=self.schema)
         with self._explained():
-            self._writer.write_table(table, max_chunksize=schema.ROWS_PER_BATCH)
+            self._writer.write_table(table, max_chunksize=schema.rows_per_batch(self.schema))
         self.rows += table.num_rows
 
     def close(self) -> None:

@@ -69,7 +69,7 @@ class NoisyRows:
         return x_t
 
     def _before_dropout(self, items: slice) -> Tensor:
-        x_t = self.noise.normal_rows(self.users, self.columns.ids[items]).mul_(self.noise_scale_B[:, None])
+        x_t = self.noise.normal_rows(self.users, self.columns.ids[items], std=self.noise_scale_B)
         row_ids, indices = self.rows.row_ids, self.rows.indices
         if items.stop - items.start < self.columns.size:
             inside = (indices >= items.start) & (indices < items.stop)

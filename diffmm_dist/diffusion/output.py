@@ -83,20 +83,23 @@ class _Gram(torch.autograd.Function):
     |f - x|^2 = a K a' + 2 a (b W)' + b b' - 2 sum_{i in x} (a w_i' + b_i) + |x|, and f G = a (W^T G) + b G.
     With g the gradients of the errors, S those of f G, and A' diag(2 g) A = Q (H x H):
     dW = W Q + b m' - x' (2 g A) + G S' A and db = W m + b sum(2 g) - x' (2 g) + G sum(S), where m = A' (2 g).
+    b and G go side by side, [b G], since every product with W or of its size is a pass over memory.
     """
 
     @staticmethod
     def forward(
         ctx: Any, hidden_BH: Tensor, weight_CH: Tensor, bias_C: Tensor, rows: CSR, modal_items_CD: Tensor
     ) -> tuple[Tensor, Tensor]:
-        modal_HD = weight_CH.T @ modal_items_CD
+        bias_modal = torch.cat([bias_C[:, None], modal_items_CD], dim=1)
+        through_W = bias_modal.T @ weight_CH
+        bias_H, modal_HD = through_W[0], through_W[1:].T
         # d|f - x|^2 / da = 2 (a K + b W - x W)
-        slope_BH = torch.addmm(bias_C @ weight_CH, hidden_BH, gram(weight_CH))
+        slope_BH = torch.addmm(bias_H, hidden_BH, gram(weight_CH))
         observed_BH = rows.matmul(weight_CH)
         slope_BH -= observed_BH
         ctx.rows = rows
-        ctx.save_for_backward(hidden_BH, weight_CH, bias_C, modal_items_CD, slope_BH, modal_HD)
-        linear_BH = slope_BH + bias_C @ weight_CH - observed_BH
+        ctx.save_for_backward(hidden_BH, weight_CH, bias_modal, slope_BH, modal_HD)
+        linear_BH = slope_BH + bias_H - observed_BH
         constant_B = rows.row_counts - 2 * rows.matmul(bias_C[:, None])[:, 0] + bias_C.dot(bias_C)
         error_B = (hidden_BH * linear_BH).sum(dim=1) + constant_B
         return error_B, torch.addmm(bias_C @ modal_items_CD, hidden_BH, modal_HD)
@@ -104,15 +107,15 @@ class _Gram(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
         error_grad_B, signal_grad_BD = gradients
-        hidden_BH, weight_CH, bias_C, modal_items_CD, slope_BH, modal_HD = ctx.saved_tensors
+        hidden_BH, weight_CH, bias_modal, slope_BH, modal_HD = ctx.saved_tensors
         doubled_B1 = (2 * error_grad_B)[:, None]
         scaled_BH = hidden_BH * doubled_B1
         column_rows: CSR = ctx.rows.transpose()
         mean_H = scaled_BH.sum(dim=0)
-        weight_grad_CH = weight_CH @ (hidden_BH.T @ scaled_BH)
-        weight_grad_CH.addr_(bias_C, mean_H).sub_(column_rows.matmul(scaled_BH))
-        weight_grad_CH.addmm_(modal_items_CD, signal_grad_BD.T @ hidden_BH)
-        bias_grad_C = weight_CH @ mean_H + bias_C * doubled_B1.sum() - column_rows.matmul(doubled_B1)[:, 0]
-        bias_grad_C += modal_items_CD @ signal_grad_BD.sum(dim=0)
+        weight_grad_CH = column_rows.matmul(scaled_BH.neg())
+        weight_grad_CH.addmm_(weight_CH, hidden_BH.T @ scaled_BH)
+        weight_grad_CH.addmm_(bias_modal, torch.cat([mean_H[None], signal_grad_BD.T @ hidden_BH]))
+        bias_grad_C = weight_CH @ mean_H - column_rows.matmul(doubled_B1)[:, 0]
+        bias_grad_C += bias_modal @ torch.cat([doubled_B1.sum()[None], signal_grad_BD.sum(dim=0)])
         hidden_grad_BH = torch.addmm(slope_BH * doubled_B1, signal_grad_BD, modal_HD.T)
         return hidden_grad_BH, weight_grad_CH, bias_grad_C, None, None

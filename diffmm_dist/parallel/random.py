@@ -111,16 +111,22 @@ class RandomStream:
         _mix_32(hashed, _low_32(keys >> 32), torch.empty_like(hashed))
         return (hashed < _threshold(keep_prob)).to(torch.float32) / keep_prob
 
-    def normal_rows(self, ids: Tensor, columns: Tensor | int) -> Tensor:
-        """Return standard normal float32 values, at most 5.3 in size; as ``symmetric_uniform_rows``.
+    def normal_rows(self, ids: Tensor, columns: Tensor | int, *, std: Tensor | None = None) -> Tensor:
+        """Return normal float32 values, at most 5.3 standard deviations in size; as ``symmetric_uniform_rows``.
 
         The inverse of the distribution function at uniform values: sqrt(2) erfinv(u).
+
+        Args:
+            ids: int64.
+            columns: ids of the wanted columns, int64, or how many from 0 on.
+            std: standard deviation of each row, float32 (len(ids),), 1 by default.
         """
         out, slices = self._rows(ids, columns)
+        scale_B1 = (torch.ones_like(ids, dtype=torch.float32) if std is None else std)[:, None] * math.sqrt(2)
         for rows, hashed in slices:
             # Float32 rounds the outermost hashes to -1 and 1, where erfinv is infinite.
             uniform = torch.add(hashed, 0.5, out=out[rows]).mul_(2.0**-31).clamp_(-_BELOW_ONE, _BELOW_ONE)
-            uniform.erfinv_().mul_(math.sqrt(2))
+            uniform.erfinv_().mul_(scale_B1[rows])
         return out
 
     def _rows(self, ids: Tensor, columns: Tensor | int) -> tuple[Tensor, Iterator[tuple[slice, Tensor]]]:

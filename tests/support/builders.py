@@ -153,8 +153,8 @@ class GivenRows:
     def __init__(self, values):
         self.values = values
 
-    def normal_rows(self, ids, columns):
-        return self.values[:, columns].clone()
+    def normal_rows(self, ids, columns, *, std=None):
+        return self.values[:, columns] * (1 if std is None else std[:, None])
 
 
 def whole(items):

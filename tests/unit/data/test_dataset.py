@@ -210,3 +210,11 @@ def test_a_bad_manifest(path, change, message):
     file.write_text(change(json.loads(file.read_text())))
     with pytest.raises(UserError, match=message):
         Dataset.open(path)
+
+
+@pytest.mark.parametrize(("width", "dtype", "rows"), [(4, "float32", 65_536), (64, "float32", 16_384),
+                                                      (64, "float16", 32_768), (4096, "float32", 256),
+                                                      (1 << 22, "float32", 1)])  # fmt: skip
+def test_wide_features_come_in_short_batches(width, dtype, rows):
+    assert schema.rows_per_batch(schema.feature_schema(width, dtype)) == rows
+    assert schema.rows_per_batch(schema.INTERACTIONS) == 65_536

@@ -107,3 +107,11 @@ def test_streams_differ_by_every_part_of_their_key():
     drawn = torch.stack([stream.uniform(ids) for stream in streams])
     assert torch.corrcoef(drawn).fill_diagonal_(0).abs().max() < 0.15
     assert RandomStream.of(1, "a", 2) == RandomStream.of(1, "a", 2)
+
+
+def test_each_row_may_have_a_spread_of_its_own():
+    ids, std = torch.arange(50), torch.linspace(0, 3, 50)
+    stream = RandomStream.of("spread")
+    scaled = stream.normal_rows(ids, 2000, std=std)
+    torch.testing.assert_close(scaled, stream.normal_rows(ids, 2000) * std[:, None])
+    torch.testing.assert_close(scaled.std(dim=1), std, rtol=0.1, atol=1e-6)
