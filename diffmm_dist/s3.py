@@ -11,7 +11,7 @@ from diffmm_dist.errors import one_line
 
 _ATTEMPTS = 8  # about half a minute
 _BLOCK = 4 << 20  # bytes of one ranged read
-_BLOCKS_AHEAD = 4  # that are asked for, two at a time, before they are needed
+_BLOCKS_AHEAD = 2  # that are asked for before they are needed, both at once
 
 
 def file_system(*, counted: bool = True) -> Any:

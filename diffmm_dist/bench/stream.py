@@ -6,13 +6,12 @@ from functools import partial
 from statistics import median
 from typing import Any
 
-import torch
-
 from diffmm_dist import storage
 from diffmm_dist.bench.machine import command, machine
 from diffmm_dist.data.dataset import Cursor, Dataset
 from diffmm_dist.data.stream import Reading
 from diffmm_dist.monitoring.timing import peak_rss_gib, take_turns
+from diffmm_dist.train.worker import prepare_process
 
 _MIB = 2**20
 
@@ -29,7 +28,7 @@ def bench_stream(datasets: Sequence[str], out: str, *, repeats: int, batches_ahe
         batches_ahead: record batches fetched from S3 in advance.
         threads: of the reader's arithmetic; one is what a worker has where there are as many workers as cores.
     """
-    torch.set_num_threads(threads)
+    prepare_process(threads)
     opened = {uri: Dataset.open(uri, Reading(batches_ahead)) for uri in datasets}
     times = take_turns({uri: partial(read_all, dataset) for uri, dataset in opened.items()}, repeats=repeats)
     first = times[datasets[0]]
@@ -43,7 +42,7 @@ def bench_stream(datasets: Sequence[str], out: str, *, repeats: int, batches_ahe
             "seconds": {"median": median(seconds), "min": min(seconds), "max": max(seconds)},
             "mib_per_s": mib / median(seconds),
             "speed_of_first": {"median": median(ratios), "min": min(ratios), "max": max(ratios)},
-            "peak_mib": _peak_mib(uri, batches_ahead),
+            "peak_mib": _peak_mib(uri, batches_ahead, threads),
         }
     storage.write_json(
         out, {"command": command(), "machine": machine(), "batches_ahead": batches_ahead, "streams": results}
@@ -61,11 +60,12 @@ def read_all(dataset: Dataset) -> int:
     return num_bytes
 
 
-def _peak_mib(uri: str, batches_ahead: int) -> float:
+def _peak_mib(uri: str, batches_ahead: int, threads: int) -> float:
     with multiprocessing.get_context("spawn").Pool(1) as pool:
-        return pool.apply(_measure_peak, (uri, batches_ahead))
+        return pool.apply(_measure_peak, (uri, batches_ahead, threads))
 
 
-def _measure_peak(uri: str, batches_ahead: int) -> float:
+def _measure_peak(uri: str, batches_ahead: int, threads: int) -> float:
+    prepare_process(threads)
     read_all(Dataset.open(uri, Reading(batches_ahead)))
     return peak_rss_gib() * 1024

@@ -14,6 +14,7 @@ from diffmm_dist.parallel.world import World
 from diffmm_dist.sparse import CSR
 
 ITEMS_PER_BLOCK = 65_536
+_SCORES = 1 << 23  # held at a time: 32 MiB, which the passes over them find in a cache
 
 
 def rank_items(
@@ -27,13 +28,14 @@ def rank_items(
         users: int64, rows of ``user_UD``.
         masked: rows of all users; what they hold is never ranked.
         k: list length.
-        batch_size: users per block.
+        batch_size: users per block at most.
 
     Yields:
         For each block its users (B,), the scores and the items, both (B, min(k, I)); where a user has fewer than k
         items left, the item is -1 and the score minus infinity.
     """
-    for block in users.split(batch_size):
+    fitting = max(1, _SCORES // max(1, min(item_ID.shape[0], ITEMS_PER_BLOCK)))
+    for block in users.split(min(batch_size, fitting)):
         rows_BD = user_UD[block]
         hidden = [mask.select(block) for mask in masked]
         scores, items = merge_topk(_score_blocks(rows_BD, item_ID, hidden), k)

@@ -8,6 +8,8 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
+_GROUP = 16  # columns of which only the largest score takes part in the first choice
+
 
 def topk(scores_BC: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """Return the k largest scores of each row and their columns, both (B, min(k, C)); ties by the lower column."""
@@ -17,12 +19,30 @@ def topk(scores_BC: Tensor, k: int) -> tuple[Tensor, Tensor]:
         return values, columns
     if k == scores_BC.shape[1]:
         return _order(*_by_column(*torch.topk(scores_BC, k, dim=1)))
-    values, columns = torch.topk(scores_BC, k + 1, dim=1)  # one more shows where the last place is tied
+    values, columns = _largest(scores_BC, k + 1)  # one more shows where the last place is tied
     tied = torch.nonzero(values[:, k - 1] == values[:, k]).flatten()
     values, columns = values[:, :k], columns[:, :k]
     if tied.numel():
         values[tied], columns[tied] = _lowest_of_last(scores_BC[tied], values[tied])
     return _order(*_by_column(values, columns))
+
+
+def _largest(scores_BC: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """Return the k largest scores of each row and their columns, falling, any of those that tie for the last place.
+
+    Of many columns, those of the k groups with the largest maxima hold them: a pass for the maxima takes far less
+    time than a selection among all columns.
+    """
+    length = scores_BC.shape[1] // _GROUP
+    if 2 * (length + _GROUP * (k + 1)) > scores_BC.shape[1]:
+        return torch.topk(scores_BC, k, dim=1)
+    grouped_BGL = scores_BC[:, : _GROUP * length].unflatten(1, (_GROUP, length))
+    groups_B1K = torch.topk(grouped_BGL.amax(dim=1), k, dim=1, sorted=False).indices[:, None]
+    firsts_G1 = torch.arange(0, _GROUP * length, length, device=scores_BC.device)[:, None]
+    rest = torch.arange(_GROUP * length, scores_BC.shape[1], device=scores_BC.device).expand(scores_BC.shape[0], -1)
+    candidates = torch.cat([(groups_B1K + firsts_G1).flatten(1), rest], dim=1)
+    values, places = torch.topk(scores_BC.gather(1, candidates), k, dim=1)
+    return values, candidates.gather(1, places)
 
 
 def merge_topk(blocks: Iterable[tuple[int, Tensor]], k: int) -> tuple[Tensor, Tensor]:
