@@ -74,10 +74,10 @@ def _neighbor_sums(
         warnings.simplefilter("ignore", UserWarning)  # torch calls its CSR tensors beta
         pattern = edges.by_target
         shape = (pattern.num_rows, pattern.num_columns)
-        ones = torch.ones(pattern.num_entries)
-        matrix = torch.sparse_csr_tensor(pattern.indptr, pattern.indices, ones, size=shape, check_invariants=False)
+        values = edges.weights
+        matrix = torch.sparse_csr_tensor(pattern.indptr, pattern.indices, values, size=shape, check_invariants=False)
     cases: dict[str, Callable[[], object]] = {"torch CSR product": lambda: matrix @ rows}
-    cases["DGL copy_u_sum"] = partial(graphs["dgl"].neighbor_sum, edges, rows)
+    cases["DGL u_mul_e_sum"] = partial(graphs["dgl"].neighbor_sum, edges, rows)
     cases["embedding_bag"] = partial(graphs["csr"].neighbor_sum, edges, rows)
     return cases
 

@@ -1,8 +1,8 @@
 """A propagation over the whole graph, forward and backward.
 
-Symbols: E edges, N = users + items, d columns. FLOP: the sums 2 E d and the scaling of rows 4 N d, or 2 (2 E + N) d
-with a matrix that has the weights; as many backward. Bytes: every edge reads its index and a row in either direction,
-and the rows are read and written once; the matrix of coordinates has two indices and a weight for every entry.
+Symbols: E edges, N = users + items, d columns. FLOP: 2 (2 E + N) d, and as many backward. Bytes: every edge reads its
+index, its weight and a row in either direction, and the rows are read and written once; the matrix of coordinates has
+two indices and a weight for every entry.
 """
 
 from collections.abc import Iterator
@@ -60,7 +60,7 @@ class Problem:
         """Return A^ as torch's matrix of coordinates, (N, N)."""
         pairs, relation = self.relation.pairs, self.relation
         users, items = pairs.row_ids, pairs.indices + pairs.num_rows
-        scale_N = torch.cat([relation.user_scale, relation.item_scale])[:, 0]
+        scale_N = torch.cat([relation.user_scale, relation.item_scale])
         loops = torch.arange(scale_N.numel(), device=scale_N.device)
         rows, columns = torch.cat([users, items, loops]), torch.cat([items, users, loops])
         weights = scale_N[rows] * scale_N[columns]
@@ -72,9 +72,9 @@ def operations(size: PropagateSize, device: torch.device) -> Iterator[Operation]
     """Yield the propagation."""
     problem = Problem(size, device)
     edges, nodes = problem.relation.pairs.num_entries, size.users + size.items
-    flop = 2 * (2 * edges + 4 * nodes) * size.dim
+    flop = 4 * (2 * edges + nodes) * size.dim
     rows = 2 * nodes * size.dim * FLOAT
-    num_bytes = 2 * (2 * edges * (_INDEX + size.dim * FLOAT) + rows)
+    num_bytes = 2 * (2 * edges * (_INDEX + FLOAT + size.dim * FLOAT) + rows)
     kernels: list[Kernel] = ["csr", *_dgl(device)]
     graphs = {kernel: HeteroGraph({REAL: problem.relation}, kernel=kernel) for kernel in kernels}
     variants: dict[str, Variant] = {
@@ -82,7 +82,7 @@ def operations(size: PropagateSize, device: torch.device) -> Iterator[Operation]
     }
     entries = 2 * edges + nodes
     matrix_bytes = 2 * (entries * (2 * _INDEX + FLOAT + size.dim * FLOAT) + rows)
-    variants["torch COO"] = Variant(partial(problem.by_matrix, problem.matrix()), 4 * entries * size.dim, matrix_bytes)
+    variants["torch COO"] = Variant(partial(problem.by_matrix, problem.matrix()), flop, matrix_bytes)
     yield Operation("propagation", variants, lambda: {"edges": edges})
 
 

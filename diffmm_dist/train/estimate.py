@@ -26,7 +26,7 @@ _HIDDEN_ARRAYS = 8  # B x H
 _GRADIENT_ARRAYS = 2  # C x H, besides the gradients themselves
 _GRAM_ARRAYS = 6  # H x H
 _SCORE_ARRAYS = 3  # users x items of a block while ranking
-_EDGE_INTS = 8  # of each interaction: both directions by target and by source, ids, keys and scratch
+_EDGE_INTS = 9  # of each interaction: both directions by target and by source, weights, ids, keys and scratch
 _STATES_PER_MODALITY, _STATES = 8, 12  # N x d arrays of a recommendation step, with their gradients
 
 

@@ -78,7 +78,7 @@ def test_propagation_kernels_are_timed(tmp_path):
         assert min(times.values()) > 0
     assert set(document["neighbor_sum_ms"]["users from items"]) == {
         "torch CSR product",
-        "DGL copy_u_sum",
+        "DGL u_mul_e_sum",
         "embedding_bag",
     }
     page = markdown([str(tmp_path / "p.json")])

@@ -106,7 +106,7 @@ def test_operations_of_the_other_cases():
     assert variants_of("evaluate")["ranking"]["ours"].flop == 2 * 7 * 20 * 4
     edges = power_law_rows(20, 10, 60, CPU).num_entries
     variants = variants_of("propagate")["propagation"]
-    assert variants["csr"].flop == 2 * (2 * edges + 4 * 30) * 4
+    assert variants["csr"].flop == variants["torch COO"].flop
     assert variants["torch COO"].flop == 2 * 2 * (2 * edges + 30) * 4
 
 
