@@ -126,6 +126,19 @@ def bench_epoch(
     print(markdown([out]), end="")
 
 
+@bench_app.command("profile")
+def bench_profile(
+    config: ConfigFile,
+    out: Annotated[str, typer.Option(help="Text file to write.")],
+    steps: Annotated[int, typer.Option(min=1, help="Steps of each phase, after one that is not counted.")] = 5,
+    overrides: Overrides = None,
+) -> None:
+    """List what the steps of each phase spend their time on, operator by operator."""
+    from diffmm_dist.bench.profile import bench_profile as run
+
+    print(run(load_config(config, overrides or []), num_steps=steps, out=out), end="")
+
+
 @bench_app.command("scaling")
 def bench_scaling(
     config: ConfigFile,

@@ -12,6 +12,7 @@ from diffmm_dist.errors import UserError
 from diffmm_dist.models.base import Phase, PhaseContext
 from diffmm_dist.parallel.world import World
 from diffmm_dist.train.build import build_recipe, choose_device, load_training_data, open_dataset
+from diffmm_dist.train.precision import Precision, matmul_precision
 from diffmm_dist.train.worker import prepare_process
 
 
@@ -37,7 +38,7 @@ def bench_epoch(config: Config, *, repeats: int, out: str) -> None:
     phases = {}
     for phase in recipe.phases:
         work = works[phase.name]
-        call = partial(_run, phase, PhaseContext(world, config.run.seed, 0), count())
+        call = partial(_run, phase, PhaseContext(world, config.run.seed, 0), count(), config.train.precision)
         phases[phase.name] = Variant(call, work.flops, work.memory_bytes)
     operation = Operation("epoch", phases, parts=True)
     entry = {
@@ -53,11 +54,12 @@ def bench_epoch(config: Config, *, repeats: int, out: str) -> None:
     write_results(out, "epoch", [entry], repeats=repeats, device=device)
 
 
-def _run(phase: Phase, context: PhaseContext, epochs: "count[int]") -> None:
+def _run(phase: Phase, context: PhaseContext, epochs: "count[int]", precision: Precision) -> None:
     """Run a phase of the next epoch, as the training loop does."""
     context = replace(context, epoch=next(epochs))
-    for index in range(phase.begin(context)):
-        phase.step(index)
+    with matmul_precision(precision):
+        for index in range(phase.begin(context)):
+            phase.step(index)
     if phase.optimizer is not None:
         phase.optimizer.zero_grad(set_to_none=True)
     phase.finish()

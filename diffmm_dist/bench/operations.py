@@ -37,6 +37,7 @@ else:
     Size = TypeVar("Size")
 
 GEMM_WIDTH = 2048  # of the square matrices that are multiplied
+_IN_A_ROW = 4  # products and copies of a probe, the first of which finds nothing in the caches
 COPY_MIB = 256  # read, and as much written
 FLOAT = 4
 _GEMM, _COPY = "probe: product", "probe: copy"
@@ -192,6 +193,8 @@ def measure(operation: Operation, *, repeats: int, device: torch.device) -> dict
     probes = _probes(device)
     calls = {name: variant.call for name, variant in (*operation.variants.items(), *probes.items())}
     seconds = take_turns({name: partial(_finished, call, device) for name, call in calls.items()}, repeats=repeats)
+    for probe in probes:
+        seconds[probe] = [several / _IN_A_ROW for several in seconds[probe]]
     first = seconds[next(iter(operation.variants))]
     results = {}
     for name, variant in operation.variants.items():
@@ -239,7 +242,16 @@ def _probes(device: torch.device) -> dict[str, Variant]:
     product = torch.empty_like(left)
     source = torch.ones(COPY_MIB * 2**20 // FLOAT, device=device)
     target = torch.empty_like(source)
+
+    def products() -> None:
+        for _ in range(_IN_A_ROW):
+            torch.mm(left, right, out=product)
+
+    def copies() -> None:
+        for _ in range(_IN_A_ROW):
+            target.copy_(source)
+
     return {
-        _GEMM: Variant(lambda: torch.mm(left, right, out=product), 2 * GEMM_WIDTH**3, 3 * GEMM_WIDTH**2 * FLOAT),
-        _COPY: Variant(lambda: target.copy_(source), 0, 2 * source.nbytes),
+        _GEMM: Variant(products, 2 * GEMM_WIDTH**3, 3 * GEMM_WIDTH**2 * FLOAT),
+        _COPY: Variant(copies, 0, 2 * source.nbytes),
     }

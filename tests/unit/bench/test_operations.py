@@ -12,6 +12,7 @@ from diffmm_dist.bench.memory import extra_mib
 from diffmm_dist.bench.operations import Operation, Variant, bench_case, measure, open_device, parse_size
 from diffmm_dist.bench.plain import plain_twin
 from diffmm_dist.bench.problems import power_law_rows
+from diffmm_dist.bench.profile import bench_profile
 from diffmm_dist.bench.report import markdown
 from diffmm_dist.cli_bench import bench_app
 from diffmm_dist.errors import UserError
@@ -185,7 +186,7 @@ def test_a_device_must_be_there(monkeypatch):
 
 
 def test_ratios_are_taken_inside_a_turn(monkeypatch):
-    turns = {"a": [1.0, 2.0, 4.0], "b": [2.0, 8.0, 4.0], "probe: product": [1.0] * 3, "probe: copy": [2.0, 4.0, 8.0]}
+    turns = {"a": [1.0, 2.0, 4.0], "b": [2.0, 8.0, 4.0], "probe: product": [4.0] * 3, "probe: copy": [8.0, 16.0, 32.0]}
     monkeypatch.setattr(operations, "take_turns", lambda cases, repeats: turns)
     nothing = Variant(lambda: None, 32**3, 2**20)
     variants = measure(Operation("x", {"a": nothing, "b": nothing}), repeats=3, device=CPU)["variants"]
@@ -215,6 +216,19 @@ def test_an_epoch_is_timed_by_phase(tmp_path):
     lightgcn = small_config(tmp_path / "d", tmp_path / "run", model={"name": "lightgcn"})
     with pytest.raises(UserError, match="bench epoch knows model.name=diffmm, not lightgcn"):
         bench_epoch(lightgcn, repeats=1, out=str(tmp_path / "e.json"))
+
+
+def test_a_profile_lists_the_operators_of_each_phase(tmp_path):
+    config = small_config(synthetic_dataset(tmp_path / "d"), tmp_path / "run", train={"batch_size": 16})
+    text = bench_profile(config, num_steps=2, out=str(tmp_path / "p.txt"))
+    assert (tmp_path / "p.txt").read_text() == text
+    tables = text.split("\n\n")[1:]
+    assert [table.split(":")[0] for table in tables] == ["denoise", "rebuild", "recommend"]
+    for table in tables:
+        shares = [float(line.split()[-1].rstrip("%")) for line in table.splitlines()[2:]]
+        assert shares == sorted(shares, reverse=True)
+        assert 30 < sum(shares) < 100.1
+    assert not (tmp_path / "run").exists()
 
 
 def test_two_files_are_compared(tmp_path):
