@@ -27,6 +27,11 @@ def join(uri: str, *parts: str) -> str:
     return "/".join([uri.rstrip("/"), *parts])
 
 
+def name(uri: str) -> str:
+    """Return the last part of a path or an address."""
+    return (uri if is_remote(uri) else os.path.abspath(uri)).rstrip("/").rpartition("/")[2]
+
+
 def is_remote(uri: str) -> bool:
     """Tell an s3:// address from a local path; any other scheme is refused."""
     scheme, separator, _ = uri.partition("://")

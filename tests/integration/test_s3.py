@@ -11,7 +11,7 @@ from diffmm_dist.data.dataset import Dataset
 from diffmm_dist.errors import UserError
 from diffmm_dist.export.bundle import read_bundle
 from tests.contracts.storage_contract import StorageContract
-from tests.support.builders import launch, synthetic_dataset, write_config
+from tests.support.builders import launch, published_folder, synthetic_dataset, write_config
 from tests.support.processes import assert_same_result, started, wait_until
 
 
@@ -38,6 +38,16 @@ def test_prepare_train_export_recommend(place, environment, tmp_path):
     launch("recommend", bundle, "--all", "--k", 5, "--out", recs, env=environment)
     assert storage.exists(recs)
     assert environment["AWS_SECRET_ACCESS_KEY"] not in (run / "config.yaml").read_text()
+
+
+def test_a_published_folder_is_imported_from_s3(place, environment, tmp_path):
+    folder = published_folder(tmp_path / "raw")
+    s3fs.S3FileSystem().put(str(folder), f"{place}/raw", recursive=True)
+    for source, data in ((folder, tmp_path / "d"), (f"{place}/raw", f"{place}/data")):
+        shown = launch("prepare", "diffmm", source, "--out", data, env=environment).stdout
+        assert "text_feat.npy" in shown
+    fingerprints = {Dataset.open(str(data)).manifest.fingerprint for data in (tmp_path / "d", f"{place}/data")}
+    assert len(fingerprints) == 1
 
 
 def test_a_wrong_key_is_one_sentence(place, environment):

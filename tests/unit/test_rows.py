@@ -24,7 +24,7 @@ def test_weighted_sums_and_their_gradients(count):
     generator = torch.Generator().manual_seed(count)
     weights = torch.randn(count, dtype=torch.float64, generator=generator).requires_grad_()
     tables = [torch.randn(7, 4, dtype=torch.float64, generator=generator).requires_grad_() for _ in range(count)]
-    ours, expected = weighted_sum(weights, tables), torch.einsum("k,knd->nd", weights, torch.stack(tables))
+    ours, expected = weighted_sum(weights, tables), torch.einsum("k,kij->ij", weights, torch.stack(tables))
     torch.testing.assert_close(ours, expected)
     torch.testing.assert_close(gradients(ours, weights, *tables), gradients(expected, weights, *tables))
 

@@ -1,7 +1,6 @@
 """The folders published with DiffMM: pickled SciPy matrices and NumPy features."""
 
 from itertools import combinations
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -30,35 +29,37 @@ def import_diffmm(folder: str, out: str, *, force: bool = False) -> ImportReport
     Non-zero entries become interactions; ids are the matrices' row and column numbers.
 
     Args:
-        folder: holds trnMat.pkl, tstMat.pkl, valMat.pkl if there is one, and any of image/text/audio_feat.npy.
+        folder: path or s3:// address; holds trnMat.pkl, tstMat.pkl, valMat.pkl if there is one, and any of
+            image/text/audio_feat.npy.
         out: the dataset to write.
         force: replace a dataset that is already there.
 
     Raises:
         UserError: a file is missing, damaged, unsafe or does not fit the others.
     """
-    source = Path(folder)
-    if not source.is_dir():
-        raise UserError(f"{folder} is not a folder; give the one that holds {MATRICES['train']}")
-    missing = [name for name in (*MATRICES.values(), *FEATURES.values()) if not (source / name).exists()]
-    matrices = {split: _read_matrix(source / name) for split, name in MATRICES.items() if name not in missing}
+    names = storage.list_names(folder)
+    if not names:
+        raise UserError(f"{folder} is not a folder with files; give the one that holds {MATRICES['train']}")
+    missing = [name for name in (*MATRICES.values(), *FEATURES.values()) if name not in names]
+    paths = {name: storage.join(folder, name) for name in (*MATRICES.values(), *FEATURES.values())}
+    matrices = {split: _read_matrix(paths[name]) for split, name in MATRICES.items() if name not in missing}
     for needed in (MATRICES["train"], MATRICES["test"]):
         if needed in missing:
-            raise UserError(f"{source / needed} is missing; a DiffMM folder must have it")
+            raise UserError(f"{paths[needed]} is missing; a DiffMM folder must have it")
     num_users, num_items = matrices["train"].shape
     for split, matrix in matrices.items():
         if matrix.shape != (num_users, num_items):
             raise UserError(
-                f"{source / MATRICES[split]} has shape {matrix.shape} but {MATRICES['train']} has "
+                f"{paths[MATRICES[split]]} has shape {matrix.shape} but {MATRICES['train']} has "
                 f"({num_users}, {num_items}); they must agree"
             )
     features = {
-        modality: _open_features(source / name, num_items, modality)
+        modality: _open_features(paths[name], num_items, modality)
         for modality, name in FEATURES.items()
         if name not in missing
     }
     with dataset_writer(out, num_users=num_users, num_items=num_items, force=force) as writer:
-        writer.made_by = {"importer": "diffmm", "source": source.resolve().name}
+        writer.made_by = {"importer": "diffmm", "source": storage.name(folder)}
         for split, matrix in matrices.items():
             rows = np.repeat(np.arange(num_users), np.diff(matrix.indptr)).astype(np.int64)
             writer.add_interactions(split, rows, matrix.indices.astype(np.int64))
@@ -70,10 +71,10 @@ def import_diffmm(folder: str, out: str, *, force: bool = False) -> ImportReport
     return ImportReport(tuple(missing), tuple(_overlaps(matrices)))
 
 
-def _read_matrix(path: Path) -> sp.csr_matrix:
+def _read_matrix(path: str) -> sp.csr_matrix:
     """Read one pickled matrix as CSR of ones, checking its coordinates before SciPy's own code relies on them."""
-    with storage.open_file(str(path)) as file:
-        loaded = load_pickle(file, allowed=SPARSE_MATRIX, source=str(path))
+    with storage.open_file(path) as file:
+        loaded = load_pickle(file, allowed=SPARSE_MATRIX, source=path)
     if not sp.issparse(loaded):
         raise UserError(f"{path} holds no sparse matrix; save one with pickle.dump(matrix)")
     try:
@@ -98,8 +99,8 @@ def _read_matrix(path: Path) -> sp.csr_matrix:
     return sp.csr_matrix((ones, (rows[present], columns[present])), shape=(num_rows, num_columns))
 
 
-def _open_features(path: Path, num_items: int, modality: str) -> npt.NDArray[Any]:
-    rows = open_rows(str(path), kinds="f", needed="float rows")
+def _open_features(path: str, num_items: int, modality: str) -> npt.NDArray[Any]:
+    rows = open_rows(path, kinds="f", needed="float rows")
     if rows.shape[0] != num_items:
         raise UserError(
             f"{path}: modality '{modality}' has {rows.shape[0]} feature rows but there are {num_items} items; "
