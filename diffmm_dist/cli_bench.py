@@ -126,6 +126,22 @@ def bench_epoch(
     print(markdown([out]), end="")
 
 
+@bench_app.command("growth")
+def bench_growth(
+    config: ConfigFile,
+    out: Out,
+    repeats: Annotated[int, typer.Option(min=1, help="Steps to time at each size, after one that is not.")] = 5,
+    plot: Annotated[str | None, typer.Option(help="SVG file to draw.")] = None,
+    overrides: Overrides = None,
+) -> None:
+    """Time a step of each phase while users, items, interactions, modalities or hidden width grow."""
+    from diffmm_dist.bench.growth import bench_growth as run
+    from diffmm_dist.bench.report import markdown
+
+    run(load_config(config, overrides or []), out, repeats=repeats, plot=plot)
+    print(markdown([out]), end="")
+
+
 @bench_app.command("profile")
 def bench_profile(
     config: ConfigFile,

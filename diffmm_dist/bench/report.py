@@ -84,6 +84,16 @@ class OperationBenchmark(TypedDict):
     sizes: list[dict[str, Any]]
 
 
+class GrowthBenchmark(TypedDict):
+    """What `bench growth` writes."""
+
+    command: str
+    machine: dict[str, Any]
+    config: dict[str, Any]
+    base: dict[str, int]
+    growth: dict[str, dict[str, Any]]
+
+
 Document = (
     TrainingBenchmark
     | PropagationBenchmark
@@ -92,6 +102,7 @@ Document = (
     | GpuPrediction
     | StreamBenchmark
     | OperationBenchmark
+    | GrowthBenchmark
 )
 
 
@@ -109,6 +120,7 @@ def markdown(files: Sequence[str]) -> str:
     lines = [*_quality(runs), *_cost(runs), *_propagation(graphs)]
     gpus = [_gpus(document) for document in documents if "gpus" in document]
     streams = [_streams(document) for document in documents if "streams" in document]
+    streams += [_growth(document) for document in documents if "growth" in document]
     of_workers = [*(_scaling(document) for document in scaling), *(_traffic(document) for document in traffic)]
     operations = [_operations(document) for document in documents if "case" in document]
     for tables in (of_workers, gpus, streams, operations):
@@ -276,6 +288,21 @@ def _facts(facts: dict[str, Any]) -> list[str]:
         for part, value in (values.items() if isinstance(values, dict) else [("", values)])
     }
     return [f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}" for name, value in flat.items()]
+
+
+def _growth(document: GrowthBenchmark) -> list[str]:
+    """Return what each operation costs at the least and the most of each size, and its exponents."""
+    names = list(next(iter(document["growth"].values()))["operations"])
+    rows = []
+    for size, measured in document["growth"].items():
+        values = measured["values"]
+        cells = []
+        for result in (measured["operations"][name] for name in names):
+            seconds, memory = result["seconds"], result["extra_mib"]
+            mib = "" if None in memory else f", {memory[0]:.0f} to {memory[-1]:.0f} MiB"
+            cells.append(f"{1e3 * seconds[0]:.3g} to {1e3 * seconds[-1]:.3g} ms{mib}; {result['exponent']:.2f}")
+        rows.append([f"{size}, {values[0]:,} to {values[-1]:,}", *cells])
+    return table(["what grows", *(f"{name}: a step; exponent" for name in names)], rows)
 
 
 def _size(document: PropagationBenchmark) -> str:

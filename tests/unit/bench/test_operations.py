@@ -1,11 +1,12 @@
 import json
+import math
 from importlib import import_module
 
 import pytest
 import torch
 from typer.testing import CliRunner
 
-from diffmm_dist.bench import operations
+from diffmm_dist.bench import growth, operations
 from diffmm_dist.bench.compare import compare
 from diffmm_dist.bench.epoch import bench_epoch
 from diffmm_dist.bench.memory import extra_mib
@@ -229,6 +230,27 @@ def test_a_profile_lists_the_operators_of_each_phase(tmp_path):
         assert shares == sorted(shares, reverse=True)
         assert 30 < sum(shares) < 100.1
     assert not (tmp_path / "run").exists()
+
+
+def test_growth_is_measured_and_drawn(tmp_path, monkeypatch):
+    pytest.importorskip("matplotlib", reason="matplotlib is not installed")
+    monkeypatch.setattr(growth, "FACTORS", {"users": (1, 2), "modalities": (1, 2)})
+    config = small_config("none", tmp_path / "run", graph={"kernel": "csr"})
+    base = growth.GrowthSize(users=40, items=30, interactions=90, modalities=1, hidden=8)
+    out, plot = tmp_path / "g.json", tmp_path / "g.svg"
+    growth.bench_growth(config, str(out), repeats=2, base=base, plot=str(plot))
+    measured = json.loads(out.read_text())["growth"]
+    assert measured["users"]["values"] == [40, 80]
+    assert list(measured["users"]["operations"]) == ["denoise", "rebuild", "recommend", "rank"]
+    result = measured["modalities"]["operations"]["denoise"]
+    seconds = result["seconds"]
+    assert result["exponent"] == pytest.approx(math.log2(seconds[1] / seconds[0]))
+    assert "what grows" in markdown([str(out)])
+    assert "</svg>" in plot.read_text()
+
+
+def test_the_exponent_of_a_power_law():
+    assert growth.exponent([1, 2, 4, 8], [3.0, 12.0, 48.0, 192.0]) == pytest.approx(2)
 
 
 def test_two_files_are_compared(tmp_path):

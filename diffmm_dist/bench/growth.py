@@ -1,0 +1,158 @@
+"""How the cost of a step grows with each size of a problem: sizes doubled one by one, exponents fitted, plots drawn."""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from statistics import linear_regression, median
+from typing import Any
+
+import torch
+
+from diffmm_dist import storage
+from diffmm_dist.bench.machine import command, machine
+from diffmm_dist.bench.memory import extra_mib
+from diffmm_dist.bench.problems import normal_rows, power_law_rows
+from diffmm_dist.bench.scaling import generate_random_edges
+from diffmm_dist.config.schema import Config
+from diffmm_dist.data.training import TrainingData
+from diffmm_dist.errors import UserError
+from diffmm_dist.evaluation.evaluator import rank_items
+from diffmm_dist.models.base import PhaseContext
+from diffmm_dist.monitoring.timing import take_turns
+from diffmm_dist.parallel.shard import Shard
+from diffmm_dist.parallel.world import World
+from diffmm_dist.train.build import build_recipe
+from diffmm_dist.train.worker import prepare_process
+
+_FEATURE_WIDTH = 32
+_CPU = torch.device("cpu")
+
+
+@dataclass(frozen=True)
+class GrowthSize:
+    """Sizes of a problem; interactions are drawn, and a few come twice and count once."""
+
+    users: int = 8192
+    items: int = 4096
+    interactions: int = 65_536
+    modalities: int = 1
+    hidden: int = 128
+
+
+FACTORS: dict[str, tuple[int, ...]] = {
+    "users": (1, 2, 4, 8, 16),
+    "items": (1, 2, 4, 8, 16),
+    "interactions": (1, 2, 4, 8, 16),
+    "modalities": (1, 2, 3, 4),
+    "hidden": (1, 2, 4, 8),
+}
+
+
+def bench_growth(
+    config: Config, out: str, *, repeats: int, base: GrowthSize | None = None, plot: str | None = None
+) -> None:
+    """Time a step of each phase, and the ranking of a batch of users, while one size at a time grows; write JSON.
+
+    The values of a size take turns. An exponent is the slope of a line through the logarithms: 1 is linear.
+
+    Args:
+        config: batch size, embeddings, layers and everything else that stays.
+        out: the JSON file.
+        repeats: steps to time at each size, after one that is not.
+        base: the sizes from which each grows.
+        plot: the SVG file of the plots, if wanted; needs matplotlib.
+
+    Raises:
+        UserError: matplotlib is not there.
+    """
+    if plot is not None:
+        _pyplot()
+    prepare_process(config.cluster.threads_per_worker)
+    base = base or GrowthSize()
+    growth = {}
+    for name, factors in FACTORS.items():
+        sizes = [replace(base, **{name: factor * getattr(base, name)}) for factor in factors]
+        growth[name] = _measured(config, name, sizes, repeats)
+    document = {
+        "command": command(),
+        "machine": machine(),
+        "config": config.model_dump(mode="json"),
+        "base": asdict(base),
+        "growth": growth,
+    }
+    storage.write_json(out, document)
+    if plot is not None:
+        _draw(growth, plot)
+
+
+def _measured(config: Config, name: str, sizes: list[GrowthSize], repeats: int) -> dict[str, Any]:
+    """Return the values of one size, and for each operation seconds and memory at each of them and the exponents."""
+    problems = {str(getattr(size, name)): operations(config, size) for size in sizes}
+    result: dict[str, Any] = {"values": [getattr(size, name) for size in sizes], "operations": {}}
+    for operation in next(iter(problems.values())):
+        calls = {value: of_size[operation] for value, of_size in problems.items()}
+        seconds = [median(times) for times in take_turns(calls, repeats=repeats).values()]
+        memory = [extra_mib(call, _CPU) for call in calls.values()]
+        result["operations"][operation] = {
+            "seconds": seconds,
+            "extra_mib": memory,
+            "exponent": exponent(result["values"], seconds),
+        }
+    return result
+
+
+def exponent(values: list[int], costs: list[float]) -> float:
+    """Return b of the power law a value^b that fits the costs best, in logarithms."""
+    return linear_regression([math.log(value) for value in values], [math.log(cost) for cost in costs]).slope
+
+
+def operations(config: Config, size: GrowthSize) -> Mapping[str, Callable[[], object]]:
+    """Return one step of each phase, and ``rank``, for a random problem of a size."""
+    rows = power_law_rows(size.users, size.items, size.interactions, _CPU)
+    features = {
+        f"modality_{index}": normal_rows(f"features {index}", size.items, _FEATURE_WIDTH, _CPU)
+        for index in range(size.modalities)
+    }
+    world = World.single()
+    data = TrainingData(Shard.whole(size.users, size.items, world=world), rows, rows.num_entries, features)
+    diffusion = config.diffusion.model_copy(update={"denoiser_hidden_dims": (size.hidden,)})
+    recipe = build_recipe(config.model_copy(update={"diffusion": diffusion}), data, device=_CPU)
+    generate_random_edges(recipe.model)
+    calls: dict[str, Callable[[], object]] = {}
+    for phase in recipe.phases:
+        phase.begin(PhaseContext(world, config.run.seed, 0))
+        calls[phase.name] = partial(phase.step, 0)
+    users, items = recipe.model.embeddings()
+    batch = torch.arange(min(config.eval.batch_size, size.users))
+    calls["rank"] = lambda: list(
+        rank_items(users, items, batch, masked=[rows], k=max(config.eval.k), batch_size=config.eval.batch_size)
+    )
+    return calls
+
+
+def _pyplot() -> Any:
+    try:
+        import matplotlib as mpl
+
+        mpl.use("svg")
+        import matplotlib.pyplot as plt
+    except ImportError as error:
+        raise UserError("--plot needs matplotlib; pip install matplotlib, or leave it out") from error
+    return plt
+
+
+def _draw(growth: Mapping[str, Any], path: str) -> None:
+    """Draw seconds against each size on logarithmic axes."""
+    plt = _pyplot()
+    figure, panels = plt.subplots(1, len(growth), figsize=(4 * len(growth), 4), sharey=True, layout="constrained")
+    for panel, (name, measured) in zip(panels, growth.items(), strict=True):
+        for operation, result in measured["operations"].items():
+            label = f"{operation}, exponent {result['exponent']:.2f}"
+            panel.loglog(measured["values"], result["seconds"], marker="o", label=label)
+        panel.set_xlabel(name)
+        panel.legend(fontsize="small")
+    panels[0].set_ylabel("seconds per step")
+    with storage.replacing_file(path) as file:
+        figure.savefig(file, format="svg", metadata={"Date": None})
+    plt.close(figure)
