@@ -96,10 +96,16 @@ def options() -> dict[str, Any]:
     os.environ.setdefault("AWS_MAX_ATTEMPTS", str(_ATTEMPTS))
     session = get_session()
     session.register("request-created.s3", _retries.request)
+    session.register("request-created.s3", _expect_nothing)
     logger = logging.getLogger("s3fs")
     logger.setLevel(logging.DEBUG)
     logger.addFilter(_retries.message)
     return {"session": session, "use_listings_cache": False}
+
+
+def _expect_nothing(request: Any, **_: Any) -> None:
+    """Send objects without asking first: a server's "100 Continue" that gets lost would be waited for without end."""
+    del request.headers["Expect"]
 
 
 def num_retries() -> int:

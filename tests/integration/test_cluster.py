@@ -10,8 +10,8 @@ import time
 import urllib.request
 
 import pytest
-import s3fs
 
+from diffmm_dist.s3 import file_system
 from tests.support.builders import ROOT, launch, metrics_of, synthetic_dataset
 from tests.support.processes import free_port, started, wait_until
 
@@ -49,7 +49,7 @@ class Job:
     def __init__(self, cluster, s3, place, undisturbed):
         self.cluster = cluster
         dataset, self._expected = undisturbed
-        s3fs.S3FileSystem().put(dataset, f"{place}/data", recursive=True)
+        file_system().put(dataset, f"{place}/data", recursive=True)
         self.run = f"{place}/run"
         self.folder = s3.on_disk(self.run)
         self.train = ["--config", "configs/demo.yaml", f"data.path={place}/data", f"run.path={self.run}", *SETTINGS]

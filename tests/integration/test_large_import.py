@@ -7,9 +7,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as parquet
 import pytest
-import s3fs
 
 from diffmm_dist.data.dataset import Dataset
+from diffmm_dist.s3 import file_system
 from tests.support.builders import ROOT
 
 NUM_FILES, ROWS_PER_FILE, NUM_USERS, NUM_ITEMS = 10, 2_000_000, 400_000, 100_000
@@ -38,7 +38,7 @@ def test_twenty_million_rows(place, environment, tmp_path):
         }
         parquet.write_table(pa.table(columns), tmp_path / f"part-{number}.parquet")
     # Through the server: it keeps what it knows of folders, and would not see files that appear behind its back.
-    s3fs.S3FileSystem().put(f"{tmp_path}/", f"{place}/events/", recursive=True)
+    file_system().put(f"{tmp_path}/", f"{place}/events/", recursive=True)
     prepare = ["prepare", "tables", f"{place}/events", "--out", f"{place}/data", "--user", "user", "--item", "item"]
     options = ["--timestamp", "at", "--split", "leave-last-out", "--k-core", "5"]
     command = [sys.executable, str(ROOT / "launch.py"), *prepare, *options]

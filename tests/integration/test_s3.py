@@ -4,12 +4,12 @@ import json
 import subprocess
 
 import pytest
-import s3fs
 
 from diffmm_dist import storage
 from diffmm_dist.data.dataset import Dataset
 from diffmm_dist.errors import UserError
 from diffmm_dist.export.bundle import read_bundle
+from diffmm_dist.s3 import file_system
 from tests.contracts.storage_contract import StorageContract
 from tests.support.builders import launch, published_folder, synthetic_dataset, write_config
 from tests.support.processes import assert_same_result, started, wait_until
@@ -42,7 +42,7 @@ def test_prepare_train_export_recommend(place, environment, tmp_path):
 
 def test_a_published_folder_is_imported_from_s3(place, environment, tmp_path):
     folder = published_folder(tmp_path / "raw")
-    s3fs.S3FileSystem().put(str(folder), f"{place}/raw", recursive=True)
+    file_system().put(str(folder), f"{place}/raw", recursive=True)
     for source, data in ((folder, tmp_path / "d"), (f"{place}/raw", f"{place}/data")):
         shown = launch("prepare", "diffmm", source, "--out", data, env=environment).stdout
         assert "text_feat.npy" in shown
@@ -86,7 +86,7 @@ def test_a_killed_run_on_s3_ends_as_one_on_a_disk(s3, place, environment, local_
         pytest.importorskip("ray", reason="Ray is not installed")
     config, undisturbed, dataset = local_run
     data, run = f"{place}/data", f"{place}/run"
-    s3fs.S3FileSystem().put(dataset, data, recursive=True)
+    file_system().put(dataset, data, recursive=True)
     cache = tmp_path / "cache"
     if num_workers:
         launch("partition", data, "--num-parts", 2, "--out", f"{place}/parts", env=environment)

@@ -4,9 +4,9 @@ import subprocess
 import time
 
 import pytest
-import s3fs
 
 from diffmm_dist.monitoring.jsonl import read_jsonl
+from diffmm_dist.s3 import file_system
 from tests.support.builders import launch, synthetic_dataset, write_config
 from tests.support.processes import assert_same_result, started, wait_until
 from tests.support.s3 import FailingProxy
@@ -37,7 +37,7 @@ class Training:
 
     def __init__(self, s3, proxy, place, local_run):
         config, self.undisturbed, dataset = local_run
-        s3fs.S3FileSystem().put(dataset, f"{place}/data", recursive=True)
+        file_system().put(dataset, f"{place}/data", recursive=True)
         self.run = f"{place}/run"
         self.arguments = ["train", "--config", config, f"data.path={place}/data", f"run.path={self.run}",
                           "checkpoint.every_steps=13", "cluster.threads_per_worker=1"]  # fmt: skip
