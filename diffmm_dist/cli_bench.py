@@ -1,5 +1,6 @@
 """The `bench` commands."""
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -49,44 +50,34 @@ def _measure(case: "Case[Any]", sizes: list[str] | None, *, out: str, repeats: i
     print(markdown([out]), end="")
 
 
-@bench_app.command("denoise")
-def bench_denoise(
-    out: Out, size: Sizes = None, repeats: Repeats = 5, device: Device = "cpu", threads: Threads = 0
-) -> None:
-    """Time one denoising step, and its output side alone. Sizes: batch, items, hidden, dim, per_user."""
-    from diffmm_dist.bench.denoise import CASE
+def _add_case(name: str, *, repeats: int, text: str) -> None:
+    """Add the command of a case, which is found in the module of its name."""
 
-    _measure(CASE, size, out=out, repeats=repeats, device=device, threads=threads)
+    def run(
+        out: Out, size: Sizes = None, repeats: Repeats = repeats, device: Device = "cpu", threads: Threads = 0
+    ) -> None:
+        case = import_module(f"diffmm_dist.bench.{name}").CASE
+        _measure(case, size, out=out, repeats=repeats, device=device, threads=threads)
 
-
-@bench_app.command("rebuild")
-def bench_rebuild(
-    out: Out, size: Sizes = None, repeats: Repeats = 3, device: Device = "cpu", threads: Threads = 0
-) -> None:
-    """Time rebuilding a graph. Sizes: users, items, hidden, timesteps, topk, batch, per_user."""
-    from diffmm_dist.bench.rebuild import CASE
-
-    _measure(CASE, size, out=out, repeats=repeats, device=device, threads=threads)
+    bench_app.command(name, help=text)(run)
 
 
-@bench_app.command("contrast")
-def bench_contrast(
-    out: Out, size: Sizes = None, repeats: Repeats = 5, device: Device = "cpu", threads: Threads = 0
-) -> None:
-    """Time a contrastive term. Sizes: nodes, batch, dim."""
-    from diffmm_dist.bench.contrast import CASE
-
-    _measure(CASE, size, out=out, repeats=repeats, device=device, threads=threads)
-
-
-@bench_app.command("evaluate")
-def bench_evaluate(
-    out: Out, size: Sizes = None, repeats: Repeats = 3, device: Device = "cpu", threads: Threads = 0
-) -> None:
-    """Time ranking all items, and check the lists. Sizes: users, items, dim, topk, batch, per_user."""
-    from diffmm_dist.bench.evaluate import CASE
-
-    _measure(CASE, size, out=out, repeats=repeats, device=device, threads=threads)
+_add_case(
+    "denoise",
+    repeats=5,
+    text="Time one denoising step, and its output side alone. Sizes: batch, items, hidden, dim, per_user.",
+)
+_add_case(
+    "rebuild",
+    repeats=3,
+    text="Time rebuilding a graph. Sizes: users, items, hidden, timesteps, topk, batch, per_user.",
+)
+_add_case("contrast", repeats=5, text="Time a contrastive term. Sizes: nodes, batch, dim.")
+_add_case(
+    "evaluate",
+    repeats=3,
+    text="Time ranking all items, and check the lists. Sizes: users, items, dim, topk, batch, per_user.",
+)
 
 
 @bench_app.command("propagate")

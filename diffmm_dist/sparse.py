@@ -91,14 +91,13 @@ class CSR:
         kept = wanted >= 0
         return CSR(_row_pointers(self.row_ids[kept], self.num_rows), wanted[kept], columns.numel())
 
-    def matmul(self, table: Tensor, weights: Tensor | None = None) -> Tensor:
-        """Return this matrix times a table (C, d), for each row the sum of its columns' rows: (R, d).
+    def matmul(self, table: Tensor) -> Tensor:
+        """Return this 0/1 matrix times a table (C, d), for each row the sum of its columns' rows: (R, d).
 
-        Its values are ones, or ``weights`` (E,), which get no gradient here; nor does the table where they are given.
-        ``embedding_bag`` was faster than torch's CSR product and DGL's sums wherever it was measured
+        ``embedding_bag`` is a gather-sum, faster than torch's CSR product and DGL's sums wherever it was measured
         (docs/benchmarks/propagate.md).
         """
-        return _gather_sum(self.indptr, self.indices, table, weights)
+        return _gather_sum(self.indptr, self.indices, table)
 
     def weighted_matmul(self, weights: Tensor, table: Tensor) -> Tensor:
         """Return the matrix with these values (E,) instead of ones, times a table (C, d): (R, d).

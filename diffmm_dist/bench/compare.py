@@ -1,10 +1,9 @@
 """Two files of the same operation benchmark side by side, such as from two machines or two versions."""
 
 from collections.abc import Iterator
-from typing import Any
 
 from diffmm_dist import storage
-from diffmm_dist.bench.report import OperationBenchmark, table
+from diffmm_dist.bench.report import OperationBenchmark, size_text, table
 from diffmm_dist.errors import UserError
 
 Key = tuple[str, str, str]
@@ -48,9 +47,4 @@ def _times(document: OperationBenchmark) -> Iterator[tuple[Key, tuple[float, flo
         for operation, result in entry["operations"].items():
             product = result["probes"]["gemm"]["seconds"]["median"]
             for variant, measured in result["variants"].items():
-                yield (_size(entry), operation, variant), (measured["seconds"]["median"], product)
-
-
-def _size(entry: dict[str, Any]) -> str:
-    """Return what a size is by its values, so that its name does not matter."""
-    return ", ".join(f"{name} {value:,}" for name, value in entry["values"].items())
+                yield (size_text(entry), operation, variant), (measured["seconds"]["median"], product)

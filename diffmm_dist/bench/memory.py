@@ -5,6 +5,8 @@ from collections.abc import Callable
 
 import torch
 
+from diffmm_dist.monitoring.timing import status_kib
+
 _MIB = 2**20
 
 
@@ -22,9 +24,9 @@ def extra_mib(call: Callable[[], object], device: torch.device) -> float | None:
     try:
         with open("/proc/self/clear_refs", "w", encoding="ascii") as file:
             file.write("5")
-        before = _status_kib("VmRSS:")
+        before = status_kib("VmRSS")
         call()
-        return max(0, _status_kib("VmHWM:") - before) / 1024
+        return max(0, status_kib("VmHWM") - before) / 1024
     except (OSError, StopIteration):
         return None
 
@@ -35,8 +37,3 @@ def _give_back_freed_memory() -> None:
         ctypes.CDLL(None).malloc_trim(0)
     except (OSError, AttributeError):  # not glibc
         return
-
-
-def _status_kib(field: str) -> int:
-    with open("/proc/self/status", encoding="utf-8") as status:
-        return next(int(line.split()[1]) for line in status if line.startswith(field))

@@ -120,10 +120,10 @@ def markdown(files: Sequence[str]) -> str:
     lines = [*_quality(runs), *_cost(runs), *_propagation(graphs)]
     gpus = [_gpus(document) for document in documents if "gpus" in document]
     streams = [_streams(document) for document in documents if "streams" in document]
-    streams += [_growth(document) for document in documents if "growth" in document]
+    growth = [_growth(document) for document in documents if "growth" in document]
     of_workers = [*(_scaling(document) for document in scaling), *(_traffic(document) for document in traffic)]
     operations = [_operations(document) for document in documents if "case" in document]
-    for tables in (of_workers, gpus, streams, operations):
+    for tables in (of_workers, gpus, streams, growth, operations):
         lines += [line for table in tables for line in table]
     lines += _commands(files, documents)
     return "\n".join(lines) + "\n"
@@ -252,8 +252,7 @@ def _operations(document: OperationBenchmark) -> list[str]:
     tables: dict[str, list[list[str]]] = {}
     notes = []
     for entry in document["sizes"]:
-        values = ", ".join(f"{name} {value:,}" for name, value in entry["values"].items())
-        notes.append(f"* {entry['size']}: {values}")
+        notes.append(f"* {entry['size']}: {size_text(entry)}")
         for name, operation in entry["operations"].items():
             rows = [[entry["size"], *_variant(*variant)] for variant in operation["variants"].items()]
             tables.setdefault(name, []).extend(rows)
@@ -264,6 +263,11 @@ def _operations(document: OperationBenchmark) -> list[str]:
     columns += ["time over the first's", "extra MiB"]
     lines = [line for name, rows in tables.items() for line in table(["size", name, *columns], rows)]
     return [*lines, *notes, ""]
+
+
+def size_text(entry: dict[str, Any]) -> str:
+    """Return what a size is by its values, so that its name does not matter."""
+    return ", ".join(f"{name} {value:,}" for name, value in entry["values"].items())
 
 
 def _variant(name: str, result: dict[str, Any]) -> list[str]:

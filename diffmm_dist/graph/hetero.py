@@ -89,7 +89,7 @@ class HeteroGraph:
         Local edges and local rows only: nothing is exchanged here.
         """
         if self.kernel == "csr":
-            return edges.by_target.matmul(source_rows, edges.weights)
+            return edges.by_target.weighted_matmul(edges.weights, source_rows)
         graph, weights = self._dgl_relations[id(edges)]
         padding = graph.num_src_nodes() - source_rows.shape[0]
         summed: Tensor = import_dgl().ops.u_mul_e_sum(graph, F.pad(source_rows, (0, 0, 0, padding)), weights)

@@ -43,8 +43,17 @@ def take_turns(cases: Mapping[Name, Callable[[], object]], *, repeats: int) -> d
 def peak_rss_gib() -> float:
     """Return the largest resident memory of this process so far, in GiB."""
     try:
-        with open("/proc/self/status", encoding="utf-8") as status:
-            kib = next(int(line.split()[1]) for line in status if line.startswith("VmHWM:"))
+        kib = status_kib("VmHWM")
     except (OSError, StopIteration):  # not Linux; getrusage also counts what the starting process had used
         kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return kib / 2**20
+
+
+def status_kib(field: str) -> int:
+    """Return a field of Linux's account of this process, such as VmRSS, in KiB.
+
+    Raises:
+        OSError, StopIteration: there is no such account, or no such field in it.
+    """
+    with open("/proc/self/status", encoding="utf-8") as status:
+        return next(int(line.split()[1]) for line in status if line.startswith(f"{field}:"))

@@ -5,7 +5,7 @@ import tempfile
 import time
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from typing_extensions import NotRequired, TypedDict
 
@@ -14,6 +14,7 @@ from diffmm_dist.config.load import config_from_text
 from diffmm_dist.config.render import flatten, to_yaml
 from diffmm_dist.config.schema import Config
 from diffmm_dist.errors import UserError, one_line
+from diffmm_dist.graph.hetero import Kernel
 from diffmm_dist.train.lock import LEASE_S, FileLock, LeaseLock, RunLock
 
 CONFIG = "config.yaml"
@@ -31,7 +32,7 @@ class Identity(TypedDict):
 
     dataset: str
     version: str
-    kernel: NotRequired[Literal["dgl", "csr"]]
+    kernel: NotRequired[Kernel]
 
 
 class Result(TypedDict):
@@ -246,7 +247,7 @@ class RunFolder:
         identity: Identity = storage.read_record(self._at(IDENTITY), Identity, remedy=remedy)
         return identity
 
-    def remember_kernel(self, kernel: Literal["dgl", "csr"]) -> None:
+    def remember_kernel(self, kernel: Kernel) -> None:
         """Note which sparse kernel `auto` has chosen, so that the run goes on with it."""
         storage.write_json(self._at(IDENTITY), {**self.identity(), "kernel": kernel})
 
