@@ -19,34 +19,42 @@ def normalize_rows(rows_ND: Tensor) -> Tensor:
 
 
 class _Normalize(torch.autograd.Function):
-    """With y = x / |x|, the gradient of x is (g - y (g . y)) / |x|."""
-
     @staticmethod
     def forward(ctx: Any, rows_ND: Tensor) -> Tensor:
-        norm_N1 = torch.linalg.vector_norm(rows_ND, dim=1, keepdim=True).clamp_(min=_SMALLEST_NORM)
-        normalized_ND: Tensor = rows_ND / norm_N1
+        normalized_ND, norm_N1 = direction_and_norm(rows_ND)
         ctx.save_for_backward(normalized_ND, norm_N1)
         return normalized_ND
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Tensor:
-        normalized_ND, norm_N1 = ctx.saved_tensors
-        along_N1 = (gradients[0] * normalized_ND).sum(dim=1, keepdim=True)
-        across_ND = torch.addcmul(gradients[0], normalized_ND, along_N1, value=-1)
-        return across_ND.div_(norm_N1)
+        return gradient_of_rows(gradients[0], *ctx.saved_tensors)
 
 
-def weighted_sum(weights_K: Tensor, tables: Sequence[Tensor]) -> Tensor:
-    """Return sum_k w_k X_k, (N, D), of K tables X_k (N, D)."""
-    total: Tensor = _WeightedSum.apply(weights_K, *tables)  # type: ignore[no-untyped-call]
+def direction_and_norm(rows_ND: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the rows divided by their norms, and the norms (N, 1), of rows of zeros a tiny number."""
+    norm_N1 = torch.linalg.vector_norm(rows_ND, dim=1, keepdim=True).clamp_(min=_SMALLEST_NORM)
+    return rows_ND / norm_N1, norm_N1
+
+
+def gradient_of_rows(
+    gradient_ND: Tensor, normalized_ND: Tensor, norm_N1: Tensor, *, out: Tensor | None = None
+) -> Tensor:
+    """Return the gradient of rows x from that of y = x / |x|: (g - y (g . y)) / |x|, in ``out`` if given."""
+    along_N1 = (gradient_ND * normalized_ND).sum(dim=1, keepdim=True)
+    return torch.addcmul(gradient_ND, normalized_ND, along_N1, value=-1, out=out).div_(norm_N1)
+
+
+def weighted_sum(weights_K: Tensor, tables: Sequence[Tensor], *, base: Tensor | None = None) -> Tensor:
+    """Return sum_k w_k X_k, (N, D), of K tables X_k (N, D), plus a base (N, D) if given."""
+    total: Tensor = _WeightedSum.apply(base, weights_K, *tables)  # type: ignore[no-untyped-call]
     return total
 
 
 class _WeightedSum(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, weights_K: Tensor, *tables: Tensor) -> Tensor:
+    def forward(ctx: Any, base: Tensor | None, weights_K: Tensor, *tables: Tensor) -> Tensor:
         ctx.save_for_backward(weights_K, *tables)
-        total = tables[0] * weights_K[0]
+        total = tables[0] * weights_K[0] if base is None else torch.addcmul(base, tables[0], weights_K[0])
         for weight, table in zip(weights_K[1:], tables[1:], strict=True):
             total.addcmul_(table, weight)
         return total
@@ -54,7 +62,11 @@ class _WeightedSum(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         weights_K, *tables = ctx.saved_tensors
-        flat = gradients[0].reshape(-1)
-        weight_grads = torch.stack([torch.dot(flat, table.reshape(-1)) for table in tables])
-        wanted = zip(weights_K, ctx.needs_input_grad[1:], strict=True)
-        return weight_grads, *(gradients[0] * weight if needed else None for weight, needed in wanted)
+        # Not torch.dot, which uses one thread.
+        weight_grads = torch.stack([(gradients[0] * table).sum() for table in tables])
+        wanted = zip(weights_K, ctx.needs_input_grad[2:], strict=True)
+        return (
+            gradients[0] if ctx.needs_input_grad[0] else None,
+            weight_grads,
+            *(gradients[0] * weight if needed else None for weight, needed in wanted),
+        )

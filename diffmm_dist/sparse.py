@@ -143,6 +143,8 @@ def _gather_sum(pointers: Tensor, indices: Tensor, table: Tensor, weights: Tenso
     """Return the sum of each row's table rows, weighted or not."""
     if indices.numel() == 0:
         return table.new_zeros(pointers.numel() - 1, table.shape[1])
+    if not torch.is_grad_enabled():
+        table = table.detach()  # of a parameter, what only a backward pass would need is computed otherwise
     return torch.nn.functional.embedding_bag(
         indices, table, pointers, mode="sum", include_last_offset=True, per_sample_weights=weights
     )

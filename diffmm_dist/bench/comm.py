@@ -128,9 +128,11 @@ def _rows_sent(user_ids: Tensor, item_ids: Tensor, shards: Sequence[Shard]) -> l
 def _propagation(config: Config, real: int, generated: Sequence[int]) -> int:
     """Return the bytes of all products of one recommendation step, forward and backward."""
     layers, contrasted = config.model.num_layers, config.contrast.contrastive_weight > 0
-    real_products = 2 + layers + (layers * len(generated) if contrasted else 0)  # X, Y, H's layers; views side by side
+    real_products = (
+        1.5 + layers + (layers * len(generated) if contrasted else 0)
+    )  # half X; X + Y; H's and views' layers
     rows = real * real_products + sum(generated) * (1 + contrasted)
-    return 2 * rows * config.model.embedding_dim * _FLOAT
+    return int(2 * rows) * config.model.embedding_dim * _FLOAT
 
 
 def _contrast(config: Config, data: TrainingData, shards: Sequence[Shard]) -> list[int]:

@@ -52,7 +52,7 @@ class Problem:
 
     def ours(self) -> tuple[Tensor, ...]:
         """Return the loss and the gradients of both views."""
-        loss = info_nce(self._anchor_ND, self._target_ND, self.batch, temperature=_TEMPERATURE, world=self._world)
+        loss = info_nce(self._anchor_ND, [self._target_ND], self.batch, temperature=_TEMPERATURE, world=self._world)
         return self._with_gradients(loss)
 
     def dense(self) -> tuple[Tensor, ...]:

@@ -57,7 +57,6 @@ class Problem:
             users,
             self.denoiser.columns,
             noise=STREAM.child("noise"),
-            dropout=STREAM.child("dropout"),
             keep_prob=1 - PUBLISHED.input_dropout_prob,
         )
         self.modal_items_CD = normal_rows("modal items", size.items, size.dim, device)

@@ -11,8 +11,8 @@ from diffmm_dist.config.schema import Config
 from diffmm_dist.errors import UserError
 from diffmm_dist.models.base import Phase, PhaseContext
 from diffmm_dist.parallel.world import World
+from diffmm_dist.precision import Precision, matmul_precision
 from diffmm_dist.train.build import build_recipe, choose_device, load_training_data, open_dataset
-from diffmm_dist.train.precision import Precision, matmul_precision
 from diffmm_dist.train.worker import prepare_process
 
 

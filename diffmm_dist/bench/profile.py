@@ -12,8 +12,8 @@ from diffmm_dist.bench.scaling import generate_random_edges
 from diffmm_dist.config.schema import Config
 from diffmm_dist.models.base import Phase, PhaseContext
 from diffmm_dist.parallel.world import World
+from diffmm_dist.precision import matmul_precision
 from diffmm_dist.train.build import build_recipe, choose_device, load_training_data, open_dataset
-from diffmm_dist.train.precision import matmul_precision
 from diffmm_dist.train.worker import prepare_process
 
 _OPERATORS = 15  # of each phase that are listed
@@ -46,7 +46,7 @@ def _table(phase: Phase, context: PhaseContext, num_steps: int) -> Iterator[str]
     """Yield the lines of one phase: each operator's calls per step, its own time and its share."""
     total = phase.begin(context)
     phase.step(0)
-    steps = range(1, min(num_steps + 1, total))
+    steps = range(1, min(num_steps + 1, total)) or range(1)  # a phase of one step repeats it
     on_gpu = context.world.device.type == "cuda"
     with profile(activities=[ProfilerActivity.CUDA if on_gpu else ProfilerActivity.CPU]) as profiler:
         for index in steps:

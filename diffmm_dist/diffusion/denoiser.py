@@ -83,15 +83,21 @@ class Denoiser(nn.Module):
         """Return the last hidden layer from own items' share of x_t times the input weights: (B, last H)."""
         return self.hidden_of_row(summed(projected_BH, self.columns.world, purpose=TRAFFIC), t_B)
 
-    def hidden_of_row(self, projected_BH: Tensor, t_B: Tensor) -> Tensor:
+    def hidden_of_row(self, projected_BH: Tensor, t_B: Tensor, constant_H: Tensor | None = None) -> Tensor:
         """Return the last hidden layer from the whole x_t times the input weights: (B, last H).
 
         It is the same on every worker of a row; its gradient is summed over them.
+
+        Args:
+            projected_BH: the product.
+            t_B: timestep of each row, or (1,), of all.
+            constant_H: to be added to each row of the product.
         """
+        bias_H = self.input_bias if constant_H is None else self.input_bias + constant_H
         time_emb_BE = self.time_layer(timestep_embedding(t_B, self.time_embedding_dim))
-        hidden = torch.tanh(projected_BH + torch.addmm(self.input_bias, time_emb_BE, self.input_time_weight))
+        hidden = (projected_BH + torch.addmm(bias_H, time_emb_BE, self.input_time_weight)).tanh_()
         for layer in self.hidden_layers:
-            hidden = torch.tanh(layer(hidden))
+            hidden = layer(hidden).tanh_()
         return split(hidden, self.columns.world, purpose=TRAFFIC)
 
     def forward(self, x_t_BC: Tensor, t_B: Tensor) -> Tensor:

@@ -17,6 +17,7 @@ from diffmm_dist.diffusion.schedule import DiffusionSchedule, at
 from diffmm_dist.parallel.collectives import all_reduce_sum
 from diffmm_dist.parallel.random import RandomStream
 from diffmm_dist.parallel.sums import summed
+from diffmm_dist.precision import operand, product
 from diffmm_dist.sparse import CSR
 
 _BLOCK_ELEMENTS = 1 << 20  # denoised values held at a time: 4 MiB, which the next pass finds in the cache
@@ -94,7 +95,7 @@ class ReverseChain:
         self._sampling_noise = sampling_noise
         self._stepwise = sampling_noise or denoiser.normalize_input
         if not self._stepwise:
-            self._transition_HH = self._sum(denoiser.output_weight.T @ denoiser.input_weight)
+            self._transition_HH = self._sum(product(operand(denoiser.output_weight).T, operand(denoiser.input_weight)))
             self._offset_H = self._sum(denoiser.output_bias @ denoiser.input_weight)
 
     def _sum(self, partial: Tensor) -> Tensor:
@@ -125,7 +126,7 @@ class ReverseChain:
         """Return x_T at own items (B, C)."""
         if self._sampling_steps == 0:
             return rows.dense()
-        return self._corrupted(rows, users, stream).block(slice(0, rows.num_columns))
+        return self._corrupted(rows, users, stream).whole.float()
 
     def _corrupted(self, rows: CSR, users: Tensor, stream: RandomStream) -> NoisyRows:
         t = torch.full_like(users, self._sampling_steps - 1)
@@ -138,11 +139,14 @@ class ReverseChain:
             projected = self._sum(rows.matmul(weight))
         else:
             projected = self._sum(project(self._corrupted(rows, users, stream), weight))
+        # p_t = projected + constant, so that what is the same in all rows takes no pass over them.
+        constant_H = torch.zeros_like(self._offset_H)
         for step in range(self._schedule.num_timesteps - 1, 0, -1):
             coef1, coef2 = self._coefficients(step)
-            hidden = self._denoiser.hidden_of_row(projected, torch.full_like(users, step))
-            projected = coef1 * torch.addmm(self._offset_H, hidden, self._transition_HH) + coef2 * projected
-        return self._denoiser.hidden_of_row(projected, torch.zeros_like(users))
+            hidden = self._denoiser.hidden_of_row(projected, users.new_full((1,), step), constant_H)
+            projected.addmm_(hidden, self._transition_HH, beta=coef2, alpha=coef1)
+            constant_H = coef1 * self._offset_H + coef2 * constant_H
+        return self._denoiser.hidden_of_row(projected, users.new_zeros(1), constant_H)
 
     def _step_by_step(self, x_BC: Tensor, users: Tensor, stream: RandomStream) -> Tensor:
         """Return x_0 at own items from x_T, one denoised row per step."""

@@ -18,6 +18,7 @@ from diffmm_dist.parallel.collectives import all_reduce_sum
 from diffmm_dist.parallel.columns import Columns
 from diffmm_dist.parallel.random import RandomStream
 from diffmm_dist.parallel.sums import summed
+from diffmm_dist.precision import add_product_, operand, operand_dtype, product
 from diffmm_dist.sparse import CSR
 
 BLOCK_ELEMENTS = 1 << 24  # noisy values held at a time: 64 MiB
@@ -37,8 +38,7 @@ class NoisyRows:
         t: timestep of each row, int64 (B,).
         users: what keys each row's noise and dropout, int64 (B,).
         columns: the own items.
-        noise: stream of the noise.
-        dropout: stream of the dropout, or None without.
+        noise: stream of the noise and of the dropout.
         keep_prob: probability with which dropout keeps a value; kept ones are divided by it.
         normalized: divide each row by its norm before dropout.
     """
@@ -49,32 +49,55 @@ class NoisyRows:
     users: Tensor
     columns: Columns
     noise: RandomStream
-    dropout: RandomStream | None = None
     keep_prob: float = 1.0
     normalized: bool = False
 
-    def blocks(self) -> Iterator[slice]:
-        """Yield the slices of own items in which the rows are drawn; there is one even where it is empty."""
-        step = max(1, BLOCK_ELEMENTS // max(self.rows.num_rows, 1))
-        for start in range(0, max(self.columns.size, 1), step):
-            yield slice(start, min(start + step, self.columns.size))
+    def blocks(self) -> Iterator[tuple[slice, Tensor]]:
+        """Yield (own items, their values (B, c) in the type of operands); there is a block even where it is empty.
 
-    def block(self, items: slice) -> Tensor:
-        """Return the values of a block of own items (B, c)."""
-        x_t = self._before_dropout(items)
+        Where there is one only, it is drawn once.
+        """
+        slices = self._slices()
+        for items in slices:
+            yield items, self.whole if len(slices) == 1 else self._drawn(items)
+
+    def _slices(self) -> list[slice]:
+        step = max(1, BLOCK_ELEMENTS // max(self.rows.num_rows, 1))
+        starts = range(0, max(self.columns.size, 1), step)
+        return [slice(start, min(start + step, self.columns.size)) for start in starts]
+
+    @cached_property
+    def whole(self) -> Tensor:
+        """All values (B, C), in the type of operands."""
+        return self._drawn(slice(0, self.columns.size))
+
+    def _drawn(self, items: slice) -> Tensor:
         if self.normalized:
-            x_t /= self._norm_B1
-        if self.dropout is not None:
-            x_t *= self.dropout.dropout_rows(self.users, self.columns.ids[items], keep_prob=self.keep_prob)
-        return x_t
+            x_t = self._before_dropout(items) / self._norm_B1
+            if self.keep_prob < 1:
+                x_t *= self._dropout.dropout_rows(self.users, self.columns.ids[items], keep_prob=self.keep_prob)
+            return operand(x_t)
+        x_t = self._noise(items, keep_prob=self.keep_prob, dtype=operand_dtype())
+        return self._add_at_entries(x_t, items, self.signal_N)
 
     def _before_dropout(self, items: slice) -> Tensor:
-        x_t = self.noise.normal_rows(self.users, self.columns.ids[items], std=self.noise_scale_B)
+        return self._add_at_entries(self._noise(items), items, self._signal_scale_B[self.rows.row_ids])
+
+    def _noise(self, items: slice, *, keep_prob: float = 1.0, dtype: torch.dtype = torch.float32) -> Tensor:
+        ids = self.columns.ids[items]
+        return self.noise.normal_rows(self.users, ids, std=self.noise_scale_B, keep_prob=keep_prob, dtype=dtype)
+
+    def _add_at_entries(self, x_t: Tensor, items: slice, values_N: Tensor) -> Tensor:
         row_ids, indices = self.rows.row_ids, self.rows.indices
         if items.stop - items.start < self.columns.size:
             inside = (indices >= items.start) & (indices < items.stop)
-            row_ids, indices = row_ids[inside], indices[inside] - items.start
-        return x_t.index_put_((row_ids, indices), self._signal_scale_B[row_ids], accumulate=True)
+            row_ids, indices, values_N = row_ids[inside], indices[inside] - items.start, values_N[inside]
+        return x_t.index_put_((row_ids, indices), values_N.to(x_t.dtype), accumulate=True)
+
+    @property
+    def _dropout(self) -> RandomStream:
+        """What the dropout factors come from: what the noise comes from, unless all noise is needed for the norm."""
+        return self.noise.child("dropout") if self.normalized else self.noise
 
     @cached_property
     def noise_scale_B(self) -> Tensor:
@@ -88,7 +111,7 @@ class NoisyRows:
     @cached_property
     def _norm_B1(self) -> Tensor:
         squares = torch.zeros_like(self.noise_scale_B)
-        for items in self.blocks():
+        for items in self._slices():
             squares += self._before_dropout(items).square().sum(dim=1)
         return row_norm(all_reduce_sum(squares, self.columns.world, purpose=TRAFFIC))[:, None]
 
@@ -97,10 +120,10 @@ class NoisyRows:
         """sqrt(alphabar_t) times the dropout factor, at each stored entry of the clean rows."""
         rows = self.rows
         signal = self._signal_scale_B[rows.row_ids]
-        if self.dropout is None:
+        if self.keep_prob == 1:
             return signal
         users, items = self.users[rows.row_ids], self.columns.ids[rows.indices]
-        return signal * self.dropout.dropout_pairs(users, items, keep_prob=self.keep_prob)
+        return signal * self._dropout.dropout_pairs(users, items, keep_prob=self.keep_prob)
 
 
 def project(noisy: NoisyRows, weight_CH: Tensor) -> Tensor:
@@ -116,22 +139,19 @@ class _Project(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, weight_CH: Tensor, noisy: NoisyRows) -> Tensor:
         projected = weight_CH.new_zeros(noisy.rows.num_rows, weight_CH.shape[1])
-        blocks = list(noisy.blocks())
-        for items in blocks:
-            x_t = noisy.block(items)
-            projected.addmm_(x_t, weight_CH[items])
+        rounded_CH = operand(weight_CH)
+        for items, x_t in noisy.blocks():
+            add_product_(projected, x_t, rounded_CH[items])
         ctx.noisy, ctx.shape = noisy, weight_CH.shape
-        if len(blocks) == 1:
-            ctx.save_for_backward(x_t)
         return projected
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
         noisy: NoisyRows = ctx.noisy
         weight_grad_CH = gradients[0].new_empty(ctx.shape)
-        for items in noisy.blocks():
-            x_t = ctx.saved_tensors[0] if ctx.saved_tensors else noisy.block(items)
-            torch.mm(x_t.T, gradients[0], out=weight_grad_CH[items])
+        gradient_BH = operand(gradients[0])
+        for items, x_t in noisy.blocks():
+            product(x_t.T, gradient_BH, out=weight_grad_CH[items])
         return weight_grad_CH, None
 
 
@@ -149,6 +169,7 @@ def hidden_from_hidden_noise(denoiser: Denoiser, noisy: NoisyRows) -> Tensor:
     gram_HH = summed(weight.T @ weight, world, purpose=TRAFFIC)
     jitter_H = (_JITTER * gram_HH.detach().diagonal().mean()).expand(gram_HH.shape[0])
     factor_HH = torch.linalg.cholesky(gram_HH + torch.diag(jitter_H))
-    xi_BH = noisy.noise.normal_rows(noisy.users, weight.shape[1])
+    # Of a stream of its own: the noise's also draws the dropout of the observed items.
+    xi_BH = noisy.noise.child("hidden").normal_rows(noisy.users, weight.shape[1])
     scale_B = noisy.noise_scale_B / math.sqrt(noisy.keep_prob)
     return denoiser.hidden_of_row(signal_BH + scale_B[:, None] * (xi_BH @ factor_HH.T), noisy.t)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from diffmm_dist.diffusion.denoiser import Denoiser
+from diffmm_dist.precision import add_product_, operand, product
 from diffmm_dist.sparse import CSR
 
 Products = Literal["auto", "direct", "gram"]
@@ -91,15 +92,15 @@ class _Gram(torch.autograd.Function):
         ctx: Any, hidden_BH: Tensor, weight_CH: Tensor, bias_C: Tensor, rows: CSR, modal_items_CD: Tensor
     ) -> tuple[Tensor, Tensor]:
         bias_modal = torch.cat([bias_C[:, None], modal_items_CD], dim=1)
-        through_W = bias_modal.T @ weight_CH
+        rounded_BH, rounded_CH = operand(hidden_BH), operand(weight_CH)
+        through_W = product(operand(bias_modal).T, rounded_CH)
         bias_H, modal_HD = through_W[0], through_W[1:].T
         # d|f - x|^2 / da = 2 (a K + b W - x W)
-        slope_BH = torch.addmm(bias_H, hidden_BH, gram(weight_CH))
-        observed_BH = rows.matmul(weight_CH)
-        slope_BH -= observed_BH
+        linear_BH = bias_H - rows.matmul(weight_CH)
+        slope_BH = linear_BH + product(rounded_BH, gram(rounded_CH))
         ctx.rows = rows
-        ctx.save_for_backward(hidden_BH, weight_CH, bias_modal, slope_BH, modal_HD)
-        linear_BH = slope_BH + bias_H - observed_BH
+        ctx.save_for_backward(hidden_BH, rounded_BH, rounded_CH, bias_modal, slope_BH, modal_HD)
+        linear_BH += slope_BH
         constant_B = rows.row_counts - 2 * rows.matmul(bias_C[:, None])[:, 0] + bias_C.dot(bias_C)
         error_B = (hidden_BH * linear_BH).sum(dim=1) + constant_B
         return error_B, torch.addmm(bias_C @ modal_items_CD, hidden_BH, modal_HD)
@@ -107,15 +108,16 @@ class _Gram(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
         error_grad_B, signal_grad_BD = gradients
-        hidden_BH, weight_CH, bias_modal, slope_BH, modal_HD = ctx.saved_tensors
+        hidden_BH, rounded_BH, rounded_CH, bias_modal, slope_BH, modal_HD = ctx.saved_tensors
         doubled_B1 = (2 * error_grad_B)[:, None]
-        scaled_BH = hidden_BH * doubled_B1
+        negative_BH = hidden_BH * -doubled_B1
         column_rows: CSR = ctx.rows.transpose()
-        mean_H = scaled_BH.sum(dim=0)
-        weight_grad_CH = column_rows.matmul(scaled_BH.neg())
-        weight_grad_CH.addmm_(weight_CH, hidden_BH.T @ scaled_BH)
+        mean_H = -negative_BH.sum(dim=0)
+        weight_grad_CH = column_rows.matmul(negative_BH)
+        through_hidden = rounded_BH.T @ operand(negative_BH)
+        add_product_(weight_grad_CH, rounded_CH, through_hidden.neg_())
         weight_grad_CH.addmm_(bias_modal, torch.cat([mean_H[None], signal_grad_BD.T @ hidden_BH]))
-        bias_grad_C = weight_CH @ mean_H - column_rows.matmul(doubled_B1)[:, 0]
+        bias_grad_C = product(rounded_CH, operand(mean_H)[:, None])[:, 0] - column_rows.matmul(doubled_B1)[:, 0]
         bias_grad_C += bias_modal @ torch.cat([doubled_B1.sum()[None], signal_grad_BD.sum(dim=0)])
         hidden_grad_BH = torch.addmm(slope_BH * doubled_B1, signal_grad_BD, modal_HD.T)
         return hidden_grad_BH, weight_grad_CH, bias_grad_C, None, None

@@ -13,11 +13,13 @@ from diffmm_dist.graph.relation import Edges, Relation
 from diffmm_dist.monitoring.timing import take_turns
 from diffmm_dist.parallel.collectives import any_worker
 
+Rows = tuple[Tensor, Tensor]
 
-def propagate(graph: HeteroGraph, relation: str, user_rows: Tensor, item_rows: Tensor) -> tuple[Tensor, Tensor]:
+
+def propagate(
+    graph: HeteroGraph, relation: str, user_rows: Tensor, item_rows: Tensor, *, with_input: bool = False
+) -> Rows:
     """Return A^ [user_rows; item_rows] of one relation, with autograd.
-
-    Several modalities that share the relation go through at once with their columns side by side.
 
     Every worker calls it at the same time, with the rows that it owns.
 
@@ -26,20 +28,32 @@ def propagate(graph: HeteroGraph, relation: str, user_rows: Tensor, item_rows: T
         relation: name of the relation.
         user_rows: float32 (own users, d).
         item_rows: float32 (own items, d).
+        with_input: return (I + A^) [user_rows; item_rows], which takes as long.
 
     Returns:
         The user rows and the item rows of the product, of the same shapes.
     """
-    product: tuple[Tensor, Tensor] = _Propagate.apply(user_rows, item_rows, graph, graph.relations[relation])  # type: ignore[no-untyped-call]
+    product: Rows = _Propagate.apply(user_rows, item_rows, graph, graph.relations[relation], with_input)  # type: ignore[no-untyped-call]
     return product
 
 
-def sum_of_layers(graph: HeteroGraph, rows: tuple[Tensor, Tensor], *, num_layers: int) -> tuple[Tensor, Tensor]:
-    """Return sum_{l=0..L} A^^l [user rows; item rows] over the real graph, (U, d) and (I, d)."""
-    users, items = layer = rows
-    for _ in range(num_layers):
-        layer = propagate(graph, REAL, *layer)
-        users, items = users + layer[0], items + layer[1]
+def propagate_to_users(graph: HeteroGraph, relation: str, user_rows: Tensor, item_rows: Tensor) -> Tensor:
+    """Return the user rows of A^ [user_rows; item_rows] alone, in half the time of ``propagate``."""
+    users: Tensor = _PropagateToUsers.apply(user_rows, item_rows, graph, graph.relations[relation])  # type: ignore[no-untyped-call]
+    return users
+
+
+def sum_of_layers(graph: HeteroGraph, rows: Rows, *, num_layers: int) -> Rows:
+    """Return sum_{l=0..L} A^^l [user rows; item rows] over the real graph, (U, d) and (I, d).
+
+    Computed as rows + A^ (rows + A^ (... (I + A^) rows)).
+    """
+    if num_layers == 0:
+        return rows
+    users, items = propagate(graph, REAL, *rows, with_input=True)
+    for _ in range(num_layers - 1):
+        layer = propagate(graph, REAL, users, items)
+        users, items = rows[0] + layer[0], rows[1] + layer[1]
     return users, items
 
 
@@ -48,30 +62,55 @@ class _Propagate(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, user_rows: Tensor, item_rows: Tensor, graph: HeteroGraph, relation: Relation
-    ) -> tuple[Tensor, Tensor]:
-        ctx.graph, ctx.relation = graph, relation
-        return _product(graph, relation, relation.to_users, relation.to_items, user_rows, item_rows)
+        ctx: Any, user_rows: Tensor, item_rows: Tensor, graph: HeteroGraph, relation: Relation, with_input: bool
+    ) -> Rows:
+        ctx.graph, ctx.relation, ctx.with_input = graph, relation, with_input
+        edges = relation.to_users, relation.to_items
+        return _product(graph, relation, edges, user_rows, item_rows, with_input=with_input)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None, None]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
         relation: Relation = ctx.relation
-        to_users, to_items = relation.to_items.reversed, relation.to_users.reversed
-        users, items = _product(ctx.graph, relation, to_users, to_items, *gradients)
-        return users, items, None, None
+        edges = relation.to_items.reversed, relation.to_users.reversed
+        users, items = _product(ctx.graph, relation, edges, *gradients, with_input=ctx.with_input)
+        return users, items, None, None, None
 
 
 def _product(
-    graph: HeteroGraph, relation: Relation, to_users: Edges, to_items: Edges, user_rows: Tensor, item_rows: Tensor
-) -> tuple[Tensor, Tensor]:
+    graph: HeteroGraph,
+    relation: Relation,
+    edges: tuple[Edges, Edges],
+    user_rows: Tensor,
+    item_rows: Tensor,
+    *,
+    with_input: bool,
+) -> Rows:
+    to_users, to_items = edges
     # Each exchange is under way while the other direction is summed.
     halo_rows = relation.halo.start_extend(item_rows)
     own_sums = relation.halo.start_fold(graph.neighbor_sum(to_items, user_rows))
     users = graph.neighbor_sum(to_users, halo_rows())
-    users.addcmul_(relation.user_loop, user_rows)
+    users.addcmul_(relation.user_loop + int(with_input), user_rows)
     items = own_sums()
-    items.addcmul_(relation.item_loop, item_rows)
+    items.addcmul_(relation.item_loop + int(with_input), item_rows)
     return users, items
+
+
+class _PropagateToUsers(torch.autograd.Function):
+    """The user rows of ``_Propagate``; the backward pass sends their gradients to the items."""
+
+    @staticmethod
+    def forward(ctx: Any, user_rows: Tensor, item_rows: Tensor, graph: HeteroGraph, relation: Relation) -> Tensor:
+        ctx.graph, ctx.relation = graph, relation
+        users = graph.neighbor_sum(relation.to_users, relation.halo.extend(item_rows))
+        return users.addcmul_(relation.user_loop, user_rows)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        relation: Relation = ctx.relation
+        own_sums = relation.halo.start_fold(ctx.graph.neighbor_sum(relation.to_users.reversed, gradients[0]))
+        user_grad = relation.user_loop * gradients[0]
+        return user_grad, own_sums(), None, None
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 Shape suffixes: B batch, A distinct anchors of the batch, N own nodes, D embedding.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,9 +14,11 @@ from diffmm_dist.parallel.collectives import all_reduce_sum_, gather_rows, worke
 from diffmm_dist.parallel.random import RandomStream
 from diffmm_dist.parallel.ranges import Ownership
 from diffmm_dist.parallel.world import World
-from diffmm_dist.rows import normalize_rows
+from diffmm_dist.precision import add_product_, operand, operand_dtype, product
+from diffmm_dist.rows import direction_and_norm, gradient_of_rows, normalize_rows
 
-_BLOCK_ELEMENTS = 1 << 21  # similarities held at a time: 8 MiB
+_BLOCK_ELEMENTS = 1 << 23  # similarities held at a time: 32 MiB
+_ANCHOR_STEP = 64  # numbers of anchors that products with rounded operands are made for
 TRAFFIC = "contrast"
 
 
@@ -76,27 +79,27 @@ class BatchNodes:
 
 def info_nce(
     anchor_ND: Tensor,
-    target_ND: Tensor,
+    targets: Sequence[Tensor],
     batch: BatchNodes,
     *,
     temperature: float,
     world: World,
     in_batch: bool = False,
 ) -> Tensor:
-    """Return this worker's share of the contrast of two views at the batch's nodes; the shares sum to the loss.
+    """Return this worker's share of the contrast of a view with others at the batch's nodes; shares sum to the loss.
 
-    The loss is the mean over the batch's nodes n, repeats included, of
+    The loss is the sum over the other views y of the mean over the batch's nodes n, repeats included, of
 
         -log( exp(cos(x_n, y_n) / tau) / sum_{all j} exp(cos(x_n, y_j) / tau) )
 
-    with x from ``anchor_ND`` and y from ``target_ND`` (models/diffmm/README.md, "recommend").
+    with x from ``anchor_ND`` and y from one of ``targets`` (models/diffmm/README.md, "recommend").
 
     A node that stands in the batch several times is computed once and counted as often. The anchors go to every
     worker, and each compares them with its own rows. Time is O(A N D); memory is O(N D) and one block of similarities.
 
     Args:
         anchor_ND: view that the anchors are taken from, own rows, float32.
-        target_ND: view that is contrasted with, own rows.
+        targets: views that it is contrasted with, own rows (N, D) of each.
         batch: the nodes of the batch.
         temperature: tau, at least 0.03: cosines are bounded, so exp(cos / tau) needs no maximum subtracted there.
         world: the workers.
@@ -104,45 +107,56 @@ def info_nce(
     """
     anchors_AD = normalize_rows(anchor_ND.index_select(0, batch.nodes))
     if in_batch:
-        target_ND, batch = target_ND.index_select(0, batch.nodes), batch.among_themselves()
-    targets_ND = normalize_rows(target_ND)
-    loss: Tensor = _InfoNCE.apply(anchors_AD, targets_ND, batch, temperature, world)  # type: ignore[no-untyped-call]
-    return loss
+        targets = [target_ND.index_select(0, batch.nodes) for target_ND in targets]
+        batch = batch.among_themselves()
+    terms: list[Tensor] = [
+        _InfoNCE.apply(anchors_AD, target_ND, batch, temperature, world)  # type: ignore[no-untyped-call]
+        for target_ND in targets
+    ]
+    return torch.stack(terms).sum()
 
 
 class _InfoNCE(torch.autograd.Function):
     """Computes the loss and, in the same pass over the similarities, both gradients; backward only scales them.
 
     With e_nj = exp(a_n . y_j / tau) and z_n = sum_j e_nj, the gradient of sum_n w_n (log z_n - a_n . y_n / tau) is
-    w_n / tau (sum_j e_nj y_j / z_n - y_n) for a_n, and sum_n w_n / tau a_n (e_nj / z_n - [j = n]) for y_j. Sums over j
+    w_n / tau (sum_j e_nj y_j / z_n - y_n) for a_n, and sum_n w_n / tau a_n (e_nj / z_n - [j = n]) for y_j, from which
+    follows that of the target before it was normalised. Sums over j
     are over all workers' rows; the one over n needs all anchors, which every worker has. G: anchors of all workers.
     """
 
     @staticmethod
-    def forward(
-        ctx: Any, anchors_AD: Tensor, targets_ND: Tensor, batch: BatchNodes, tau: float, world: World
-    ) -> Tensor:
+    def forward(ctx: Any, anchors_AD: Tensor, target_ND: Tensor, batch: BatchNodes, tau: float, world: World) -> Tensor:
+        targets_ND, norm_N1 = direction_and_norm(target_ND)
         counts = batch.worker_counts
         own = slice(sum(counts[: world.rank]), sum(counts[: world.rank + 1]))
-        scaled_GD = gather_rows(anchors_AD / tau, counts, world, purpose=TRAFFIC)
-        weights_G = gather_rows(batch.weights, counts, world, purpose=TRAFFIC)
+        scaled_GD = _padded(gather_rows(anchors_AD / tau, counts, world, purpose=TRAFFIC))
+        weights_G = _padded(gather_rows(batch.weights, counts, world, purpose=TRAFFIC))
+        left_GD, right_ND = operand(scaled_GD), operand(targets_ND)
         positives_AD = targets_ND.index_select(0, batch.nodes)
         logs_G = torch.empty_like(weights_G)
         anchor_grad_GD = torch.empty_like(scaled_GD)
-        target_grad_ND = torch.zeros_like(targets_ND)
+        target_grad_ND = torch.empty_like(targets_ND) if sum(counts) else torch.zeros_like(targets_ND)
         step = max(1, _BLOCK_ELEMENTS // max(batch.most_rows, 1))  # the same on all workers
-        for block in (slice(start, start + step) for start in range(0, scaled_GD.shape[0], step)):
-            exp_bN = (scaled_GD[block] @ targets_ND.T).exp_()
-            sums_b = all_reduce_sum_(exp_bN.sum(dim=1), world, purpose=TRAFFIC)
+        room_bN = left_GD.new_empty(min(step, left_GD.shape[0]), right_ND.shape[0])
+        for start in range(0, left_GD.shape[0], step):
+            block = slice(start, start + step)
+            exp_bN = torch.mm(left_GD[block], right_ND.T, out=room_bN[: left_GD[block].shape[0]]).exp_()
+            sums_b = all_reduce_sum_(exp_bN.sum(dim=1).float(), world, purpose=TRAFFIC)
             torch.log(sums_b, out=logs_G[block])
-            share_b = (weights_G[block] / sums_b)[:, None]
-            torch.mul(exp_bN @ targets_ND, share_b, out=anchor_grad_GD[block])
-            target_grad_ND.addmm_(exp_bN.T, scaled_GD[block] * share_b)
+            share_b1 = (weights_G[block] / sums_b)[:, None]
+            torch.mul(product(exp_bN, right_ND), share_b1, out=anchor_grad_GD[block])
+            shared_bD = operand(scaled_GD[block] * share_b1)
+            if start == 0:
+                product(exp_bN.T, shared_bD, out=target_grad_ND)
+            else:
+                add_product_(target_grad_ND, exp_bN.T, shared_bD)
         scaled_AD = scaled_GD[own]
         loss = (batch.weights * (logs_G[own] - (scaled_AD * positives_AD).sum(dim=1))).sum()
         anchor_grad_AD = all_reduce_sum_(anchor_grad_GD, world, purpose=TRAFFIC)[own]
         anchor_grad_AD.sub_(positives_AD * batch.weights[:, None]).div_(tau)
         target_grad_ND.index_add_(0, batch.nodes, scaled_AD * -batch.weights[:, None])
+        gradient_of_rows(target_grad_ND, targets_ND, norm_N1, out=target_grad_ND)
         ctx.save_for_backward(anchor_grad_AD, target_grad_ND)
         return loss
 
@@ -150,3 +164,14 @@ class _InfoNCE(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
         anchor_grad_AD, target_grad_ND = ctx.saved_tensors
         return anchor_grad_AD * gradients[0], target_grad_ND * gradients[0], None, None, None
+
+
+def _padded(anchors: Tensor) -> Tensor:
+    """Return the anchors' rows, or weights, with zeros behind them where operands are rounded.
+
+    The library for those products compiles one for each new shape, and every batch has another number of anchors.
+    """
+    if operand_dtype() == torch.float32:
+        return anchors
+    missing = -anchors.shape[0] % _ANCHOR_STEP
+    return torch.cat([anchors, anchors.new_zeros(missing, *anchors.shape[1:])])

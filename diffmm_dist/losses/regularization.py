@@ -6,8 +6,4 @@ from torch import Tensor
 
 def squared_norm(*tables: Tensor) -> Tensor:
     """Return the sum of the squared Frobenius norms of whole tables (rows, d)."""
-    total = tables[0].new_zeros(())
-    for table in tables:
-        flat = table.reshape(-1)
-        total = total + torch.dot(flat, flat)
-    return total
+    return torch.stack([torch.linalg.vector_norm(table) for table in tables]).square().sum()

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-_SLICE_ELEMENTS = 1 << 19  # values of one slice: 2 MiB, so that the passes of the hash stay in cache
+_SLICE_ELEMENTS = 1 << 18  # values of one slice: 1 MiB, so that the passes of the hash stay in cache
 
 
 def _signed(value: int, bits: int) -> int:
@@ -93,14 +93,14 @@ class RandomStream:
                 column's id alone, so any worker can have any part of a row.
         """
         out, slices = self._rows(ids, columns)
-        for rows, hashed in slices:
+        for rows, hashed, _ in slices:
             torch.add(hashed, 0.5, out=out[rows]).mul_(2.0**-31)
         return out
 
     def dropout_rows(self, ids: Tensor, columns: Tensor | int, *, keep_prob: float) -> Tensor:
         """Return float32 factors, 1 / keep_prob with that probability and else 0; as ``symmetric_uniform_rows``."""
         out, slices = self._rows(ids, columns)
-        for rows, hashed in slices:
+        for rows, hashed, _ in slices:
             torch.lt(hashed, _threshold(keep_prob), out=out[rows]).mul_(1 / keep_prob)
         return out
 
@@ -111,32 +111,53 @@ class RandomStream:
         _mix_32(hashed, _low_32(keys >> 32), torch.empty_like(hashed))
         return (hashed < _threshold(keep_prob)).to(torch.float32) / keep_prob
 
-    def normal_rows(self, ids: Tensor, columns: Tensor | int, *, std: Tensor | None = None) -> Tensor:
-        """Return normal float32 values, at most 5.3 standard deviations in size; as ``symmetric_uniform_rows``.
+    def normal_rows(
+        self,
+        ids: Tensor,
+        columns: Tensor | int,
+        *,
+        std: Tensor | None = None,
+        keep_prob: float = 1.0,
+        dtype: torch.dtype = torch.float32,
+    ) -> Tensor:
+        """Return normal values, at most 5.3 standard deviations in size, after dropout; as ``symmetric_uniform_rows``.
 
-        The inverse of the distribution function at uniform values: sqrt(2) erfinv(u).
+        The inverse of the distribution function at uniform values: sqrt(2) erfinv(u). One uniform value serves for
+        the dropout too: it is kept where it is below keep_prob, and divided by that it is uniform again.
 
         Args:
             ids: int64.
             columns: ids of the wanted columns, int64, or how many from 0 on.
-            std: standard deviation of each row, float32 (len(ids),), 1 by default.
+            std: standard deviation of each row before dropout, float32 (len(ids),), 1 by default.
+            keep_prob: probability with which a value is kept, and divided by it; ``dropout_rows`` of this stream has
+                the factors.
+            dtype: of the result; the arithmetic is float32.
         """
-        out, slices = self._rows(ids, columns)
-        scale_B1 = (torch.ones_like(ids, dtype=torch.float32) if std is None else std)[:, None] * math.sqrt(2)
-        for rows, hashed in slices:
-            # Float32 rounds the outermost hashes to -1 and 1, where erfinv is infinite.
-            uniform = torch.add(hashed, 0.5, out=out[rows]).mul_(2.0**-31).clamp_(-_BELOW_ONE, _BELOW_ONE)
-            uniform.erfinv_().mul_(scale_B1[rows])
+        out, slices = self._rows(ids, columns, dtype)
+        scale_B1 = (torch.ones_like(ids, dtype=torch.float32) if std is None else std)[:, None]
+        scale_B1 = scale_B1 * (math.sqrt(2) / keep_prob)
+        for rows, hashed, room in slices:
+            # Falls from 1 at the lowest hash to -1 at the first that is dropped.
+            symmetric = torch.add(hashed, 0.5, out=room).mul_(-(2.0**-31) / keep_prob).add_(1 - 1 / keep_prob)
+            # Float32 rounds the outermost hashes to 1 and -1, where erfinv is infinite.
+            torch.threshold_(symmetric.clamp_(max=_BELOW_ONE), -_BELOW_ONE, 0.0)
+            torch.mul(symmetric.erfinv_(), scale_B1[rows], out=out[rows])
         return out
 
-    def _rows(self, ids: Tensor, columns: Tensor | int) -> tuple[Tensor, Iterator[tuple[slice, Tensor]]]:
-        """Return float32 room (len(ids), columns), and the hashes to fill it from."""
+    def _rows(
+        self, ids: Tensor, columns: Tensor | int, dtype: torch.dtype = torch.float32
+    ) -> tuple[Tensor, Iterator[tuple[slice, Tensor, Tensor]]]:
+        """Return room (len(ids), columns), and the hashes to fill it from."""
         if isinstance(columns, int):
             columns = torch.arange(columns, device=ids.device)
-        return torch.empty(ids.numel(), columns.numel(), device=ids.device), self._hashed_rows(ids, columns)
+        out = torch.empty(ids.numel(), columns.numel(), dtype=dtype, device=ids.device)
+        return out, self._hashed_rows(ids, columns)
 
-    def _hashed_rows(self, ids: Tensor, columns: Tensor) -> Iterator[tuple[slice, Tensor]]:
-        """Yield (rows, int32 hashes of these rows), a cache-sized slice of rows at a time in one reused buffer."""
+    def _hashed_rows(self, ids: Tensor, columns: Tensor) -> Iterator[tuple[slice, Tensor, Tensor]]:
+        """Yield (rows, int32 hashes of these rows, float32 room of their shape), reusing the memory of both.
+
+        They come in slices of rows that fit in the cache.
+        """
         keys = self.bits(ids)
         low, high = _low_32(keys), _low_32(keys >> 32)
         column_keys = columns.to(torch.int32) * _GOLDEN_32
@@ -146,7 +167,7 @@ class RandomStream:
             rows = slice(start, min(start + step, ids.numel()))
             hashed, scratch = buffer[:, : rows.stop - start]
             torch.bitwise_xor(column_keys, low[rows, None], out=hashed)
-            yield rows, _mix_32(hashed, high[rows, None], scratch)
+            yield rows, _mix_32(hashed, high[rows, None], scratch), scratch.view(torch.float32)
 
 
 def _rows_per_slice(num_columns: int) -> int:

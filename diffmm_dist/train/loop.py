@@ -12,8 +12,8 @@ from diffmm_dist.monitoring.recorder import Recorder
 from diffmm_dist.monitoring.timing import peak_rss_gib
 from diffmm_dist.parallel.collectives import any_worker, worker_counts
 from diffmm_dist.parallel.world import World
+from diffmm_dist.precision import Precision, matmul_precision
 from diffmm_dist.train.checkpoint import Checkpoints
-from diffmm_dist.train.precision import Precision, matmul_precision
 from diffmm_dist.train.selection import Evaluation
 from diffmm_dist.train.state import Best, EpochValues, NonFiniteError, TrainState
 

@@ -11,6 +11,7 @@ from diffmm_dist.config.schema import ModelConfig
 from diffmm_dist.errors import StoppedError
 from diffmm_dist.export.bundle import export_bundle, read_bundle
 from diffmm_dist.export.recommend import recommend
+from diffmm_dist.models.diffmm import phases
 from diffmm_dist.train.build import MODELS
 from diffmm_dist.train.trained import load_trained
 from diffmm_dist.train.worker import run_worker
@@ -32,6 +33,11 @@ CASES = {
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory):
     return synthetic_dataset(tmp_path_factory.mktemp("data") / "d", users=200, items=60, interactions=2400)
+
+
+@pytest.fixture(autouse=True)
+def several_steps_of_rebuild(monkeypatch):
+    monkeypatch.setattr(phases, "_REBUILT_USERS", 64)
 
 
 @pytest.fixture(params=CASES)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from diffmm_dist.graph.hetero import REAL, HeteroGraph
-from diffmm_dist.graph.propagate import propagate
+from diffmm_dist.graph.propagate import propagate, propagate_to_users
 from diffmm_dist.graph.relation import Relation
 from diffmm_dist.losses import contrastive
 from diffmm_dist.losses.contrastive import BatchNodes, info_nce
@@ -65,12 +65,14 @@ def compare_with_matrix(graph, shard, matrix, name):
     weights = random_rows(NUM_USERS + NUM_ITEMS, WIDTH, 3)
     rows = torch.cat([users, items]).requires_grad_()
     expected = matrix @ rows
-    (expected.sin() * weights).sum().backward()
+    half = (expected[:NUM_USERS].cos() * weights[:NUM_USERS]).sum()
+    ((expected.sin() * weights).sum() + half).backward()
     mine = own_of(users, shard.users), own_of(items, shard.items)
-    out = propagate(graph, REAL, *mine)
+    out, out_of_users = propagate(graph, REAL, *mine), propagate_to_users(graph, REAL, *mine)
     own_items = shard.items.own
     places = slice(*shard.users.own), slice(NUM_USERS + own_items.start, NUM_USERS + own_items.stop)
-    sum((part.sin() * weights[place]).sum() for part, place in zip(out, places, strict=True)).backward()
+    loss = sum((part.sin() * weights[place]).sum() for part, place in zip(out, places, strict=True))
+    (loss + (out_of_users.cos() * weights[places[0]]).sum()).backward()
     for part, row, place in zip(out, mine, places, strict=True):
         torch.testing.assert_close(part, expected[place].detach(), msg=lambda text: f"{name}: {text}")
         torch.testing.assert_close(row.grad, rows.grad[place], msg=lambda text: f"{name}: {text}")
@@ -96,7 +98,7 @@ def compare_contrast(world, shard, in_batch):
     counts = torch.bincount(nodes, minlength=NUM_ITEMS)[slice(*shard.items.own)]
     mine = [own_of(table, shard.items) for table in (anchors, targets)]
     batch = BatchNodes.counted(counts, shard.items, world, batch_size=len(nodes))
-    loss = info_nce(*mine, batch, temperature=0.2, world=world, in_batch=in_batch)
+    loss = info_nce(mine[0], mine[1:], batch, temperature=0.2, world=world, in_batch=in_batch)
     (3 * loss).backward()
     torch.testing.assert_close(all_reduce_sum(loss.detach(), world), expected.detach())
     for part, table in zip(mine, full, strict=True):

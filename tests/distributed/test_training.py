@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from diffmm_dist.errors import LostWorkerError, StoppedError, UserError
+from diffmm_dist.models.diffmm import phases
 from diffmm_dist.train.build import item_shards
 from diffmm_dist.train.worker import run_worker
 from tests.support.builders import checkpoint_tensors, metrics_of, small_config, synthetic_dataset
@@ -120,6 +121,7 @@ def hang(world, dataset, folder):
             raise Gone
         return False
 
+    phases._REBUILT_USERS = 64
     config = small_config(dataset, folder / "run", train={"epochs": 1, "batch_size": 64})
     with pytest.raises((Gone, LostWorkerError)) as error:
         run_worker(config, stop_requested=stop_requested)

@@ -14,7 +14,7 @@ from diffmm_dist.graph.propagate import propagate
 from diffmm_dist.losses.contrastive import info_nce
 from diffmm_dist.models.base import Optimization
 from diffmm_dist.models.diffmm.model import generated
-from diffmm_dist.models.diffmm.phases import contrasted_pairs, recommend_losses
+from diffmm_dist.models.diffmm.phases import contrasted_views, recommend_losses
 from diffmm_dist.parallel.columns import Columns
 from diffmm_dist.parallel.random import RandomStream
 from diffmm_dist.parallel.world import World
@@ -102,12 +102,15 @@ def check_recommendation(golden, kernel):
         golden.check(f"view_item_{name}", items)
     batch = batch_of(golden, model.shard)
     for anchor in ("main", "modal"):
-        pairs = contrasted_pairs(final, list(views.values()), anchor)
         terms = [
             info_nce(
-                first[side], second[side], batch.nodes[side], temperature=golden["temperature"], world=World.single()
+                first[side],
+                [other[side] for other in others],
+                batch.nodes[side],
+                temperature=golden["temperature"],
+                world=World.single(),
             )
-            for first, second in pairs
+            for first, others in contrasted_views(final, list(views.values()), anchor)
             for side in (0, 1)
         ]
         golden.check(f"loss_contrast_{anchor}_anchor", golden["contrast_weight"] * sum(terms))
@@ -141,7 +144,7 @@ def check_denoising_step(golden, products):
     t = golden["diff_t"]
     users = torch.arange(rows.num_rows)
     noisy = NoisyRows(schedule_of(golden), rows, t, users, denoiser.columns, noise=GivenRows(golden["diff_noise"]))
-    x_t = noisy.block(slice(0, rows.num_columns))
+    x_t = noisy.whole
     golden.check("diff_xt", x_t)
     golden.check("diff_pred", denoiser(x_t, t))
     losses = training_losses(

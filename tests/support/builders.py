@@ -148,13 +148,22 @@ def published_folder(path, num_users=12, num_items=9, text=False, seed=3):
 
 
 class GivenRows:
-    """In place of a random stream: normal values that the test gives, (rows, all columns)."""
+    """In place of a random stream: normal values that the test gives, (rows, all columns), and random dropout."""
 
-    def __init__(self, values):
+    def __init__(self, values, dropout=None):
         self.values = values
+        self.dropout = dropout
 
-    def normal_rows(self, ids, columns, *, std=None):
-        return self.values[:, columns] * (1 if std is None else std[:, None])
+    def normal_rows(self, ids, columns, *, std=None, keep_prob=1.0, dtype=torch.float32):
+        factors = 1 if keep_prob == 1 else self.dropout.dropout_rows(ids, columns, keep_prob=keep_prob)
+        return (self.values[:, columns] * (1 if std is None else std[:, None]) * factors).to(dtype)
+
+    def dropout_pairs(self, ids, columns, *, keep_prob):
+        return self.dropout.dropout_pairs(ids, columns, keep_prob=keep_prob)
+
+    def child(self, name):
+        assert name == "dropout"
+        return self.dropout
 
 
 def whole(items):

@@ -29,6 +29,15 @@ def test_weighted_sums_and_their_gradients(count):
     torch.testing.assert_close(gradients(ours, weights, *tables), gradients(expected, weights, *tables))
 
 
+def test_a_weighted_sum_on_a_base():
+    generator = torch.Generator().manual_seed(9)
+    base, *tables = (torch.randn(7, 4, dtype=torch.float64, generator=generator).requires_grad_() for _ in range(3))
+    weights = torch.randn(2, dtype=torch.float64, generator=generator).requires_grad_()
+    ours, expected = weighted_sum(weights, tables, base=base), base + weights[0] * tables[0] + weights[1] * tables[1]
+    torch.testing.assert_close(ours, expected)
+    torch.testing.assert_close(gradients(ours, base, weights, *tables), gradients(expected, base, weights, *tables))
+
+
 def test_a_table_without_gradient_gets_none():
     weights, tables = torch.ones(2, requires_grad=True), [torch.ones(3, 2), torch.ones(3, 2, requires_grad=True)]
     weighted_sum(weights, tables).sum().backward()

@@ -72,6 +72,13 @@ class RankingBatch:
         )
 
     @cached_property
+    def read_rows(self) -> tuple[Tensor, Tensor]:
+        """Own users and own items whose final embeddings any worker reads, local numbers, ascending, int64."""
+        items = torch.cat([self.pos_items, self.neg_items])
+        own = items[items < self.item_halo.num_inner]
+        return torch.unique(self.user_rows), torch.unique(torch.cat([own, self.item_halo.send_rows]))
+
+    @cached_property
     def nodes(self) -> tuple[BatchNodes, BatchNodes]:
         """The batch's users and its positive items, at their owners."""
         shard = self.shard

@@ -18,7 +18,7 @@ from diffmm_dist.diffusion.output import Products
 from diffmm_dist.diffusion.schedule import DiffusionSchedule
 from diffmm_dist.errors import UserError
 from diffmm_dist.graph.hetero import REAL, HeteroGraph
-from diffmm_dist.graph.propagate import propagate, sum_of_layers
+from diffmm_dist.graph.propagate import Rows, propagate, propagate_to_users, sum_of_layers
 from diffmm_dist.graph.relation import Relation
 from diffmm_dist.models.common.projection import PROJECTIONS
 from diffmm_dist.models.common.tables import EmbeddingTables
@@ -27,8 +27,6 @@ from diffmm_dist.parallel.random import RandomStream
 from diffmm_dist.parallel.ranges import Ownership
 from diffmm_dist.rows import normalize_rows, weighted_sum
 from diffmm_dist.sparse import CSR
-
-Rows = tuple[Tensor, Tensor]
 
 
 @dataclass(frozen=True)
@@ -160,39 +158,51 @@ class DiffMM(EmbeddingTables):
         """Return kappa (M,)."""
         return F.softmax(self.modality_logits, dim=0)
 
-    def forward(self, *, with_views: bool = True) -> tuple[Rows, dict[str, Rows]]:
+    def forward(
+        self, *, with_views: bool = True, read_rows: tuple[Tensor, Tensor] | None = None
+    ) -> tuple[Rows, dict[str, Rows]]:
         """Return the final embeddings H and, if asked for, the contrastive view C^m of each modality.
 
-        The aggregates X^m = A^ [E_u; e^m] and Y^m = A^ [X^m_u; E_i] enter H only through their kappa-weighted sums,
-        and propagation is linear with sum kappa = 1, so the sums are taken before propagating: two products over the
-        real graph instead of two per modality.
+        Args:
+            with_views: compute the views.
+            read_rows: own users and own items whose final embeddings will be read, int64, each once; those of others
+                are left unfinished. All by default.
+
+        The aggregates X^m = A^ [E_u; e^m] and Y^m = A^ [X^m_u; E_i] enter H only through their kappa-weighted sums X
+        and Y, and propagation is linear with sum kappa = 1. So with e the weighted sum of the e^m, X_u is the user
+        half of A^ [E_u; e], and X + Y = A^ [E_u + X_u; E_i + e]: one and a half products instead of two per modality.
         """
         ids = self.user_embedding, self.item_embedding
         modal_items = {name: normalize_rows(self.projected(name)) for name in self.modalities}
         kappa = self.modality_weights()
-        x = self._propagate(REAL, ids[0], weighted_sum(kappa, list(modal_items.values())))
-        y = self._propagate(REAL, x[0], ids[1])
+        modal_mean = weighted_sum(kappa, list(modal_items.values()))
+        x_users = propagate_to_users(self.graph, REAL, ids[0], modal_mean)
+        x_and_y = self._propagate(REAL, ids[0] + x_users, ids[1] + modal_mean)
         z = [self._propagate(generated(name), *ids) for name in self.modalities]
-        weights = torch.cat([torch.ones_like(kappa[:1]).expand(2), self._modal_graph_weight * kappa])
+        weights = self._modal_graph_weight * kappa
         first = (
-            weighted_sum(weights, [x[0], y[0], *(users for users, _ in z)]),
-            weighted_sum(weights, [x[1], y[1], *(items for _, items in z)]),
+            weighted_sum(weights, [users for users, _ in z], base=x_and_y[0]),
+            weighted_sum(weights, [items for _, items in z], base=x_and_y[1]),
         )
         users, items = sum_of_layers(self.graph, first, num_layers=self._num_layers)
-        final = (
-            torch.add(users, normalize_rows(first[0]), alpha=self._residual_weight),
-            torch.add(items, normalize_rows(first[1]), alpha=self._residual_weight),
-        )
-        return final, self._views(modal_items) if with_views else {}
+        user_rows, item_rows = read_rows or (None, None)
+        final = self._with_residual(users, first[0], user_rows), self._with_residual(items, first[1], item_rows)
+        return final, {name: self._view(name, rows) for name, rows in modal_items.items()} if with_views else {}
 
-    def _views(self, modal_items: Mapping[str, Tensor]) -> dict[str, Rows]:
-        """Return C^m = sum_l A^^l A^_m [E_u; e^m] of each modality, their columns side by side on the real graph."""
-        starts = [self._propagate(generated(m), self.user_embedding, rows) for m, rows in modal_items.items()]
-        users, items = (torch.cat(rows, dim=1) for rows in zip(*starts, strict=True))
-        users, items = sum_of_layers(self.graph, (users, items), num_layers=self._num_layers)
-        width = self.user_embedding.shape[1]
-        pairs = zip(users.split(width, dim=1), items.split(width, dim=1), strict=True)
-        return dict(zip(modal_items, pairs, strict=True))
+    def _with_residual(self, layers: Tensor, first: Tensor, rows: Tensor | None) -> Tensor:
+        """Return layers + omega normalised first, at the given rows."""
+        if rows is None:
+            return torch.add(layers, normalize_rows(first), alpha=self._residual_weight)
+        return layers.index_add(0, rows, normalize_rows(first.index_select(0, rows)), alpha=self._residual_weight)
+
+    def _view(self, modality: str, modal_items: Tensor) -> Rows:
+        """Return C^m = sum_l A^^l A^_m [E_u; e^m] of a modality.
+
+        Not all modalities at once with their columns side by side: putting them there takes longer than one product
+        saves (docs/benchmarks/propagate.md).
+        """
+        rows = self._propagate(generated(modality), self.user_embedding, modal_items)
+        return sum_of_layers(self.graph, rows, num_layers=self._num_layers)
 
     def _propagate(self, relation: str, users: Tensor, items: Tensor) -> Rows:
         return propagate(self.graph, relation, users, items)

@@ -1,7 +1,6 @@
 """DiffMM's epoch: denoise (train the denoisers), rebuild (generate graphs), recommend (train the rest)."""
 
 from dataclasses import dataclass
-from itertools import combinations
 from typing import Literal
 
 import torch
@@ -13,14 +12,15 @@ from diffmm_dist.diffusion.denoiser import TRAFFIC
 from diffmm_dist.diffusion.gaussian import DenoisingLosses, ReverseChain, training_losses
 from diffmm_dist.diffusion.noise import NoisyRows
 from diffmm_dist.evaluation.topk import merge_topk
+from diffmm_dist.graph.propagate import Rows
 from diffmm_dist.losses.contrastive import info_nce
 from diffmm_dist.models.base import Optimization, Phase, PhaseContext
 from diffmm_dist.models.common.ranking import RankingBatch, RankingPhase
-from diffmm_dist.models.diffmm.model import DiffMM, Rows
+from diffmm_dist.models.diffmm.model import DiffMM
 from diffmm_dist.parallel.collectives import all_reduce_sum
 from diffmm_dist.parallel.replicas import sum_gradients
 
-_REBUILT_USERS = 2048  # at a time: more of them make the blocks of items too narrow for the matrix product
+_REBUILT_USERS = 2048  # at a time: fewer make small products, more leave narrow blocks of items
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ def diffmm_phases(model: DiffMM, optimization: Optimization, contrast: ContrastS
 
     return [
         DenoisePhase(model, optimization),
-        RebuildPhase(model, batch_size=min(optimization.batch_size, _REBUILT_USERS)),
+        RebuildPhase(model),
         RankingPhase(model.data, tables, replicas, losses, optimization, extra=modality_weights),
     ]
 
@@ -56,8 +56,9 @@ def diffmm_phases(model: DiffMM, optimization: Optimization, contrast: ContrastS
 class DenoisePhase(Phase):
     """One pass over all users in shuffled batches; every denoiser takes one Adam step per batch.
 
-    Timesteps, noise and dropout are keyed by (user, modality, epoch). Projected features and item embeddings stay as
-    they are: only the denoisers are trained here.
+    Timesteps, noise and dropout are keyed by (user, epoch) and shared by the denoisers: no gradient joins these, so
+    each is trained with exactly the published distribution. Projected features and item embeddings stay as they are:
+    only the denoisers are trained here.
     """
 
     name = "denoise"
@@ -95,8 +96,9 @@ class DenoisePhase(Phase):
         mesh = self._model.denoising.mesh
         self.optimizer.zero_grad(set_to_none=True)
         values: dict[str, Tensor] = {}
+        noisy = self._noisy_rows(rows)
         for name in self._model.modalities:  # one after the other: only one modality's activations live at a time
-            losses = self._losses(name, rows)
+            losses = self._losses(name, noisy)
             elbo, msi = losses.elbo.sum() / total, losses.msi.sum() / total
             (elbo + self._model.diffusion.signal_weight * msi).backward()
             # Every worker of a row has the whole modality signal, and is to report a share of it.
@@ -110,24 +112,25 @@ class DenoisePhase(Phase):
         del self._modal_items, self._item_table
         return {}
 
-    def _losses(self, modality: str, rows: Tensor) -> DenoisingLosses:
-        """Return the losses of the rows of a batch that this worker's row of the mesh has."""
+    def _noisy_rows(self, rows: Tensor) -> NoisyRows:
+        """Return what this worker's row of the mesh denoises of a batch."""
         model, settings = self._model, self._model.diffusion
         users = model.denoising.user_ids[rows]
-        with_dropout = settings.input_dropout_prob > 0
-        noisy = NoisyRows(
+        return NoisyRows(
             model.schedule,
             model.denoising.rows.select(rows),
-            self._context.stream("timestep", modality).integers(users, settings.num_timesteps),
+            self._context.stream("timestep").integers(users, settings.num_timesteps),
             users,
             model.denoising.columns,
-            noise=self._context.stream("noise", modality),
-            dropout=self._context.stream("input_dropout", modality) if with_dropout else None,
+            noise=self._context.stream("noise"),
             keep_prob=1 - settings.input_dropout_prob,
             normalized=settings.normalize_input,
         )
+
+    def _losses(self, modality: str, noisy: NoisyRows) -> DenoisingLosses:
+        settings = self._model.diffusion
         return training_losses(
-            model.denoiser(modality),
+            self._model.denoiser(modality),
             noisy,
             modal_items_CD=self._modal_items[modality],
             item_table_CD=self._item_table,
@@ -145,10 +148,9 @@ class RebuildPhase(Phase):
     name = "rebuild"
     unit = "users"
 
-    def __init__(self, model: DiffMM, *, batch_size: int) -> None:
+    def __init__(self, model: DiffMM) -> None:
         self.num_examples = model.shard.num_users
         self._model = model
-        self._batch_size = batch_size
 
     def begin(self, context: PhaseContext) -> int:
         """Prepare the reverse chains."""
@@ -164,13 +166,13 @@ class RebuildPhase(Phase):
             for name in self._model.modalities
         }
         most_users = max(self._model.denoising.users.sizes)  # of any worker, so that all take as many steps
-        return -(-most_users // self._batch_size)
+        return -(-most_users // _REBUILT_USERS)
 
     def step(self, index: int) -> dict[str, Tensor]:
         """Generate the edges of one batch of the users of this worker's row of the mesh."""
         denoising, generated = self._model.denoising, self._model.generated_items
         topk = generated.shape[2]
-        start, stop = (min(edge * self._batch_size, denoising.users.own.size) for edge in (index, index + 1))
+        start, stop = (min(edge * _REBUILT_USERS, denoising.users.own.size) for edge in (index, index + 1))
         rows = torch.arange(start, stop, device=generated.device)
         selected = denoising.rows.select(rows)
         own = denoising.own_users
@@ -201,7 +203,7 @@ def recommend_losses(
     model: DiffMM, batch: RankingBatch, optimization: Optimization, contrast: ContrastSettings
 ) -> dict[str, Tensor]:
     """Return this worker's shares of the weighted terms of the recommendation loss (README.md, "recommend")."""
-    final, views = model(with_views=contrast.contrastive_weight > 0)
+    final, views = model(read_rows=batch.read_rows, with_views=contrast.contrastive_weight > 0)
     losses = {
         "bpr": batch.bpr(final, divisor=optimization.batch_size),
         "l2": optimization.l2_weight * model.squared_norm(),
@@ -210,13 +212,13 @@ def recommend_losses(
     terms = [
         info_nce(
             anchor[side],
-            target[side],
+            [target[side] for target in targets],
             nodes[side],
             temperature=contrast.temperature,
             world=model.shard.world,
             in_batch=contrast.negatives == "batch",
         )
-        for anchor, target in contrasted_pairs(final, list(views.values()), contrast.contrastive_anchor)
+        for anchor, targets in contrasted_views(final, list(views.values()), contrast.contrastive_anchor)
         for side in (0, 1)
     ]
     if terms:  # there are none with a weight of 0, nor between modalities where there is only one
@@ -224,8 +226,8 @@ def recommend_losses(
     return losses
 
 
-def contrasted_pairs(final: Rows, views: list[Rows], anchor: Literal["main", "modal"]) -> list[tuple[Rows, Rows]]:
-    """Return (anchor view, contrasted view): the main view with each modality, or each modality with the later ones."""
+def contrasted_views(final: Rows, views: list[Rows], anchor: Literal["main", "modal"]) -> list[tuple[Rows, list[Rows]]]:
+    """Return (anchor view, those it is contrasted with): the main one and all, or each modality and the later ones."""
     if anchor == "main":
-        return [(final, view) for view in views]
-    return list(combinations(views, 2))
+        return [(final, views)] if views else []
+    return [(view, views[index + 1 :]) for index, view in enumerate(views[:-1])]

@@ -88,7 +88,7 @@ T = torch.tensor([0, 1, 2, 3, 4, 4])
 def test_noisy_rows(normalized, dropout, items_per_block, monkeypatch):
     monkeypatch.setattr(noise, "BLOCK_ELEMENTS", 6 * items_per_block)
     given = random_rows(6, 11)
-    noisy = noisy_rows(T, GivenRows(given), dropout=dropout, keep_prob=0.5, normalized=normalized)
+    noisy = noisy_rows(T, GivenRows(given, dropout), keep_prob=1.0 if dropout is None else 0.5, normalized=normalized)
     expected = dense_noisy(T, given)
     if normalized:
         expected = expected / expected.norm(dim=1, keepdim=True)
@@ -96,7 +96,7 @@ def test_noisy_rows(normalized, dropout, items_per_block, monkeypatch):
         expected = expected * dropout.dropout_rows(USERS, 11, keep_prob=0.5)
     blocks = list(noisy.blocks())
     assert len(blocks) == -(-11 // items_per_block)
-    torch.testing.assert_close(torch.cat([noisy.block(items) for items in blocks], dim=1), expected)
+    torch.testing.assert_close(torch.cat([values for _, values in blocks], dim=1), expected)
     weight = random_rows(11, 8, 7).requires_grad_()
     (project(noisy, weight) * random_rows(6, 8, 9)).sum().backward()
     torch.testing.assert_close(weight.grad, expected.T @ random_rows(6, 8, 9))
@@ -117,7 +117,7 @@ def test_training_losses_and_gradients_equal_the_reference(with_mask, products):
                 reference.dense(ROWS), T, given, modal, items,
             )  # fmt: skip
         else:
-            noisy = noisy_rows(T, GivenRows(given), dropout=dropout, keep_prob=0.5)
+            noisy = noisy_rows(T, GivenRows(given, dropout), keep_prob=0.5 if with_mask else 1.0)
             losses = training_losses(model, noisy, modal_items_CD=modal, item_table_CD=items, products=products)
             elbo, msi = losses.elbo, losses.msi
         (elbo.mean() + 0.1 * msi.mean()).backward()
@@ -162,10 +162,8 @@ def test_hidden_noise_has_the_mean_and_covariance_of_noise_on_the_items():
     model.initialize(RandomStream.of(3))
     with torch.no_grad():
         model.input_weight.copy_(weight)
-    for dropout, keep_prob in ((None, 1.0), (RandomStream.of(6), 0.5)):
-        noisy = NoisyRows(
-            schedule(), rows, t, users, model.columns, RandomStream.of(1), dropout=dropout, keep_prob=keep_prob
-        )
+    for keep_prob in (1.0, 0.5):
+        noisy = NoisyRows(schedule(), rows, t, users, model.columns, RandomStream.of(1), keep_prob=keep_prob)
         model.hidden_of_row = lambda projected, _: projected
         ours, exact = hidden_from_hidden_noise(model, noisy).double(), project(noisy, weight).double()
         scale = exact.std(dim=0) / num_users**0.5
@@ -208,7 +206,7 @@ def test_reverse_chain_equals_step_by_step(hidden_dims, num_timesteps, options, 
     if options.get("sampling_steps"):
         steps = torch.full_like(USERS, options["sampling_steps"] - 1)
         noisy = NoisyRows(table, ROWS, steps, USERS, Columns.whole(11), stream.child("start"))
-        x = noisy.block(slice(0, 11))
+        x = noisy.whole
     posterior = None
     if options.get("sampling_noise"):
         posterior = [stream.child("posterior", t).normal_rows(USERS, 11) for t in range(num_timesteps)]

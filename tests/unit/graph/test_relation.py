@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from diffmm_dist.graph.hetero import REAL, HeteroGraph
-from diffmm_dist.graph.propagate import choose_kernel, propagate, sum_of_layers
+from diffmm_dist.graph.propagate import choose_kernel, propagate, propagate_to_users, sum_of_layers
 from diffmm_dist.graph.relation import Relation
 from diffmm_dist.parallel.random import RandomStream
 from diffmm_dist.sparse import CSR
@@ -104,6 +104,22 @@ def test_sum_of_layers():
     for num_layers in (0, 1, 3):
         ours = torch.cat(sum_of_layers(graph, (rows[:9], rows[9:]), num_layers=num_layers))
         torch.testing.assert_close(ours, layer_sum(normalized_adjacency(dense(pairs)), rows, num_layers))
+
+
+@pytest.mark.parametrize("kind", GRAPHS)
+def test_the_product_with_its_input_and_the_half_product(kind):
+    pairs = GRAPHS[kind]()
+    graph, adjacency = HeteroGraph({REAL: Relation.normalized(pairs)}), normalized_adjacency(dense(pairs))
+    num_users = pairs.num_rows
+    rows = random_rows(num_users + pairs.num_columns, 4).requires_grad_()
+    weights = random_rows(len(rows), 4, 2)
+    with_input = torch.cat(propagate(graph, REAL, rows[:num_users], rows[num_users:], with_input=True))
+    users = propagate_to_users(graph, REAL, rows[:num_users], rows[num_users:])
+    expected = rows + adjacency @ rows, (adjacency @ rows)[:num_users]
+    for ours, plain in zip((with_input, users), expected, strict=True):
+        torch.testing.assert_close(ours, plain)
+        gradients = [torch.autograd.grad((x * weights[: len(x)]).sum(), rows)[0] for x in (ours, plain)]
+        torch.testing.assert_close(*gradients)
 
 
 def test_heterograph_has_both_directions_of_every_relation():

@@ -36,7 +36,7 @@ def test_squared_norm_and_gradient():
 
 def ours_of(anchors, targets, nodes, temperature, **options):
     batch = nodes_of(nodes, len(targets))
-    return info_nce(anchors, targets, batch, temperature=temperature, world=ALONE, **options)
+    return info_nce(anchors, [targets], batch, temperature=temperature, world=ALONE, **options)
 
 
 @pytest.mark.parametrize("temperature", [0.03, 0.1, 0.5, 2.0])
@@ -79,10 +79,10 @@ def test_info_nce_over_a_sample_of_the_nodes_is_that_over_all_on_average():
     losses, counts = [], []
     for number in range(2000):
         sample = batch.sampled(batch.nodes, max_nodes=2, stream=RandomStream.of(number), world=ALONE)
-        losses.append(info_nce(anchors, targets, sample, temperature=0.5, world=ALONE))
+        losses.append(info_nce(anchors, [targets], sample, temperature=0.5, world=ALONE))
         counts.append(sample.nodes.numel())
     assert sum(counts) / 2000 == pytest.approx(2, abs=0.1)
-    whole = info_nce(anchors, targets, batch, temperature=0.5, world=ALONE)
+    whole = info_nce(anchors, [targets], batch, temperature=0.5, world=ALONE)
     deviation = torch.stack(losses).std() / 2000**0.5
     assert abs(torch.stack(losses).mean() - whole) < 5 * deviation
     assert deviation > 0

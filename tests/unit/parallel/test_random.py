@@ -38,15 +38,15 @@ def test_the_outermost_hashes_are_finite():
 
     class Outermost(RandomStream):
         def _hashed_rows(self, ids, columns):
-            yield slice(0, 1), hashes
+            yield slice(0, 1), hashes, torch.empty(1, 3)
 
     values = Outermost(0).normal_rows(torch.arange(1), 3)
-    assert 5 < values[0, 1] < 6
-    assert -6 < values[0, 0] < -5
+    assert 5 < values[0, 0] < 6
+    assert values[0, 1] == 0  # what the lowest of all would be is taken for dropped
+    assert abs(values[0, 2]) < 1e-6
 
 
-def test_normal_rows_are_standard_normal_and_uncorrelated():
-    values = STREAM.normal_rows(torch.arange(400), 1001).double()
+def check_standard_normal(values):
     count = values.numel()
     assert abs(values.mean()) < 5 / math.sqrt(count)
     assert abs(values.var() - 1) < 5 * math.sqrt(2 / count)
@@ -56,6 +56,29 @@ def test_normal_rows_are_standard_normal_and_uncorrelated():
     ordered = values.flatten().sort().values
     cumulative = 0.5 * (1 + torch.erf(ordered / math.sqrt(2)))
     assert (cumulative - torch.arange(1, count + 1) / count).abs().max() < 1.95 / math.sqrt(count)
+
+
+@pytest.mark.parametrize("keep_prob", [0.1, 0.5, 0.93])
+def test_normal_rows_after_dropout(keep_prob):
+    ids = torch.arange(300)
+    values = STREAM.normal_rows(ids, 1000, keep_prob=keep_prob)
+    factors = STREAM.dropout_rows(ids, 1000, keep_prob=keep_prob)
+    assert ((values != 0) == (factors != 0)).double().mean() > 1 - 1e-5  # float32 rounds the hash at the border
+    check_standard_normal((values[values != 0] * keep_prob).double())
+    pairs = STREAM.dropout_pairs(ids, torch.full_like(ids, 7), keep_prob=keep_prob)
+    assert torch.equal(pairs, factors[:, 7])
+
+
+def test_normal_rows_in_another_type_are_the_same_values_rounded():
+    ids, std = torch.arange(40), torch.linspace(0, 3, 40)
+    options = {"std": std, "keep_prob": 0.5}
+    rounded = STREAM.normal_rows(ids, 300, dtype=torch.bfloat16, **options)
+    assert torch.equal(rounded, STREAM.normal_rows(ids, 300, **options).bfloat16())
+
+
+def test_normal_rows_are_standard_normal_and_uncorrelated():
+    values = STREAM.normal_rows(torch.arange(400), 1001).double()
+    check_standard_normal(values)
     for table in (values, values.T):
         correlations = torch.corrcoef(table).fill_diagonal_(0)
         assert correlations.abs().max() < 6 / math.sqrt(table.shape[1])

@@ -1,0 +1,50 @@
+"""How exactly matrix products of float32 tensors are computed."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+Precision = Literal["float32", "tf32", "bfloat16"]
+
+_TORCH_NAMES: dict[Precision, str] = {"float32": "highest", "tf32": "high", "bfloat16": "medium"}
+
+
+@contextmanager
+def matmul_precision(precision: Precision) -> Iterator[None]:
+    """Compute products in the block with operands rounded to a precision; sums of many terms stay float32.
+
+    With ``bfloat16`` the products that take most time round their operands once for all their uses (``operand``), and
+    their results too; torch rounds those of the others where the processor is faster at that.
+    """
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(_TORCH_NAMES[precision])
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def operand_dtype() -> torch.dtype:
+    """Return the type that operands of large products are to have here."""
+    return torch.bfloat16 if torch.get_float32_matmul_precision() == _TORCH_NAMES["bfloat16"] else torch.float32
+
+
+def operand(values: Tensor) -> Tensor:
+    """Return float32 values in the type of operands; the same tensor where that is float32."""
+    return values.to(operand_dtype())
+
+
+def product(left: Tensor, right: Tensor, *, out: Tensor | None = None) -> Tensor:
+    """Return the product of two operands in float32, in ``out`` if given."""
+    if left.dtype == torch.float32:
+        return torch.mm(left, right, out=out)
+    rounded = left @ right
+    return rounded.float() if out is None else out.copy_(rounded)
+
+
+def add_product_(total: Tensor, left: Tensor, right: Tensor) -> Tensor:
+    """Add the product of two operands to a float32 tensor."""
+    return total.addmm_(left, right) if left.dtype == torch.float32 else total.add_(left @ right)
