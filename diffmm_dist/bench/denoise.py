@@ -11,7 +11,7 @@ last two.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal
 
@@ -68,7 +68,7 @@ class Problem:
         self.denoiser.zero_grad(set_to_none=True)
         losses = training_losses(
             self.denoiser,
-            self.noisy,
+            replace(self.noisy),  # draws anew
             modal_items_CD=self.modal_items_CD,
             item_table_CD=self.item_table_CD,
             products=products,

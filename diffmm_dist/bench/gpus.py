@@ -22,7 +22,8 @@ from diffmm_dist.train.build import item_shards, load_training_data, open_datase
 
 _FLOAT = 4
 _ADAM_ACCESSES = 7  # of each weight in a step: value, gradient and moments read, all but the gradient written
-_NOISE_ACCESSES = 6  # of each noisy value: written, scaled, multiplied, read by two products
+_NOISE_ACCESSES = 3  # of each noisy value: written, read by two products
+_OUTPUT_ACCESSES = 6  # of each predicted value: written, scaled, multiplied, read by two products
 _ROW_ACCESSES = 60  # of each row of an N x d array in a recommendation step, besides the gathered ones
 _EXCHANGES_PER_PRODUCT = 4  # out and back, forward and backward
 _EXCHANGES_PER_TERM = 5  # of the contrast: anchors, weights, sums of a block, gradients, counts
@@ -129,7 +130,7 @@ def _diffusion(config: Config, dataset: Dataset, *, num_groups: int, num_item_sh
     out = output_flop(batch, items, last, dim, gram=gram)
     weights = items * (first + last + 1) * _ADAM_ACCESSES
     noise = 0 if hidden_noise else batch * items * _NOISE_ACCESSES
-    output = 0 if gram else batch * items * _NOISE_ACCESSES
+    output = 0 if gram else batch * items * _OUTPUT_ACCESSES
     step_bytes = (weights + noise + output) * _FLOAT
     denoise = Work(steps * modalities * (into + out), steps * modalities * step_bytes)
     rebuild = Work(modalities * product_flop(users, items, last), modalities * users * items * 2 * _FLOAT)
@@ -142,7 +143,7 @@ def _recommend(config: Config, dataset: Dataset, size: int, sent_per_step: int) 
     interactions = dataset.manifest.num_interactions("train")
     steps = -(-interactions // config.train.batch_size)
     contrasted = config.contrast.contrastive_weight > 0
-    real = 2 + layers + (layers * modalities if contrasted else 0)
+    real = 1.5 + layers + (layers * modalities if contrasted else 0)  # half X; X + Y; H's and the views' layers
     generated = modalities * (1 + contrasted)
     edges = interactions * real + dataset.num_users * config.diffusion.rebuild_topk * generated
     gathered = 4 * edges / size * dim * _FLOAT  # both directions, forward and backward

@@ -1,4 +1,4 @@
-"""A propagation over the whole graph, forward and backward.
+"""A propagation over the whole graph, forward and backward, and of the tables of two modalities at once.
 
 Symbols: E edges, N = users + items, d columns. FLOP: 2 (2 E + N) d, and as many backward. Bytes: every edge reads its
 index, its weight and a row in either direction, and the rows are read and written once; the matrix of coordinates has
@@ -56,6 +56,17 @@ class Problem:
         rows = torch.sparse.mm(matrix, torch.cat([self._users, self._items]))
         return torch.autograd.grad(rows.sum(), (self._users, self._items))
 
+    def two_tables(self, graph: HeteroGraph, *, at_once: bool) -> tuple[Tensor, ...]:
+        """Return the gradients of two pairs of tables, propagated one after the other or with columns side by side."""
+        pairs = ((self._users, self._items), (self._users * 2, self._items * 2))
+        if at_once:
+            users, items = propagate(graph, REAL, *(torch.cat(tables, dim=1) for tables in zip(*pairs, strict=True)))
+            width = self._users.shape[1]
+            out = [*users.split(width, dim=1), *items.split(width, dim=1)]
+        else:
+            out = [rows for pair in pairs for rows in propagate(graph, REAL, *pair)]
+        return torch.autograd.grad(sum(rows.sin().sum() for rows in out), (self._users, self._items))
+
     def matrix(self) -> Tensor:
         """Return A^ as torch's matrix of coordinates, (N, N)."""
         pairs, relation = self.relation.pairs, self.relation
@@ -69,7 +80,7 @@ class Problem:
 
 
 def operations(size: PropagateSize, device: torch.device) -> Iterator[Operation]:
-    """Yield the propagation."""
+    """Yield the propagation, and that of two modalities with each kernel."""
     problem = Problem(size, device)
     edges, nodes = problem.relation.pairs.num_entries, size.users + size.items
     flop = 4 * (2 * edges + nodes) * size.dim
@@ -84,6 +95,12 @@ def operations(size: PropagateSize, device: torch.device) -> Iterator[Operation]
     matrix_bytes = 2 * (entries * (2 * _INDEX + FLOAT + size.dim * FLOAT) + rows)
     variants["torch COO"] = Variant(partial(problem.by_matrix, problem.matrix()), flop, matrix_bytes)
     yield Operation("propagation", variants, lambda: {"edges": edges})
+    for kernel, graph in graphs.items():
+        twice = {
+            name: Variant(partial(problem.two_tables, graph, at_once=at_once), 2 * flop, 2 * num_bytes)
+            for name, at_once in (("one after the other", False), ("side by side", True))
+        }
+        yield Operation(f"two modalities, {kernel}", twice)
 
 
 def _dgl(device: torch.device) -> list[Kernel]:

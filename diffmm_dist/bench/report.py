@@ -9,6 +9,8 @@ from typing_extensions import TypedDict
 from diffmm_dist import storage
 
 _LATE_EPOCHS = 20
+_LOSS_EPOCHS = (0, 1, 4, 9, 24, 49)
+_METHOD = ("model", "diffusion", "denoiser", "contrast", "train")  # sections of the configuration
 _REMEDY = "give a file written by a `bench` command"
 
 
@@ -117,7 +119,7 @@ def markdown(files: Sequence[str]) -> str:
     graphs = [document for document in documents if "graph" in document]
     scaling = [document for document in documents if "scaling" in document]
     traffic = [document for document in documents if "predicted_bytes" in document]
-    lines = [*_quality(runs), *_cost(runs), *_propagation(graphs)]
+    lines = [*_quality(runs), *_cost(runs), *_losses(runs), *_propagation(graphs)]
     gpus = [_gpus(document) for document in documents if "gpus" in document]
     streams = [_streams(document) for document in documents if "streams" in document]
     growth = [_growth(document) for document in documents if "growth" in document]
@@ -131,17 +133,49 @@ def markdown(files: Sequence[str]) -> str:
 
 def _quality(documents: Sequence[TrainingBenchmark]) -> list[str]:
     rows = []
-    for document in documents:
+    for name, document in zip(_labels(documents), documents, strict=True):
         metric = document["config"]["eval"]["metric"]
         ndcg = f"ndcg@{metric.split('@')[1]}"
         runs, summary = document["runs"], document["summary"]
         per_seed = ", ".join(f"{run['test'][metric]:.4f} ({run['best_epoch']})" for run in runs)
         means = [f"{name} {_mean(summary[f'test/{name}'])}" for name in (metric, ndcg)]
         late = mean(mean(run["curve"][-_LATE_EPOCHS:]) for run in runs)
-        name = document["config"]["model"]["name"]
         rows.append([name, runs[0]["protocol"], str(len(runs)), *means, per_seed, f"{late:.4f}"])
     columns = ["model", "protocol", "seeds", "test", "test", "per seed (best epoch)"]
     return table([*columns, f"last {_LATE_EPOCHS} epochs, selecting split"], rows)
+
+
+def _labels(documents: Sequence[TrainingBenchmark]) -> list[str]:
+    """Return the model of each document, with the settings of the method in which documents of one model differ."""
+    settings = [
+        {
+            f"{section}.{key}": value
+            for section, values in document["config"].items()
+            if section in _METHOD
+            for key, value in values.items()
+        }
+        for document in documents
+    ]
+    labels = []
+    for mine in settings:
+        others = [other for other in settings if other["model.name"] == mine["model.name"]]
+        differing = [key for key in mine if any(other.get(key, mine[key]) != mine[key] for other in others)]
+        labels.append(", ".join([mine["model.name"], *(f"{key}={mine[key]}" for key in differing)]))
+    return labels
+
+
+def _losses(documents: Sequence[TrainingBenchmark]) -> list[str]:
+    """Return every loss in a few epochs, its mean over the seeds; nothing of files that do not have them."""
+    curves = [
+        (loss, name, [mean(values) for values in zip(*(run["losses"][loss] for run in document["runs"]), strict=True)])
+        for name, document in zip(_labels(documents), documents, strict=True)
+        if all("losses" in run for run in document["runs"])
+        for loss in document["runs"][0]["losses"]
+    ]
+    epochs = [epoch for epoch in _LOSS_EPOCHS if all(epoch < len(means) for *_, means in curves)]
+    rows = [[loss, name, *(f"{means[epoch]:.4g}" for epoch in epochs)] for loss, name, means in curves]
+    rows.sort(key=lambda row: row[0])
+    return table(["loss", "model", *(f"epoch {epoch}" for epoch in epochs)], rows)
 
 
 def _mean(entry: dict[str, Any]) -> str:
@@ -150,12 +184,12 @@ def _mean(entry: dict[str, Any]) -> str:
 
 def _cost(documents: Sequence[TrainingBenchmark]) -> list[str]:
     rows = []
-    for document in documents:
+    for name, document in zip(_labels(documents), documents, strict=True):
         summary = document["summary"]
         phases = summary.get("products_per_phase", {})
         rows.append(
             [
-                document["config"]["model"]["name"],
+                name,
                 document["runs"][0]["protocol"],
                 f"{summary['seconds_per_epoch']:.2f}",
                 f"{summary['products_per_epoch']:.0f}" if phases else "-",

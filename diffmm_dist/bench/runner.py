@@ -1,9 +1,11 @@
 """Training once per seed and summarising what came out."""
 
+import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from statistics import mean, median, stdev
+from threading import Thread
 from typing import Any
 
 from diffmm_dist import storage
@@ -15,6 +17,8 @@ from diffmm_dist.monitoring.log import set_up_logging
 from diffmm_dist.train.run_folder import RunFolder
 from diffmm_dist.train.selection import SELECTION_SPLIT
 from diffmm_dist.train.worker import prepare_process, run_worker
+
+_LOSSES = ("denoise/elbo_", "denoise/msi_", "recommend/bpr", "recommend/contrast")
 
 
 def bench_seeds(config: Config, seeds: Sequence[int], out: str) -> None:
@@ -45,8 +49,25 @@ def bench_seeds(config: Config, seeds: Sequence[int], out: str) -> None:
 
 def _in_new_process(config: Config, seed: int) -> dict[str, Any]:
     """Train one seed where no earlier one has left its memory."""
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn"), initializer=set_up_logging) as process:
+    with new_process() as process:
         return process.submit(_run, config, seed).result()
+
+
+def new_process() -> ProcessPoolExecutor:
+    """Return a process that starts from nothing and ends with this one, even if this one is killed."""
+    return ProcessPoolExecutor(1, mp_context=get_context("spawn"), initializer=_start_process)
+
+
+def _start_process() -> None:
+    set_up_logging()
+    Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    parent = parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
 
 
 def _run(config: Config, seed: int) -> dict[str, Any]:
@@ -55,13 +76,20 @@ def _run(config: Config, seed: int) -> dict[str, Any]:
     timer = ProductTimer()
     result = run_worker(Config.model_validate(tree), stop_requested=lambda: False, recorders=[timer])
     kept = {key: value for key, value in result.items() if key != "config"}
-    return kept | in_products(result, timer.seconds) | {"curve": curve(config, tree["run"]["path"])}
+    records = read_jsonl(RunFolder(tree["run"]["path"]).metrics)
+    return kept | in_products(result, timer.seconds) | {"curve": curve(config, records), "losses": losses(records)}
 
 
-def curve(config: Config, run_path: str) -> list[float]:
+def curve(config: Config, records: Sequence[Mapping[str, Any]]) -> list[float]:
     """Return the selecting metric of every evaluated epoch, on the split that picks the best one."""
     tag = f"{SELECTION_SPLIT[config.eval.protocol]}/{config.eval.metric}"
-    return [record[tag] for record in read_jsonl(RunFolder(run_path).metrics) if tag in record]
+    return [record[tag] for record in records if tag in record]
+
+
+def losses(records: Sequence[Mapping[str, Any]]) -> dict[str, list[float]]:
+    """Return the mean of every loss in every epoch."""
+    tags = [tag for tag in records[0] if tag.startswith(_LOSSES)] if records else []
+    return {tag: [record[tag] for record in records] for tag in tags}
 
 
 def in_products(result: Mapping[str, Any], product_seconds: Sequence[float]) -> dict[str, Any]:

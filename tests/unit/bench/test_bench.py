@@ -1,4 +1,9 @@
 import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import pytest
 
@@ -64,6 +69,13 @@ def test_seeds_are_trained_and_reported(tmp_path):
     page = markdown([str(out)])
     assert f"{values[0]:.4f} (0), {values[1]:.4f} (0)" in page
     assert f"`bench.json`: `{document['command']}`" in page
+    elbo = [r["losses"]["denoise/elbo_visual"] for r in document["runs"]]
+    assert f"| denoise/elbo_visual | diffmm | {(elbo[0][0] + elbo[1][0]) / 2:.4g} |" in page
+    document["config"]["denoiser"]["noise"] = "hidden"
+    (tmp_path / "hidden.json").write_text(json.dumps(document))
+    both = markdown([str(out), str(tmp_path / "hidden.json")])
+    assert "| diffmm, denoiser.noise=exact | validation |" in both
+    assert "| diffmm, denoiser.noise=hidden | validation |" in both
     (tmp_path / "other.json").write_text("{}")
     with pytest.raises(UserError, match=r"other\.json is damaged .* give a file written by a `bench` command"):
         markdown([str(tmp_path / "other.json")])
@@ -138,3 +150,33 @@ def test_streams_are_timed_in_turns(tmp_path):
     train = Dataset.open(uris[1]).manifest.num_interactions("train")
     assert streams[uris[1]]["mib"] * 2**20 == 16 * train + 40 * (6 + 4) * 4
     assert uris[1] in markdown([str(tmp_path / "s.json")])
+
+
+def test_the_process_of_a_seed_ends_with_the_one_that_is_killed():
+    program = (
+        "import os, time\n"
+        "from diffmm_dist.bench.runner import new_process\n"
+        "if __name__ == '__main__':\n"
+        "    with new_process() as process:\n"
+        "        print(process.submit(os.getpid).result(), flush=True)\n"
+        "        process.submit(time.sleep, 600).result()\n"
+    )
+    parent = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True)
+    child = int(parent.stdout.readline())
+    parent.kill()
+    parent.wait()
+    parent.stdout.close()
+    for _ in range(200):
+        if not is_alive(child):
+            return
+        time.sleep(0.1)
+    pytest.fail(f"process {child} is still there")
+
+
+def is_alive(pid):
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    # The one that adopted it may not have looked at it yet.
+    return "State:\tZ" not in Path(f"/proc/{pid}/status").read_text()
