@@ -32,9 +32,9 @@ def operand_dtype() -> torch.dtype:
     return torch.bfloat16 if torch.get_float32_matmul_precision() == _TORCH_NAMES["bfloat16"] else torch.float32
 
 
-def operand(values: Tensor) -> Tensor:
-    """Return float32 values in the type of operands; the same tensor where that is float32."""
-    return values.to(operand_dtype())
+def operand(values: Tensor, *, like: Tensor | None = None) -> Tensor:
+    """Return float32 values in the type of operands here, or of another one; the same tensor where that is float32."""
+    return values.to(operand_dtype() if like is None else like.dtype)
 
 
 def product(left: Tensor, right: Tensor, *, out: Tensor | None = None) -> Tensor:

@@ -149,8 +149,9 @@ class _Project(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
         noisy: NoisyRows = ctx.noisy
         weight_grad_CH = gradients[0].new_empty(ctx.shape)
-        gradient_BH = operand(gradients[0])
+        gradient_BH = gradients[0]
         for items, x_t in noisy.blocks():
+            gradient_BH = operand(gradient_BH, like=x_t)
             product(x_t.T, gradient_BH, out=weight_grad_CH[items])
         return weight_grad_CH, None
 

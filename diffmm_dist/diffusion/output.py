@@ -114,10 +114,10 @@ class _Gram(torch.autograd.Function):
         column_rows: CSR = ctx.rows.transpose()
         mean_H = -negative_BH.sum(dim=0)
         weight_grad_CH = column_rows.matmul(negative_BH)
-        through_hidden = rounded_BH.T @ operand(negative_BH)
+        through_hidden = rounded_BH.T @ operand(negative_BH, like=rounded_BH)
         add_product_(weight_grad_CH, rounded_CH, through_hidden.neg_())
         weight_grad_CH.addmm_(bias_modal, torch.cat([mean_H[None], signal_grad_BD.T @ hidden_BH]))
-        bias_grad_C = product(rounded_CH, operand(mean_H)[:, None])[:, 0] - column_rows.matmul(doubled_B1)[:, 0]
+        bias_grad_C = product(rounded_CH, operand(mean_H, like=rounded_CH)[:, None])[:, 0] - column_rows.matmul(doubled_B1)[:, 0]
         bias_grad_C += bias_modal @ torch.cat([doubled_B1.sum()[None], signal_grad_BD.sum(dim=0)])
         hidden_grad_BH = torch.addmm(slope_BH * doubled_B1, signal_grad_BD, modal_HD.T)
         return hidden_grad_BH, weight_grad_CH, bias_grad_C, None, None

@@ -3,7 +3,7 @@
 Shape suffixes: B batch, A distinct anchors of the batch, N own nodes, D embedding.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +17,8 @@ from diffmm_dist.parallel.world import World
 from diffmm_dist.precision import add_product_, operand, operand_dtype, product
 from diffmm_dist.rows import direction_and_norm, gradient_of_rows, normalize_rows
 
-_BLOCK_ELEMENTS = 1 << 23  # similarities held at a time: 32 MiB
+_BLOCK_ELEMENTS = 1 << 24  # similarities held at a time: 64 MiB
+_LEAST_ANCHORS = 64  # compared at a time, however many targets there are
 _ANCHOR_STEP = 64  # numbers of anchors that products with rounded operands are made for
 TRAFFIC = "contrast"
 
@@ -135,22 +136,28 @@ class _InfoNCE(torch.autograd.Function):
         left_GD, right_ND = operand(scaled_GD), operand(targets_ND)
         positives_AD = targets_ND.index_select(0, batch.nodes)
         logs_G = torch.empty_like(weights_G)
-        anchor_grad_GD = torch.empty_like(scaled_GD)
-        target_grad_ND = torch.empty_like(targets_ND) if sum(counts) else torch.zeros_like(targets_ND)
-        step = max(1, _BLOCK_ELEMENTS // max(batch.most_rows, 1))  # the same on all workers
-        room_bN = left_GD.new_empty(min(step, left_GD.shape[0]), right_ND.shape[0])
+        anchor_grad_GD, target_grad_ND = torch.zeros_like(scaled_GD), torch.empty_like(targets_ND)
+        if not sum(counts):
+            target_grad_ND.zero_()
+        step = max(_LEAST_ANCHORS, _BLOCK_ELEMENTS // max(batch.most_rows, 1))  # the same on all workers
         for start in range(0, left_GD.shape[0], step):
             block = slice(start, start + step)
-            exp_bN = torch.mm(left_GD[block], right_ND.T, out=room_bN[: left_GD[block].shape[0]]).exp_()
-            sums_b = all_reduce_sum_(exp_bN.sum(dim=1).float(), world, purpose=TRAFFIC)
-            torch.log(sums_b, out=logs_G[block])
-            share_b1 = (weights_G[block] / sums_b)[:, None]
-            torch.mul(product(exp_bN, right_ND), share_b1, out=anchor_grad_GD[block])
+            exponentials = _Exponentials(left_GD[block], right_ND)
+            pulls_bD = anchor_grad_GD[block]
+            sums_b1 = pulls_bD.new_zeros(pulls_bD.shape[0], 1)
+            for targets, exp_bn in exponentials:
+                sums_b1 += exp_bn.sum(dim=1, keepdim=True)
+                add_product_(pulls_bD, exp_bn, right_ND[targets])
+            sums_b1 = all_reduce_sum_(sums_b1, world, purpose=TRAFFIC)
+            torch.log(sums_b1[:, 0], out=logs_G[block])
+            share_b1 = weights_G[block, None] / sums_b1
+            pulls_bD *= share_b1
             shared_bD = operand(scaled_GD[block] * share_b1)
-            if start == 0:
-                product(exp_bN.T, shared_bD, out=target_grad_ND)
-            else:
-                add_product_(target_grad_ND, exp_bN.T, shared_bD)
+            for targets, exp_bn in exponentials:
+                if start == 0:
+                    product(exp_bn.T, shared_bD, out=target_grad_ND[targets])
+                else:
+                    add_product_(target_grad_ND[targets], exp_bn.T, shared_bD)
         scaled_AD = scaled_GD[own]
         loss = (batch.weights * (logs_G[own] - (scaled_AD * positives_AD).sum(dim=1))).sum()
         anchor_grad_AD = all_reduce_sum_(anchor_grad_GD, world, purpose=TRAFFIC)[own]
@@ -164,6 +171,32 @@ class _InfoNCE(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
         anchor_grad_AD, target_grad_ND = ctx.saved_tensors
         return anchor_grad_AD * gradients[0], target_grad_ND * gradients[0], None, None, None
+
+
+class _Exponentials:
+    """exp(a_n . y_j / tau) of a few anchors and all own targets, in blocks of targets: (targets, (b, n)).
+
+    Gone through twice. Where one block holds them all it is computed once; else each block is computed again, which
+    takes less time than anchors so few that adding up the targets' gradients is most of the work.
+    """
+
+    def __init__(self, scaled_bD: Tensor, targets_ND: Tensor) -> None:
+        self._scaled_bD = scaled_bD
+        self._targets_ND = targets_ND
+        self._step = max(1, _BLOCK_ELEMENTS // max(scaled_bD.shape[0], 1))
+        self._only: Tensor | None = None
+
+    def __iter__(self) -> Iterator[tuple[slice, Tensor]]:
+        if self._only is not None:
+            yield slice(None), self._only
+            return
+        num_targets = self._targets_ND.shape[0]
+        for start in range(0, num_targets, self._step):
+            targets = slice(start, start + self._step)
+            exp_bn = (self._scaled_bD @ self._targets_ND[targets].T).exp_()
+            if self._step >= num_targets:
+                self._only = exp_bn
+            yield targets, exp_bn
 
 
 def _padded(anchors: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ from diffmm_dist.diffusion.noise import NoisyRows, hidden_from_hidden_noise, pro
 from diffmm_dist.diffusion.output import error_and_signal, gram, gram_pays
 from diffmm_dist.parallel.columns import Columns
 from diffmm_dist.parallel.random import RandomStream
+from diffmm_dist.precision import matmul_precision
 from diffmm_dist.sparse import CSR
 from tests.support import reference
 from tests.support.builders import GivenRows, random_pairs, random_rows, schedule
@@ -125,6 +126,27 @@ def test_training_losses_and_gradients_equal_the_reference(with_mask, products):
     for ours, plain in zip(*results, strict=True):
         # Differences of terms as large as the largest element; Gram products sum them in another order.
         torch.testing.assert_close(ours, plain, rtol=1e-4, atol=1e-5 * max(1.0, float(plain.detach().abs().max())))
+
+
+@pytest.mark.parametrize("hidden_dims", [(8,), (8, 5)])
+def test_training_losses_with_rounded_operands(hidden_dims):
+    results = []
+    for precision in ("float32", "bfloat16"):
+        model = denoiser(hidden_dims, scale=3.0)
+        with matmul_precision(precision):
+            losses = training_losses(
+                model,
+                noisy_rows(T, RandomStream.of(5), keep_prob=0.5),
+                modal_items_CD=random_rows(11, 4, 2),
+                item_table_CD=random_rows(11, 4, 3),
+                products="gram",
+            )
+        (losses.elbo.mean() + 0.1 * losses.msi.mean()).backward()
+        results.append((losses.elbo.detach(), losses.msi.detach(), *(p.grad for p in model.parameters())))
+    for exact, rounded in zip(*results, strict=True):
+        assert rounded.dtype == torch.float32
+        assert (rounded - exact).norm() < 5e-2 * exact.norm()
+    assert not torch.equal(results[0][0], results[1][0])
 
 
 @pytest.mark.parametrize("width", [1, 255, 256, 257, 700])

@@ -9,6 +9,7 @@ from diffmm_dist.losses.ranking import bpr_loss
 from diffmm_dist.losses.regularization import squared_norm
 from diffmm_dist.parallel.random import RandomStream
 from diffmm_dist.parallel.world import World
+from diffmm_dist.precision import matmul_precision
 from tests.support import reference
 from tests.support.builders import nodes_of, random_rows
 
@@ -40,9 +41,10 @@ def ours_of(anchors, targets, nodes, temperature, **options):
 
 
 @pytest.mark.parametrize("temperature", [0.03, 0.1, 0.5, 2.0])
-@pytest.mark.parametrize("block_elements", [1, 30, 1 << 21])
-def test_info_nce_equals_the_naive_formula(temperature, block_elements, monkeypatch):
+@pytest.mark.parametrize(("block_elements", "least_anchors"), [(1, 1), (1, 64), (12, 3), (30, 1), (1 << 21, 64)])
+def test_info_nce_equals_the_naive_formula(temperature, block_elements, least_anchors, monkeypatch):
     monkeypatch.setattr(contrastive, "_BLOCK_ELEMENTS", block_elements)
+    monkeypatch.setattr(contrastive, "_LEAST_ANCHORS", least_anchors)
     nodes = torch.tensor([3, 0, 3, 9, 3, 5])  # with repeats
     results = []
     for function in (ours_of, reference.info_nce):
@@ -95,3 +97,20 @@ def test_info_nce_of_a_view_with_itself():
     ours, rows.grad = rows.grad, None
     reference.info_nce(rows, rows, nodes, 0.5).backward()
     torch.testing.assert_close(ours, rows.grad, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("num_anchors", [1, 63, 64, 70])
+def test_info_nce_with_rounded_operands(num_anchors):
+    """Values and gradients to the precision of bfloat16, whatever the number of anchors is padded to."""
+    nodes = torch.arange(num_anchors)
+    results = []
+    for precision in ("float32", "bfloat16"):
+        anchors, targets = random_rows(90, 16, 1, grad=True), random_rows(90, 16, 2, grad=True)
+        with matmul_precision(precision):
+            loss = ours_of(anchors, targets, nodes, temperature=0.5)
+        loss.backward()
+        results.append((loss.detach(), anchors.grad, targets.grad))
+    for exact, rounded in zip(*results, strict=True):
+        assert rounded.dtype == torch.float32
+        assert (rounded - exact).norm() < 2e-2 * exact.norm()
+    assert not torch.equal(results[0][1], results[1][1])
