@@ -170,7 +170,7 @@ def _contrast_term(config: Config, counts: Sequence[int], most_rows: int) -> lis
     size, dim, total = len(counts), config.model.embedding_dim, sum(counts)
     if config.contrast.negatives == "batch":
         most_rows = max(counts)
-    step = max(contrastive._LEAST_ANCHORS, contrastive._BLOCK_ELEMENTS // max(most_rows, 1))
+    step = max(contrastive.LEAST_ANCHORS, contrastive.BLOCK_ELEMENTS // max(most_rows, 1))
     blocks = [min(step, total - start) for start in range(0, total, step)]
     summed = sum(ring_bytes(block * _FLOAT, size) for block in blocks) + ring_bytes(total * dim * _FLOAT, size)
     return [count * (dim + 1) * _FLOAT * (size - 1) + summed for count in counts]

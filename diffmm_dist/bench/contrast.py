@@ -76,7 +76,7 @@ def operations(size: ContrastSize, device: torch.device) -> Iterator[Operation]:
     problem = Problem(size, device)
     anchors = problem.batch.nodes.numel()
     flop = contrast_flop(anchors, size.nodes, size.dim)
-    blocks = -(-anchors // max(contrastive._LEAST_ANCHORS, contrastive._BLOCK_ELEMENTS // size.nodes))
+    blocks = -(-anchors // max(contrastive.LEAST_ANCHORS, contrastive.BLOCK_ELEMENTS // size.nodes))
     yield Operation(
         "contrastive term",
         {

@@ -117,7 +117,8 @@ class _Gram(torch.autograd.Function):
         through_hidden = rounded_BH.T @ operand(negative_BH, like=rounded_BH)
         add_product_(weight_grad_CH, rounded_CH, through_hidden.neg_())
         weight_grad_CH.addmm_(bias_modal, torch.cat([mean_H[None], signal_grad_BD.T @ hidden_BH]))
-        bias_grad_C = product(rounded_CH, operand(mean_H, like=rounded_CH)[:, None])[:, 0] - column_rows.matmul(doubled_B1)[:, 0]
+        through_mean_C1 = product(rounded_CH, operand(mean_H[:, None], like=rounded_CH))
+        bias_grad_C = (through_mean_C1 - column_rows.matmul(doubled_B1))[:, 0]
         bias_grad_C += bias_modal @ torch.cat([doubled_B1.sum()[None], signal_grad_BD.sum(dim=0)])
         hidden_grad_BH = torch.addmm(slope_BH * doubled_B1, signal_grad_BD, modal_HD.T)
         return hidden_grad_BH, weight_grad_CH, bias_grad_C, None, None

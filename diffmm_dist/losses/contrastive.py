@@ -17,8 +17,8 @@ from diffmm_dist.parallel.world import World
 from diffmm_dist.precision import add_product_, operand, operand_dtype, product
 from diffmm_dist.rows import direction_and_norm, gradient_of_rows, normalize_rows
 
-_BLOCK_ELEMENTS = 1 << 24  # similarities held at a time: 64 MiB
-_LEAST_ANCHORS = 64  # compared at a time, however many targets there are
+BLOCK_ELEMENTS = 1 << 24  # similarities held at a time: 64 MiB
+LEAST_ANCHORS = 64  # compared at a time, however many targets there are
 _ANCHOR_STEP = 64  # numbers of anchors that products with rounded operands are made for
 TRAFFIC = "contrast"
 
@@ -139,7 +139,7 @@ class _InfoNCE(torch.autograd.Function):
         anchor_grad_GD, target_grad_ND = torch.zeros_like(scaled_GD), torch.empty_like(targets_ND)
         if not sum(counts):
             target_grad_ND.zero_()
-        step = max(_LEAST_ANCHORS, _BLOCK_ELEMENTS // max(batch.most_rows, 1))  # the same on all workers
+        step = max(LEAST_ANCHORS, BLOCK_ELEMENTS // max(batch.most_rows, 1))  # the same on all workers
         for start in range(0, left_GD.shape[0], step):
             block = slice(start, start + step)
             exponentials = _Exponentials(left_GD[block], right_ND)
@@ -183,7 +183,7 @@ class _Exponentials:
     def __init__(self, scaled_bD: Tensor, targets_ND: Tensor) -> None:
         self._scaled_bD = scaled_bD
         self._targets_ND = targets_ND
-        self._step = max(1, _BLOCK_ELEMENTS // max(scaled_bD.shape[0], 1))
+        self._step = max(1, BLOCK_ELEMENTS // max(scaled_bD.shape[0], 1))
         self._only: Tensor | None = None
 
     def __iter__(self) -> Iterator[tuple[slice, Tensor]]:

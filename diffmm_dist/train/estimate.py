@@ -15,12 +15,12 @@ from diffmm_dist.diffusion import noise
 from diffmm_dist.diffusion.output import gram_pays
 from diffmm_dist.errors import UserError
 from diffmm_dist.evaluation import evaluator
+from diffmm_dist.losses import contrastive
 from diffmm_dist.train.build import item_shards
 
 _FLOAT, _INT = 4, 8
 _ADAM_COPIES = 4  # value, gradient and two moments
 _PROCESS_BYTES = 400 << 20  # the interpreter, torch, pyarrow and DGL, measured
-_NOISE_ARRAYS = 3  # of a block of noisy values: the values, dropout factors, hashes
 _OUTPUT_ARRAYS = 3  # B x C, of the direct products: residual, its gradient, and one in between
 _HIDDEN_ARRAYS = 8  # B x H
 _GRADIENT_ARRAYS = 2  # C x H, besides the gradients themselves
@@ -70,6 +70,7 @@ def _diffmm(config: Config, manifest: Manifest, *, users: int, items: int, num_w
         "denoising": (num_modalities + 1) * columns * row + _denoising_step(config, columns, groups),
         "denoised rows": 0 if shards == 1 else _rows_of_group(manifest, num_workers=num_workers, groups=groups),
         "generated graphs": num_modalities * users * config.diffusion.rebuild_topk * _INT * _EDGE_INTS,
+        "contrast": _similarities(config, max(users, items)),
         "propagation": (users + items) * row * (_STATES + _STATES_PER_MODALITY * num_modalities),
     }
 
@@ -81,10 +82,17 @@ def _denoising_step(config: Config, columns: int, groups: int) -> int:
     products = config.denoiser.products
     direct = products == "direct" or (products == "auto" and not gram_pays(batch, columns, widths[-1]))
     noisy = min(batch * columns, noise.BLOCK_ELEMENTS) if config.denoiser.noise == "exact" else 0
-    rows = noisy * _NOISE_ARRAYS + (batch * columns * _OUTPUT_ARRAYS if direct else 0)
+    rows = noisy + (batch * columns * _OUTPUT_ARRAYS if direct else 0)
     hidden = batch * sum(widths) * _HIDDEN_ARRAYS
     gradients = columns * max(widths) * _GRADIENT_ARRAYS + max(widths) ** 2 * _GRAM_ARRAYS
     return (rows + hidden + gradients) * _FLOAT
+
+
+def _similarities(config: Config, nodes: int) -> int:
+    """Return the bytes of the similarities that are held at a time."""
+    if config.contrast.contrastive_weight == 0:
+        return 0
+    return min(config.train.batch_size * nodes, contrastive.BLOCK_ELEMENTS) * _FLOAT
 
 
 def _rows_of_group(manifest: Manifest, *, num_workers: int, groups: int) -> int:

@@ -80,11 +80,11 @@ def compare_with_matrix(graph, shard, matrix, name):
 
 def check_contrast(world):
     """Values and gradients, blocks of several sizes, all nodes or the batch's in the denominator."""
-    whole = contrastive._BLOCK_ELEMENTS, contrastive._LEAST_ANCHORS
+    whole = contrastive.BLOCK_ELEMENTS, contrastive.LEAST_ANCHORS
     for shard, in_batch, block in product(shards(world), (False, True), ((1, 1), (12, 1), (4, 3), whole)):
-        contrastive._BLOCK_ELEMENTS, contrastive._LEAST_ANCHORS = block
+        contrastive.BLOCK_ELEMENTS, contrastive.LEAST_ANCHORS = block
         compare_contrast(world, shard, in_batch)
-    contrastive._BLOCK_ELEMENTS, contrastive._LEAST_ANCHORS = whole
+    contrastive.BLOCK_ELEMENTS, contrastive.LEAST_ANCHORS = whole
 
 
 def compare_contrast(world, shard, in_batch):

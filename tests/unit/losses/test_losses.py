@@ -43,8 +43,8 @@ def ours_of(anchors, targets, nodes, temperature, **options):
 @pytest.mark.parametrize("temperature", [0.03, 0.1, 0.5, 2.0])
 @pytest.mark.parametrize(("block_elements", "least_anchors"), [(1, 1), (1, 64), (12, 3), (30, 1), (1 << 21, 64)])
 def test_info_nce_equals_the_naive_formula(temperature, block_elements, least_anchors, monkeypatch):
-    monkeypatch.setattr(contrastive, "_BLOCK_ELEMENTS", block_elements)
-    monkeypatch.setattr(contrastive, "_LEAST_ANCHORS", least_anchors)
+    monkeypatch.setattr(contrastive, "BLOCK_ELEMENTS", block_elements)
+    monkeypatch.setattr(contrastive, "LEAST_ANCHORS", least_anchors)
     nodes = torch.tensor([3, 0, 3, 9, 3, 5])  # with repeats
     results = []
     for function in (ours_of, reference.info_nce):
