@@ -1,7 +1,7 @@
 """How the cost of a step grows with each size of a problem: sizes doubled one by one, exponents fitted, plots drawn."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from statistics import linear_regression, median
@@ -98,8 +98,14 @@ def _measured(config: Config, name: str, sizes: list[GrowthSize], repeats: int) 
             "seconds": seconds,
             "extra_mib": memory,
             "exponent": exponent(result["values"], seconds),
+            "memory_exponent": _memory_exponent(result["values"], memory),
         }
     return result
+
+
+def _memory_exponent(values: list[int], memory: Sequence[float | None]) -> float | None:
+    """Return the exponent, or None where memory cannot be measured or there is a value that needs none."""
+    return None if not all(memory) else exponent(values, [mib for mib in memory if mib is not None])
 
 
 def exponent(values: list[int], costs: list[float]) -> float:
@@ -143,16 +149,26 @@ def _pyplot() -> Any:
 
 
 def _draw(growth: Mapping[str, Any], path: str) -> None:
-    """Draw seconds against each size on logarithmic axes."""
+    """Draw seconds and memory against each size on logarithmic axes."""
     plt = _pyplot()
-    figure, panels = plt.subplots(1, len(growth), figsize=(4 * len(growth), 4), sharey=True, layout="constrained")
-    for panel, (name, measured) in zip(panels, growth.items(), strict=True):
-        for operation, result in measured["operations"].items():
-            label = f"{operation}, exponent {result['exponent']:.2f}"
-            panel.loglog(measured["values"], result["seconds"], marker="o", label=label)
-        panel.set_xlabel(name)
-        panel.legend(fontsize="small")
-    panels[0].set_ylabel("seconds per step")
+    figure, rows = plt.subplots(2, len(growth), figsize=(4 * len(growth), 8), sharey="row", layout="constrained")
+    for (above, below), (name, measured) in zip(rows.T, growth.items(), strict=True):
+        _draw_panel(above, name, measured, cost="seconds", slope="exponent")
+        _draw_panel(below, name, measured, cost="extra_mib", slope="memory_exponent")
+    for panel, label in zip(rows[:, 0], ("seconds per step", "MiB per step"), strict=True):
+        panel.set_ylabel(label)
     with storage.replacing_file(path) as file:
         figure.savefig(file, format="svg", metadata={"Date": None})
     plt.close(figure)
+
+
+def _draw_panel(panel: Any, name: str, measured: Mapping[str, Any], *, cost: str, slope: str) -> None:
+    values = measured["values"]
+    for operation, result in measured["operations"].items():
+        if result[slope] is not None:
+            panel.loglog(values, result[cost], marker="o", label=f"{operation}, exponent {result[slope]:.2f}")
+    panel.set_xticks(values, [f"{value:,}" for value in values])
+    panel.minorticks_off()
+    panel.set_xlabel(name)
+    if panel.lines:
+        panel.legend(fontsize="small")

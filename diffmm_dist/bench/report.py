@@ -337,8 +337,10 @@ def _growth(document: GrowthBenchmark) -> list[str]:
         cells = []
         for result in (measured["operations"][name] for name in names):
             seconds, memory = result["seconds"], result["extra_mib"]
-            mib = "" if None in memory else f", {memory[0]:.0f} to {memory[-1]:.0f} MiB"
-            cells.append(f"{1e3 * seconds[0]:.3g} to {1e3 * seconds[-1]:.3g} ms{mib}; {result['exponent']:.2f}")
+            cell = f"{1e3 * seconds[0]:.3g} to {1e3 * seconds[-1]:.3g} ms; {result['exponent']:.2f}"
+            if (slope := result["memory_exponent"]) is not None:
+                cell += f", {memory[0]:.0f} to {memory[-1]:.0f} MiB; {slope:.2f}"
+            cells.append(cell)
         rows.append([f"{size}, {values[0]:,} to {values[-1]:,}", *cells])
     return table(["what grows", *(f"{name}: a step; exponent" for name in names)], rows)
 
