@@ -45,6 +45,13 @@ def product(left: Tensor, right: Tensor, *, out: Tensor | None = None) -> Tensor
     return rounded.float() if out is None else out.copy_(rounded)
 
 
-def add_product_(total: Tensor, left: Tensor, right: Tensor) -> Tensor:
-    """Add the product of two operands to a float32 tensor."""
-    return total.addmm_(left, right) if left.dtype == torch.float32 else total.add_(left @ right)
+def add_product_(total: Tensor, left: Tensor, right: Tensor, *, beta: float = 1.0, alpha: float = 1.0) -> Tensor:
+    """Replace a float32 tensor by beta times itself plus alpha times the product of two operands."""
+    if left.dtype == torch.float32:
+        return total.addmm_(left, right, beta=beta, alpha=alpha)
+    return (total if beta == 1 else total.mul_(beta)).add_(left @ right, alpha=alpha)
+
+
+def biased_product(bias: Tensor, left: Tensor, right: Tensor) -> Tensor:
+    """Return the product of two operands plus a float32 bias of each column, in float32."""
+    return torch.addmm(bias, left, right) if left.dtype == torch.float32 else product(left, right).add_(bias)

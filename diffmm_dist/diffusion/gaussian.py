@@ -17,7 +17,7 @@ from diffmm_dist.diffusion.schedule import DiffusionSchedule, at
 from diffmm_dist.parallel.collectives import all_reduce_sum
 from diffmm_dist.parallel.random import RandomStream
 from diffmm_dist.parallel.sums import summed
-from diffmm_dist.precision import operand, product
+from diffmm_dist.precision import add_product_, biased_product, operand, product
 from diffmm_dist.sparse import CSR
 
 _BLOCK_ELEMENTS = 1 << 20  # denoised values held at a time: 4 MiB, which the next pass finds in the cache
@@ -95,7 +95,8 @@ class ReverseChain:
         self._sampling_noise = sampling_noise
         self._stepwise = sampling_noise or denoiser.normalize_input
         if not self._stepwise:
-            self._transition_HH = self._sum(product(operand(denoiser.output_weight).T, operand(denoiser.input_weight)))
+            self._output_weight = operand(denoiser.output_weight)
+            self._transition_HH = operand(self._sum(product(self._output_weight.T, operand(denoiser.input_weight))))
             self._offset_H = self._sum(denoiser.output_bias @ denoiser.input_weight)
 
     def _sum(self, partial: Tensor) -> Tensor:
@@ -115,12 +116,12 @@ class ReverseChain:
             x_BC = self._step_by_step(self._start(rows, users, stream), users, stream)
             yield 0, x_BC if by_id is None else x_BC[:, by_id]
             return
-        hidden_BH = self._hidden_chain(rows, users, stream)
-        weight, bias = self._denoiser.output_weight, self._denoiser.output_bias
+        weight, bias = self._output_weight, self._denoiser.output_bias
+        hidden_BH = operand(self._hidden_chain(rows, users, stream), like=weight)
         step = max(1, _BLOCK_ELEMENTS // max(rows.num_rows, 1))
         for start in range(0, max(rows.num_columns, 1), step):
             block = slice(start, start + step) if by_id is None else by_id[start : start + step]
-            yield start, torch.addmm(bias[block], hidden_BH, weight[block].T)
+            yield start, biased_product(bias[block], hidden_BH, weight[block].T)
 
     def _start(self, rows: CSR, users: Tensor, stream: RandomStream) -> Tensor:
         """Return x_T at own items (B, C)."""
@@ -144,7 +145,8 @@ class ReverseChain:
         for step in range(self._schedule.num_timesteps - 1, 0, -1):
             coef1, coef2 = self._coefficients(step)
             hidden = self._denoiser.hidden_of_row(projected, users.new_full((1,), step), constant_H)
-            projected.addmm_(hidden, self._transition_HH, beta=coef2, alpha=coef1)
+            rounded = operand(hidden, like=self._transition_HH)
+            add_product_(projected, rounded, self._transition_HH, beta=coef2, alpha=coef1)
             constant_H = coef1 * self._offset_H + coef2 * constant_H
         return self._denoiser.hidden_of_row(projected, users.new_zeros(1), constant_H)
 

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from diffmm_dist.precision import add_product_, matmul_precision, operand, product
+from diffmm_dist.precision import add_product_, biased_product, matmul_precision, operand, product
 
 
 @pytest.mark.parametrize(("precision", "name"), [("float32", "highest"), ("tf32", "high"), ("bfloat16", "medium")])
@@ -31,7 +31,13 @@ def test_products_of_operands_are_float32_and_as_exact_as_asked_for(precision, t
     with matmul_precision(precision):
         operands = operand(left), operand(right)
         room, total = torch.empty(70, 50), torch.ones(70, 50)
-        results = product(*operands), product(*operands, out=room), add_product_(total, *operands) - 1
+        results = (
+            product(*operands),
+            product(*operands, out=room),
+            add_product_(total, *operands) - 1,
+            (add_product_(torch.ones(70, 50), *operands, beta=3, alpha=2) - 3) / 2,
+            biased_product(torch.arange(50.0), *operands) - torch.arange(50.0),
+        )
     assert room is results[1]
     for result in results:
         assert result.dtype == torch.float32

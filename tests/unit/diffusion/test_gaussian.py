@@ -245,3 +245,13 @@ def test_a_constant_denoiser_gives_its_constant():
         model.output_bias.copy_(torch.arange(11.0))
     ((_, block),) = ReverseChain(schedule(), model).denoise(ROWS, USERS, RandomStream.of(0))
     torch.testing.assert_close(block, torch.arange(11.0).expand(6, -1))
+
+
+def test_the_reverse_chain_with_rounded_operands():
+    results = []
+    for precision in ("float32", "bfloat16"):
+        with matmul_precision(precision):
+            chain = ReverseChain(schedule(), denoiser(scale=4.0))
+            results.append(torch.cat([values for _, values in chain.denoise(ROWS, USERS, RandomStream.of(8))], dim=1))
+    assert results[1].dtype == torch.float32
+    assert 0 < (results[1] - results[0]).norm() < 2e-2 * results[0].norm()
