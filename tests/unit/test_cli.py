@@ -46,7 +46,7 @@ def one_sentence(outcome, *parts):
 
 
 def test_a_whole_session(run_cli, tmp_path, config):
-    status, out, err = run_cli("train", "--config", config)
+    status, out, err = run_cli("train", "--config", config, "graph.kernel=auto")
     assert status == 0
     assert "recall" in out
     assert "tensorboard --logdir" in out
