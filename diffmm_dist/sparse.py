@@ -55,7 +55,7 @@ class CSR:
     @cached_property
     def row_ids(self) -> Tensor:
         """Row of each entry, int64 (E,)."""
-        return torch.repeat_interleave(self.row_counts)
+        return torch.repeat_interleave(self.row_counts, output_size=self.num_entries)
 
     @cached_property
     def keys(self) -> Tensor:
@@ -70,12 +70,17 @@ class CSR:
         places = torch.searchsorted(self.keys, wanted).clamp_(max=self.num_entries - 1)
         return self.keys[places] == wanted
 
-    def select(self, rows: Tensor) -> "CSR":
-        """Return the given rows, in their order and with repeats, as a matrix of their own."""
+    def select(self, rows: Tensor, *, num_entries: int | None = None) -> "CSR":
+        """Return the given rows, in their order and with repeats, as a matrix of their own.
+
+        Args:
+            rows: int64.
+            num_entries: how many entries they have, if known: on a GPU, counting them makes the host wait.
+        """
         counts = self.row_counts[rows]
         indptr = torch.zeros(rows.numel() + 1, dtype=torch.int64, device=rows.device)
         torch.cumsum(counts, 0, out=indptr[1:])
-        shift = torch.repeat_interleave(self.indptr[rows] - indptr[:-1], counts)
+        shift = torch.repeat_interleave(self.indptr[rows] - indptr[:-1], counts, output_size=num_entries)
         places = shift + torch.arange(shift.numel(), device=rows.device)
         return CSR(indptr, self.indices[places], self.num_columns)
 
@@ -151,6 +156,4 @@ def _gather_sum(pointers: Tensor, indices: Tensor, table: Tensor, weights: Tenso
 
 
 def _row_pointers(sorted_rows: Tensor, num_rows: int) -> Tensor:
-    indptr = torch.zeros(num_rows + 1, dtype=torch.int64, device=sorted_rows.device)
-    torch.cumsum(torch.bincount(sorted_rows, minlength=num_rows), 0, out=indptr[1:])
-    return indptr
+    return torch.searchsorted(sorted_rows, torch.arange(num_rows + 1, device=sorted_rows.device))

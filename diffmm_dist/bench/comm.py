@@ -128,11 +128,10 @@ def _rows_sent(user_ids: Tensor, item_ids: Tensor, shards: Sequence[Shard]) -> l
 def _propagation(config: Config, real: int, generated: Sequence[int]) -> int:
     """Return the bytes of all products of one recommendation step, forward and backward."""
     layers, contrasted = config.model.num_layers, config.contrast.contrastive_weight > 0
-    real_products = (
-        1.5 + layers + (layers * len(generated) if contrasted else 0)
-    )  # half X; X + Y; H's and views' layers
-    rows = real * real_products + sum(generated) * (1 + contrasted)
-    return int(2 * rows) * config.model.embedding_dim * _FLOAT
+    real_products = 1 + layers * (1 + contrasted * len(generated))  # X + Y; the layers of H and of each view
+    generated_rows = (1 + contrasted) * sum(generated)
+    # Each sends its rows forward and backward, but X, of users alone, sends half of them each time.
+    return (real + 2 * (real * real_products + generated_rows)) * config.model.embedding_dim * _FLOAT
 
 
 def _contrast(config: Config, data: TrainingData, shards: Sequence[Shard]) -> list[int]:

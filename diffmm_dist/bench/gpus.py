@@ -22,7 +22,7 @@ from diffmm_dist.train.build import item_shards, load_training_data, open_datase
 
 _FLOAT = 4
 _ADAM_ACCESSES = 7  # of each weight in a step: value, gradient and moments read, all but the gradient written
-_NOISE_ACCESSES = 3  # of each noisy value: written, read by two products
+_NOISE_READS = 2  # of each noisy value by each denoiser; written once for all
 _OUTPUT_ACCESSES = 6  # of each predicted value: written, scaled, multiplied, read by two products
 _ROW_ACCESSES = 60  # of each row of an N x d array in a recommendation step, besides the gathered ones
 _EXCHANGES_PER_PRODUCT = 4  # out and back, forward and backward
@@ -129,10 +129,10 @@ def _diffusion(config: Config, dataset: Dataset, *, num_groups: int, num_item_sh
     into = input_flop(batch, items, first, hidden_noise=hidden_noise)
     out = output_flop(batch, items, last, dim, gram=gram)
     weights = items * (first + last + 1) * _ADAM_ACCESSES
-    noise = 0 if hidden_noise else batch * items * _NOISE_ACCESSES
+    noise = 0 if hidden_noise else batch * items * (1 + modalities * _NOISE_READS)
     output = 0 if gram else batch * items * _OUTPUT_ACCESSES
-    step_bytes = (weights + noise + output) * _FLOAT
-    denoise = Work(steps * modalities * (into + out), steps * modalities * step_bytes)
+    step_bytes = (noise + modalities * (weights + output)) * _FLOAT
+    denoise = Work(steps * modalities * (into + out), steps * step_bytes)
     rebuild = Work(modalities * product_flop(users, items, last), modalities * users * items * 2 * _FLOAT)
     return denoise, rebuild
 

@@ -106,6 +106,7 @@ Document = (
     | OperationBenchmark
     | GrowthBenchmark
 )
+_Labelled = tuple[str, TrainingBenchmark]
 
 
 def markdown(files: Sequence[str]) -> str:
@@ -115,7 +116,7 @@ def markdown(files: Sequence[str]) -> str:
         UserError: a file is not one of ours.
     """
     documents: list[Any] = [storage.read_record(file, Document, remedy=_REMEDY) for file in files]
-    runs = [document for document in documents if "runs" in document]
+    runs = _labelled([document for document in documents if "runs" in document])
     graphs = [document for document in documents if "graph" in document]
     scaling = [document for document in documents if "scaling" in document]
     traffic = [document for document in documents if "predicted_bytes" in document]
@@ -131,9 +132,9 @@ def markdown(files: Sequence[str]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _quality(documents: Sequence[TrainingBenchmark]) -> list[str]:
+def _quality(documents: Sequence[_Labelled]) -> list[str]:
     rows = []
-    for name, document in zip(_labels(documents), documents, strict=True):
+    for name, document in documents:
         metric = document["config"]["eval"]["metric"]
         ndcg = f"ndcg@{metric.split('@')[1]}"
         runs, summary = document["runs"], document["summary"]
@@ -145,8 +146,8 @@ def _quality(documents: Sequence[TrainingBenchmark]) -> list[str]:
     return table([*columns, f"last {_LATE_EPOCHS} epochs, selecting split"], rows)
 
 
-def _labels(documents: Sequence[TrainingBenchmark]) -> list[str]:
-    """Return the model of each document, with the settings of the method in which documents of one model differ."""
+def _labelled(documents: Sequence[TrainingBenchmark]) -> list[_Labelled]:
+    """Return each document behind its model, with the settings of the method in which documents of one model differ."""
     settings = [
         {
             f"{section}.{key}": value
@@ -161,14 +162,14 @@ def _labels(documents: Sequence[TrainingBenchmark]) -> list[str]:
         others = [other for other in settings if other["model.name"] == mine["model.name"]]
         differing = [key for key in mine if any(other.get(key, mine[key]) != mine[key] for other in others)]
         labels.append(", ".join([mine["model.name"], *(f"{key}={mine[key]}" for key in differing)]))
-    return labels
+    return list(zip(labels, documents, strict=True))
 
 
-def _losses(documents: Sequence[TrainingBenchmark]) -> list[str]:
+def _losses(documents: Sequence[_Labelled]) -> list[str]:
     """Return every loss in a few epochs, its mean over the seeds; nothing of files that do not have them."""
     curves = [
         (loss, name, [mean(values) for values in zip(*(run["losses"][loss] for run in document["runs"]), strict=True)])
-        for name, document in zip(_labels(documents), documents, strict=True)
+        for name, document in documents
         if all("losses" in run for run in document["runs"])
         for loss in document["runs"][0]["losses"]
     ]
@@ -182,9 +183,9 @@ def _mean(entry: dict[str, Any]) -> str:
     return f"{entry['mean']:.4f} ± {entry['spread']:.4f}"
 
 
-def _cost(documents: Sequence[TrainingBenchmark]) -> list[str]:
+def _cost(documents: Sequence[_Labelled]) -> list[str]:
     rows = []
-    for name, document in zip(_labels(documents), documents, strict=True):
+    for name, document in documents:
         summary = document["summary"]
         phases = summary.get("products_per_phase", {})
         rows.append(

@@ -1,6 +1,7 @@
 """The batches of an epoch: a keyed permutation, so that every worker finds its part of each batch by itself."""
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from diffmm_dist.parallel.random import RandomStream
@@ -30,6 +31,12 @@ class EpochBatches:
     def __getitem__(self, index: int) -> Tensor:
         """Return int64 positions, in ``ids``, of the worker's part of one batch, in shuffled order."""
         return self._order[self._bounds[index] : self._bounds[index + 1]]
+
+    def sums(self, values: Tensor) -> list[int]:
+        """Return the sum of the worker's part of each batch over int64 values (n,) of its own examples."""
+        totals = F.pad(torch.cumsum(values[self._order], 0), (1, 0))
+        sums: list[int] = totals[self._bounds].diff().tolist()
+        return sums
 
     def size(self, index: int) -> int:
         """Return the number of examples in a batch, of all workers."""

@@ -89,9 +89,11 @@ class NoisyRows:
 
     def _add_at_entries(self, x_t: Tensor, items: slice, values_N: Tensor) -> Tensor:
         row_ids, indices = self.rows.row_ids, self.rows.indices
-        if items.stop - items.start < self.columns.size:
-            inside = (indices >= items.start) & (indices < items.stop)
-            row_ids, indices, values_N = row_ids[inside], indices[inside] - items.start, values_N[inside]
+        width = items.stop - items.start
+        if width < self.columns.size:  # of the other blocks' entries zeros: selecting would make a GPU's host wait
+            indices = indices - items.start
+            values_N = values_N * ((indices >= 0) & (indices < width))
+            indices = indices.clamp_(0, width - 1)
         return x_t.index_put_((row_ids, indices), values_N.to(x_t.dtype), accumulate=True)
 
     @property

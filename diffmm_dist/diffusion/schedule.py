@@ -47,7 +47,7 @@ class DiffusionSchedule:
 
 def at(table: Tensor, t: Tensor) -> Tensor:
     """Return a table's float32 value at each timestep of ``t``, of t's shape."""
-    return table.to(t.device)[t].to(torch.float32)
+    return table.to(t.device, non_blocking=True)[t].to(torch.float32)
 
 
 def _betas(variances: Floats) -> Floats:

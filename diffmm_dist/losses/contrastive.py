@@ -118,12 +118,12 @@ def info_nce(
 
 
 class _InfoNCE(torch.autograd.Function):
-    """Computes the loss and, in the same pass over the similarities, both gradients; backward only scales them.
+    """Computes the loss and, from the same block of similarities, both gradients; backward only scales them.
 
     With e_nj = exp(a_n . y_j / tau) and z_n = sum_j e_nj, the gradient of sum_n w_n (log z_n - a_n . y_n / tau) is
     w_n / tau (sum_j e_nj y_j / z_n - y_n) for a_n, and sum_n w_n / tau a_n (e_nj / z_n - [j = n]) for y_j, from which
-    follows that of the target before it was normalised. Sums over j
-    are over all workers' rows; the one over n needs all anchors, which every worker has. G: anchors of all workers.
+    follows that of the target before it was normalised. Sums over j are over all workers' rows; the one over n needs
+    all anchors, which every worker has. G: anchors of all workers.
     """
 
     @staticmethod
@@ -137,10 +137,8 @@ class _InfoNCE(torch.autograd.Function):
         positives_AD = targets_ND.index_select(0, batch.nodes)
         logs_G = torch.empty_like(weights_G)
         anchor_grad_GD, target_grad_ND = torch.zeros_like(scaled_GD), torch.empty_like(targets_ND)
-        if not sum(counts):
-            target_grad_ND.zero_()
         step = max(LEAST_ANCHORS, BLOCK_ELEMENTS // max(batch.most_rows, 1))  # the same on all workers
-        for start in range(0, left_GD.shape[0], step):
+        for start in range(0, max(left_GD.shape[0], 1), step):  # a block even without anchors: it sets the gradient
             block = slice(start, start + step)
             exponentials = _Exponentials(left_GD[block], right_ND)
             pulls_bD = anchor_grad_GD[block]

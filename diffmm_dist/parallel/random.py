@@ -61,8 +61,7 @@ class RandomStream:
 
     def integers(self, ids: Tensor, bounds: Tensor | int) -> Tensor:
         """Return an int64 in [0, bound) for each id; the bias is below bound / 2^53."""
-        last = torch.as_tensor(bounds, device=ids.device) - 1
-        return torch.minimum((self.uniform(ids) * (last + 1)).to(torch.int64), last)
+        return (self.uniform(ids) * bounds).to(torch.int64).clamp_(max=bounds - 1)
 
     def permute(self, ids: Tensor, count: int) -> Tensor:
         """Return the place of each id in a random permutation of ``0 .. count - 1``, int64.

@@ -82,6 +82,7 @@ class DenoisePhase(Phase):
             batch_size=self._batch_size,
             stream=context.stream("users"),
         )
+        self._num_entries = self._batches.sums(denoising.rows.row_counts)
         with torch.no_grad():
             self._modal_items = {
                 name: denoising.of_items(self._model.projected(name)) for name in self._model.modalities
@@ -90,13 +91,13 @@ class DenoisePhase(Phase):
         return self._batches.num_batches
 
     def step(self, index: int) -> dict[str, Tensor]:
-        """Train every denoiser on one batch of users."""
+        """Train every denoiser on one batch of users; the host never waits for the device."""
         rows = self._batches[index]
         total = self._batches.size(index)
         mesh = self._model.denoising.mesh
         self.optimizer.zero_grad(set_to_none=True)
         values: dict[str, Tensor] = {}
-        noisy = self._noisy_rows(rows)
+        noisy = self._noisy_rows(rows, num_entries=self._num_entries[index])
         for name in self._model.modalities:  # one after the other: only one modality's activations live at a time
             losses = self._losses(name, noisy)
             elbo, msi = losses.elbo.sum() / total, losses.msi.sum() / total
@@ -112,13 +113,13 @@ class DenoisePhase(Phase):
         del self._modal_items, self._item_table
         return {}
 
-    def _noisy_rows(self, rows: Tensor) -> NoisyRows:
+    def _noisy_rows(self, rows: Tensor, *, num_entries: int) -> NoisyRows:
         """Return what this worker's row of the mesh denoises of a batch."""
         model, settings = self._model, self._model.diffusion
         users = model.denoising.user_ids[rows]
         return NoisyRows(
             model.schedule,
-            model.denoising.rows.select(rows),
+            model.denoising.rows.select(rows, num_entries=num_entries),
             self._context.stream("timestep").integers(users, settings.num_timesteps),
             users,
             model.denoising.columns,

@@ -65,5 +65,7 @@ def test_batches_are_the_same_for_any_number_of_workers(total, batch_size, num_w
         assert torch.equal(union.sort().values, whole[index].sort().values)
         assert len(union) == min(batch_size, total - index * batch_size)
         seen += union.tolist()
+        sums = [batches.sums(ids**2)[index] for ids, batches in zip(parts, workers, strict=True)]
+        assert sum(sums) == int((union**2).sum())
     assert sorted(seen) == list(range(total))
     assert {batches.num_batches for batches in workers} == {whole.num_batches}
