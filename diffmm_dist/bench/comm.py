@@ -128,10 +128,10 @@ def _rows_sent(user_ids: Tensor, item_ids: Tensor, shards: Sequence[Shard]) -> l
 def _propagation(config: Config, real: int, generated: Sequence[int]) -> int:
     """Return the bytes of all products of one recommendation step, forward and backward."""
     layers, contrasted = config.model.num_layers, config.contrast.contrastive_weight > 0
-    real_products = 1 + layers * (1 + contrasted * len(generated))  # X + Y; the layers of H and of each view
-    generated_rows = (1 + contrasted) * sum(generated)
-    # Each sends its rows forward and backward, but X, of users alone, sends half of them each time.
-    return (real + 2 * (real * real_products + generated_rows)) * config.model.embedding_dim * _FLOAT
+    products = 1 + layers * (1 + contrasted * len(generated))  # X + Y; the layers of H and of each view
+    # A product sends rows forward and backward, X half of them; Z and a view's first product have one half in common.
+    rows = (1 + 2 * products) * real + (2 + contrasted) * sum(generated)
+    return rows * config.model.embedding_dim * _FLOAT
 
 
 def _contrast(config: Config, data: TrainingData, shards: Sequence[Shard]) -> list[int]:

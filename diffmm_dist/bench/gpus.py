@@ -144,7 +144,7 @@ def _recommend(config: Config, dataset: Dataset, size: int, sent_per_step: int) 
     steps = -(-interactions // config.train.batch_size)
     contrasted = config.contrast.contrastive_weight > 0
     real = 1.5 + layers + (layers * modalities if contrasted else 0)  # half X; X + Y; H's and the views' layers
-    generated = modalities * (1 + contrasted)
+    generated = modalities * (1.5 if contrasted else 1)  # Z and a view's first product have one direction in common
     edges = interactions * real + dataset.num_users * config.diffusion.rebuild_topk * generated
     gathered = 4 * edges / size * dim * _FLOAT  # both directions, forward and backward
     nodes = (dataset.num_users + dataset.num_items) / size

@@ -1,7 +1,8 @@
 """Propagation over a relation: the one function through which all sparse products go, and the choice of its kernel."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import partial, reduce
 from typing import Any
 
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor
 
 from diffmm_dist.errors import UserError
 from diffmm_dist.graph.hetero import REAL, HeteroGraph, Kernel, import_dgl
-from diffmm_dist.graph.relation import Edges, Relation
+from diffmm_dist.graph.relation import Relation
 from diffmm_dist.monitoring.timing import take_turns
 from diffmm_dist.parallel.collectives import any_worker
 
@@ -33,8 +34,14 @@ def propagate(
     Returns:
         The user rows and the item rows of the product, of the same shapes.
     """
-    product: Rows = _Propagate.apply(user_rows, item_rows, graph, graph.relations[relation], with_input)  # type: ignore[no-untyped-call]
+    product: Rows = _Propagate.apply(graph, graph.relations[relation], with_input, user_rows, item_rows)  # type: ignore[no-untyped-call]
     return product
+
+
+def propagate_tables(graph: HeteroGraph, relation: str, user_rows: Tensor, item_tables: Sequence[Tensor]) -> list[Rows]:
+    """Return A^ [user_rows; X] for several item tables X, as ``propagate`` of each; the users' sums are taken once."""
+    rows = _Propagate.apply(graph, graph.relations[relation], False, user_rows, *item_tables)  # type: ignore[no-untyped-call]
+    return list(zip(rows[: len(item_tables)], rows[len(item_tables) :], strict=True))
 
 
 def propagate_to_users(graph: HeteroGraph, relation: str, user_rows: Tensor, item_rows: Tensor) -> Tensor:
@@ -58,42 +65,38 @@ def sum_of_layers(graph: HeteroGraph, rows: Rows, *, num_layers: int) -> Rows:
 
 
 class _Propagate(torch.autograd.Function):
-    """The backward pass is the same product with all edges reversed: A^ transposed."""
+    """Of K item tables: the user rows of each product, then the item rows of each.
+
+    The backward pass is the same products with all edges reversed: A^ transposed. What users send is the same in all
+    of them and so is what they get back, so forward one sum over users' rows is taken and backward one over items'.
+    """
 
     @staticmethod
     def forward(
-        ctx: Any, user_rows: Tensor, item_rows: Tensor, graph: HeteroGraph, relation: Relation, with_input: bool
-    ) -> Rows:
-        ctx.graph, ctx.relation, ctx.with_input = graph, relation, with_input
-        edges = relation.to_users, relation.to_items
-        return _product(graph, relation, edges, user_rows, item_rows, with_input=with_input)
+        ctx: Any, graph: HeteroGraph, relation: Relation, with_input: bool, user_rows: Tensor, *item_tables: Tensor
+    ) -> tuple[Tensor, ...]:
+        ctx.graph, ctx.relation = graph, relation
+        ctx.loops = relation.user_loop + int(with_input), relation.item_loop + int(with_input)
+        # Each exchange is under way while others' rows are summed.
+        halo_rows = [relation.halo.start_extend(table) for table in item_tables]
+        own_sums = relation.halo.start_fold(graph.neighbor_sum(relation.to_items, user_rows))
+        users = [graph.neighbor_sum(relation.to_users, rows()) for rows in halo_rows]
+        for rows in users:
+            rows.addcmul_(ctx.loops[0], user_rows)
+        sums = own_sums()
+        items = [torch.addcmul(sums, ctx.loops[1], table) for table in item_tables[1:]]
+        return *users, sums.addcmul_(ctx.loops[1], item_tables[0]), *items
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
-        relation: Relation = ctx.relation
-        edges = relation.to_items.reversed, relation.to_users.reversed
-        users, items = _product(ctx.graph, relation, edges, *gradients, with_input=ctx.with_input)
-        return users, items, None, None, None
-
-
-def _product(
-    graph: HeteroGraph,
-    relation: Relation,
-    edges: tuple[Edges, Edges],
-    user_rows: Tensor,
-    item_rows: Tensor,
-    *,
-    with_input: bool,
-) -> Rows:
-    to_users, to_items = edges
-    # Each exchange is under way while the other direction is summed.
-    halo_rows = relation.halo.start_extend(item_rows)
-    own_sums = relation.halo.start_fold(graph.neighbor_sum(to_items, user_rows))
-    users = graph.neighbor_sum(to_users, halo_rows())
-    users.addcmul_(relation.user_loop + int(with_input), user_rows)
-    items = own_sums()
-    items.addcmul_(relation.item_loop + int(with_input), item_rows)
-    return users, items
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        graph, halo = ctx.graph, ctx.relation.halo
+        to_users, to_items = ctx.relation.to_items.reversed, ctx.relation.to_users.reversed
+        user_grads, item_grads = gradients[: len(gradients) // 2], gradients[len(gradients) // 2 :]
+        halo_rows = halo.start_extend(reduce(torch.add, item_grads))
+        own_sums = [halo.start_fold(graph.neighbor_sum(to_items, gradient)) for gradient in user_grads]
+        users = graph.neighbor_sum(to_users, halo_rows()).addcmul_(ctx.loops[0], reduce(torch.add, user_grads))
+        items = [sums().addcmul_(ctx.loops[1], gradient) for sums, gradient in zip(own_sums, item_grads, strict=True)]
+        return None, None, None, users, *items
 
 
 class _PropagateToUsers(torch.autograd.Function):

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from diffmm_dist.graph.hetero import REAL, HeteroGraph
-from diffmm_dist.graph.propagate import propagate, propagate_to_users
+from diffmm_dist.graph.propagate import propagate, propagate_tables, propagate_to_users
 from diffmm_dist.graph.relation import Relation
 from diffmm_dist.losses import contrastive
 from diffmm_dist.losses.contrastive import BatchNodes, info_nce
@@ -61,21 +61,25 @@ def check_propagation(world):
 
 
 def compare_with_matrix(graph, shard, matrix, name):
-    users, items = random_rows(NUM_USERS, WIDTH, 1), random_rows(NUM_ITEMS, WIDTH, 2)
-    weights = random_rows(NUM_USERS + NUM_ITEMS, WIDTH, 3)
-    rows = torch.cat([users, items]).requires_grad_()
-    expected = matrix @ rows
-    half = (expected[:NUM_USERS].cos() * weights[:NUM_USERS]).sum()
-    ((expected.sin() * weights).sum() + half).backward()
-    mine = own_of(users, shard.users), own_of(items, shard.items)
-    out, out_of_users = propagate(graph, REAL, *mine), propagate_to_users(graph, REAL, *mine)
-    own_items = shard.items.own
-    places = slice(*shard.users.own), slice(NUM_USERS + own_items.start, NUM_USERS + own_items.stop)
-    loss = sum((part.sin() * weights[place]).sum() for part, place in zip(out, places, strict=True))
-    (loss + (out_of_users.cos() * weights[places[0]]).sum()).backward()
-    for part, row, place in zip(out, mine, places, strict=True):
-        torch.testing.assert_close(part, expected[place].detach(), msg=lambda text: f"{name}: {text}")
-        torch.testing.assert_close(row.grad, rows.grad[place], msg=lambda text: f"{name}: {text}")
+    """One product, products of two item tables at once, and the users' half of one."""
+    owners = shard.users, shard.items, shard.items
+    full = [random_rows(owner.total, WIDTH, seed).requires_grad_() for seed, owner in enumerate(owners)]
+    mine = [own_of(table, owner) for table, owner in zip(full, owners, strict=True)]
+    both = [(matrix @ torch.cat([full[0], items])).split([NUM_USERS, NUM_ITEMS]) for items in full[1:]]
+    expected = [*both[0], *both[0], *both[1], both[1][0]]
+    of_both = [part for rows in propagate_tables(graph, REAL, mine[0], mine[1:]) for part in rows]
+    half = propagate_to_users(graph, REAL, mine[0], mine[2])
+    ours = [*propagate(graph, REAL, *mine[:2]), *of_both, half]
+    losses = []
+    for seed, (part, plain) in enumerate(zip(ours, expected, strict=True), 3):
+        owner = shard.users if len(plain) == NUM_USERS else shard.items
+        torch.testing.assert_close(part, own_of(plain, owner).detach(), msg=lambda text: f"{name}: {text}")
+        weights = random_rows(owner.total, WIDTH, seed)
+        losses.append(((plain.sin() * weights).sum(), (part.sin() * own_of(weights, owner).detach()).sum()))
+    for loss in zip(*losses, strict=True):
+        sum(loss).backward()
+    for table, row, owner in zip(full, mine, owners, strict=True):
+        torch.testing.assert_close(row.grad, own_of(table.grad, owner).detach(), msg=lambda text: f"{name}: {text}")
 
 
 def check_contrast(world):

@@ -149,7 +149,7 @@ def test_a_killed_worker_and_a_killed_driver(job):
 
 def test_a_killed_node_and_one_that_joins(job):
     """With [1, 2] workers: kill -9 a whole node, and one worker goes on; a node joins, and two do."""
-    elastic = ["cluster.num_workers=[1,2]", "cluster.resize_check_s=2", "cluster.timeout_s=60", "train.epochs=40"]
+    elastic = ["cluster.num_workers=[1,2]", "cluster.resize_check_s=2", "cluster.timeout_s=60", "train.epochs=25"]
     with job.started(*elastic, "checkpoint.every_steps=20") as process:
         job.until_log(process, r"2 workers, by rank")
         wait_until(job.inside_an_epoch, process)
@@ -164,4 +164,4 @@ def test_a_killed_node_and_one_that_joins(job):
             job.log += line
         time.sleep(1)
         job.finish(process)
-    assert len(metrics_of(job.folder)) == 40
+    assert len(metrics_of(job.folder)) == 25

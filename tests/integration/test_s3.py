@@ -92,12 +92,13 @@ def test_a_killed_run_on_s3_ends_as_one_on_a_disk(s3, place, environment, local_
         launch("partition", data, "--num-parts", 2, "--out", f"{place}/parts", env=environment)
         data = f"{place}/parts"
     settings = ["--config", config, f"data.path={data}", f"run.path={run}", f"cluster.num_workers={num_workers}",
-                "cluster.threads_per_worker=1", "checkpoint.every_steps=7"]  # fmt: skip
+                "cluster.threads_per_worker=1"]  # fmt: skip
     if num_workers:
         settings.append(f"data.cache={cache}")
     with started(
-        "train", *settings, env=environment, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
-    ) as process:
+        "train", *settings, "checkpoint.every_steps=7", env=environment, cwd=tmp_path, stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+    ) as process:  # fmt: skip
         complete = s3.on_disk(run) / "checkpoints"
         wait_until(lambda: any("phase" in path.parent.name for path in complete.glob("*/state.json")), process, 400)
     again = launch("train", *settings, env=environment, cwd=tmp_path, timeout=500)

@@ -90,6 +90,7 @@ def test_connections_cut_in_the_middle_of_objects(training, proxy):
 
 
 def test_gone_for_longer_than_the_retries_allow(training, proxy):
+    training.environment["AWS_MAX_ATTEMPTS"] = "2"
     with training.started() as process:
         training.until_inside_an_epoch(process)
         proxy.mode = "gone"
@@ -106,7 +107,7 @@ def test_gone_for_longer_than_the_retries_allow(training, proxy):
 
 
 def test_a_checkpoint_whose_upload_was_interrupted_never_counts(training, proxy):
-    proxy.held = b"epoch-00000-phase-2-step-0000022/state.json"  # the second one, after 26 steps
+    proxy.held = b"epoch-00000-phase-2-step-0000023/state.json"  # the second one, after 26 steps: 2, 1 and these
     with training.started() as process:
         wait_until(lambda: proxy.num_held > 0, process)
     proxy.held = b""

@@ -18,7 +18,7 @@ from diffmm_dist.diffusion.output import Products
 from diffmm_dist.diffusion.schedule import DiffusionSchedule
 from diffmm_dist.errors import UserError
 from diffmm_dist.graph.hetero import REAL, HeteroGraph
-from diffmm_dist.graph.propagate import Rows, propagate, propagate_to_users, sum_of_layers
+from diffmm_dist.graph.propagate import Rows, propagate, propagate_tables, propagate_to_users, sum_of_layers
 from diffmm_dist.graph.relation import Relation
 from diffmm_dist.models.common.projection import PROJECTIONS
 from diffmm_dist.models.common.tables import EmbeddingTables
@@ -171,14 +171,19 @@ class DiffMM(EmbeddingTables):
         The aggregates X^m = A^ [E_u; e^m] and Y^m = A^ [X^m_u; E_i] enter H only through their kappa-weighted sums X
         and Y, and propagation is linear with sum kappa = 1. So with e the weighted sum of the e^m, X_u is the user
         half of A^ [E_u; e], and X + Y = A^ [E_u + X_u; E_i + e]: one and a half products instead of two per modality.
+        Z^m = A^_m [E_u; E_i] and the view's first layer A^_m [E_u; e^m] share what users send to items.
         """
         ids = self.user_embedding, self.item_embedding
         modal_items = {name: normalize_rows(self.projected(name)) for name in self.modalities}
         kappa = self.modality_weights()
         modal_mean = weighted_sum(kappa, list(modal_items.values()))
         x_users = propagate_to_users(self.graph, REAL, ids[0], modal_mean)
-        x_and_y = self._propagate(REAL, ids[0] + x_users, ids[1] + modal_mean)
-        z = [self._propagate(generated(name), *ids) for name in self.modalities]
+        x_and_y = propagate(self.graph, REAL, ids[0] + x_users, ids[1] + modal_mean)
+        of_generated = {
+            name: propagate_tables(self.graph, generated(name), ids[0], [ids[1], rows] if with_views else [ids[1]])
+            for name, rows in modal_items.items()
+        }
+        z = [products[0] for products in of_generated.values()]
         weights = self._modal_graph_weight * kappa
         first = (
             weighted_sum(weights, [users for users, _ in z], base=x_and_y[0]),
@@ -187,25 +192,20 @@ class DiffMM(EmbeddingTables):
         users, items = sum_of_layers(self.graph, first, num_layers=self._num_layers)
         user_rows, item_rows = read_rows or (None, None)
         final = self._with_residual(users, first[0], user_rows), self._with_residual(items, first[1], item_rows)
-        return final, {name: self._view(name, rows) for name, rows in modal_items.items()} if with_views else {}
+        # Not all modalities at once, their columns side by side: putting them there takes longer than one product saves
+        # (docs/benchmarks/propagate.md).
+        views = {
+            name: sum_of_layers(self.graph, products[1], num_layers=self._num_layers)
+            for name, products in of_generated.items()
+            if with_views
+        }
+        return final, views
 
     def _with_residual(self, layers: Tensor, first: Tensor, rows: Tensor | None) -> Tensor:
         """Return layers + omega normalised first, at the given rows."""
         if rows is None:
             return torch.add(layers, normalize_rows(first), alpha=self._residual_weight)
         return layers.index_add(0, rows, normalize_rows(first.index_select(0, rows)), alpha=self._residual_weight)
-
-    def _view(self, modality: str, modal_items: Tensor) -> Rows:
-        """Return C^m = sum_l A^^l A^_m [E_u; e^m] of a modality.
-
-        Not all modalities at once with their columns side by side: putting them there takes longer than one product
-        saves (docs/benchmarks/propagate.md).
-        """
-        rows = self._propagate(generated(modality), self.user_embedding, modal_items)
-        return sum_of_layers(self.graph, rows, num_layers=self._num_layers)
-
-    def _propagate(self, relation: str, users: Tensor, items: Tensor) -> Rows:
-        return propagate(self.graph, relation, users, items)
 
     @torch.no_grad()
     def embeddings(self) -> Rows:

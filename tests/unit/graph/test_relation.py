@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from diffmm_dist.graph.hetero import REAL, HeteroGraph
-from diffmm_dist.graph.propagate import choose_kernel, propagate, propagate_to_users, sum_of_layers
+from diffmm_dist.graph.propagate import choose_kernel, propagate, propagate_tables, propagate_to_users, sum_of_layers
 from diffmm_dist.graph.relation import Relation
 from diffmm_dist.parallel.random import RandomStream
 from diffmm_dist.sparse import CSR
@@ -120,6 +120,24 @@ def test_the_product_with_its_input_and_the_half_product(kind):
         torch.testing.assert_close(ours, plain)
         gradients = [torch.autograd.grad((x * weights[: len(x)]).sum(), rows)[0] for x in (ours, plain)]
         torch.testing.assert_close(*gradients)
+
+
+@pytest.mark.parametrize("kind", GRAPHS)
+@pytest.mark.parametrize("num_tables", [1, 2, 3])
+def test_several_item_tables_give_the_products_of_each(kind, num_tables):
+    relation = Relation.normalized(GRAPHS[kind]()).dropped(0.5, RandomStream.of(3))
+    graph, adjacency = HeteroGraph({REAL: relation}), as_matrix(relation)
+    users = random_rows(len(relation.user_loop), 4).requires_grad_()
+    tables = [random_rows(len(relation.item_loop), 4, seed).requires_grad_() for seed in range(num_tables)]
+    ours = [torch.cat(rows) for rows in propagate_tables(graph, REAL, users, tables)]
+    plain = [adjacency @ torch.cat([users, table]) for table in tables]
+    torch.testing.assert_close(ours, plain)
+    weights = [random_rows(len(rows), 4, seed) for seed, rows in enumerate(plain, 5)]
+    gradients = [
+        torch.autograd.grad(sum((w * rows).sum() for w, rows in zip(weights, of, strict=True)), [users, *tables])
+        for of in (ours, plain)
+    ]
+    torch.testing.assert_close(*gradients)
 
 
 def test_heterograph_has_both_directions_of_every_relation():
