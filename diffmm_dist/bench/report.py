@@ -167,16 +167,17 @@ def _labelled(documents: Sequence[TrainingBenchmark]) -> list[_Labelled]:
 
 def _losses(documents: Sequence[_Labelled]) -> list[str]:
     """Return every loss in a few epochs, its mean over the seeds; nothing of files that do not have them."""
-    curves = [
-        (loss, name, [mean(values) for values in zip(*(run["losses"][loss] for run in document["runs"]), strict=True)])
-        for name, document in documents
-        if all("losses" in run for run in document["runs"])
-        for loss in document["runs"][0]["losses"]
-    ]
-    epochs = [epoch for epoch in _LOSS_EPOCHS if all(epoch < len(means) for *_, means in curves)]
-    rows = [[loss, name, *(f"{means[epoch]:.4g}" for epoch in epochs)] for loss, name, means in curves]
+    curves: list[tuple[list[str], list[float]]] = []
+    for name, document in documents:
+        runs = document["runs"]
+        if all("losses" in run for run in runs):
+            for loss in runs[0]["losses"]:
+                by_epoch = zip(*(run["losses"][loss] for run in runs), strict=True)
+                curves.append(([loss, name, runs[0]["protocol"]], [mean(values) for values in by_epoch]))
+    epochs = [epoch for epoch in _LOSS_EPOCHS if all(epoch < len(means) for _, means in curves)]
+    rows = [[*labels, *(f"{means[epoch]:.4g}" for epoch in epochs)] for labels, means in curves]
     rows.sort(key=lambda row: row[0])
-    return table(["loss", "model", *(f"epoch {epoch}" for epoch in epochs)], rows)
+    return table(["loss", "model", "protocol", *(f"epoch {epoch}" for epoch in epochs)], rows)
 
 
 def _mean(entry: dict[str, Any]) -> str:

@@ -70,7 +70,7 @@ def test_seeds_are_trained_and_reported(tmp_path):
     assert f"{values[0]:.4f} (0), {values[1]:.4f} (0)" in page
     assert f"`bench.json`: `{document['command']}`" in page
     elbo = [r["losses"]["denoise/elbo_visual"] for r in document["runs"]]
-    assert f"| denoise/elbo_visual | diffmm | {(elbo[0][0] + elbo[1][0]) / 2:.4g} |" in page
+    assert f"| denoise/elbo_visual | diffmm | validation | {(elbo[0][0] + elbo[1][0]) / 2:.4g} |" in page
     document["config"]["denoiser"]["noise"] = "hidden"
     (tmp_path / "hidden.json").write_text(json.dumps(document))
     both = markdown([str(out), str(tmp_path / "hidden.json")])
