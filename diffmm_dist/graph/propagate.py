@@ -1,18 +1,14 @@
-"""Propagation over a relation: the one function through which all sparse products go, and the choice of its kernel."""
+"""Propagation over a relation: the one function through which all sparse products go."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import partial, reduce
+from functools import reduce
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from diffmm_dist.errors import UserError
-from diffmm_dist.graph.hetero import REAL, HeteroGraph, Kernel, import_dgl
+from diffmm_dist.graph.hetero import REAL, HeteroGraph
 from diffmm_dist.graph.relation import Relation
-from diffmm_dist.monitoring.timing import take_turns
-from diffmm_dist.parallel.collectives import any_worker
 
 Rows = tuple[Tensor, Tensor]
 
@@ -114,71 +110,3 @@ class _PropagateToUsers(torch.autograd.Function):
         own_sums = relation.halo.start_fold(ctx.graph.neighbor_sum(relation.to_users.reversed, gradients[0]))
         user_grad = relation.user_loop * gradients[0]
         return user_grad, own_sums(), None, None
-
-
-@dataclass(frozen=True)
-class KernelChoice:
-    """A kernel and why it was chosen.
-
-    Attributes:
-        kernel: the kernel.
-        reason: for the log.
-    """
-
-    kernel: Kernel
-    reason: str
-
-
-def choose_kernel(requested: str, real: Relation, *, width: int) -> KernelChoice:
-    """Return the kernel to use; ``auto`` times both on this graph, forward and backward.
-
-    Args:
-        requested: ``csr``, ``dgl`` or ``auto``.
-        real: the real graph; every worker calls it at the same time.
-        width: columns of the rows to propagate.
-
-    Raises:
-        UserError: ``dgl`` is asked for and cannot run here.
-    """
-    device = real.user_scale.device
-    if requested == "csr":
-        return KernelChoice("csr", "as configured")
-    if device.type != "cpu":
-        if requested == "dgl":
-            raise UserError(f"graph.kernel=dgl computes on the CPU only, and this worker uses {device}; set it to csr")
-        return KernelChoice("csr", f"DGL's package computes on the CPU only, and this worker uses {device}")
-    missing = _missing_dgl()
-    if any_worker(missing is not None, real.shard.world):  # all choose alike: timing the kernels needs all of them
-        missing = missing or UserError("another worker cannot import DGL; install it there, or set graph.kernel=csr")
-        if requested == "dgl":
-            raise missing
-        return KernelChoice("csr", str(missing))
-    if requested == "dgl":
-        return KernelChoice("dgl", "as configured")
-    seconds = _time_kernels(real, width)
-    winner = min(seconds, key=lambda kernel: seconds[kernel])
-    timings = ", ".join(f"{kernel} {1e3 * value:.1f} ms" for kernel, value in seconds.items())
-    return KernelChoice(winner, f"fastest on this graph: {timings}, forward and backward")
-
-
-def _missing_dgl() -> UserError | None:
-    """Return why DGL cannot be imported here, or None if it can."""
-    try:
-        import_dgl()
-    except UserError as error:
-        return error
-    return None
-
-
-def _time_kernels(real: Relation, width: int) -> dict[Kernel, float]:
-    """Return each kernel's shortest time in seconds, forward and backward."""
-    user_rows = torch.ones(real.user_loop.shape[0], width, requires_grad=True)
-    item_rows = torch.ones(real.item_loop.shape[0], width, requires_grad=True)
-
-    def both_ways(graph: HeteroGraph) -> None:
-        users, items = propagate(graph, REAL, user_rows, item_rows)
-        (users.sum() + items.sum()).backward()
-
-    kernels: tuple[Kernel, ...] = ("csr", "dgl")
-    cases = {kernel: partial(both_ways, HeteroGraph({REAL: real}, kernel=kernel)) for kernel in kernels}
-    return {kernel: min(times) for kernel, times in take_turns(cases, repeats=5).items()}

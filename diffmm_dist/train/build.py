@@ -11,7 +11,7 @@ from diffmm_dist.data.stream import Reading
 from diffmm_dist.data.training import TrainingData, shard_interactions, shard_of
 from diffmm_dist.errors import UserError
 from diffmm_dist.graph.hetero import REAL, HeteroGraph, Kernel
-from diffmm_dist.graph.propagate import choose_kernel
+from diffmm_dist.graph.kernels import choose_kernel
 from diffmm_dist.graph.relation import Relation
 from diffmm_dist.models.base import Optimization, Phase, Recommender
 from diffmm_dist.models.diffmm.model import DiffMM, DiffusionSettings

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from diffmm_dist.graph.hetero import REAL, HeteroGraph
-from diffmm_dist.graph.propagate import choose_kernel, propagate, propagate_tables, propagate_to_users, sum_of_layers
+from diffmm_dist.graph.propagate import propagate, propagate_tables, propagate_to_users, sum_of_layers
 from diffmm_dist.graph.relation import Relation
 from diffmm_dist.parallel.random import RandomStream
 from diffmm_dist.sparse import CSR
@@ -150,28 +150,3 @@ def test_heterograph_has_both_directions_of_every_relation():
     }  # fmt: skip
     assert graph.num_nodes("user") == 9
     assert graph.num_edges("interacts") == real.to_items.num_edges
-
-
-def test_choose_kernel(monkeypatch):
-    relation = Relation.normalized(random_pairs(20, 10))
-    assert choose_kernel("csr", relation, width=4).kernel == "csr"
-    pytest.importorskip("dgl", reason="DGL is not installed")
-    assert choose_kernel("dgl", relation, width=4).kernel == "dgl"
-    choice = choose_kernel("auto", relation, width=4)
-    assert choice.kernel in KERNELS
-    assert "csr" in choice.reason
-    assert "dgl" in choice.reason
-
-
-def test_without_dgl_csr_is_chosen_and_says_why(monkeypatch):
-    import sys
-
-    from diffmm_dist.errors import UserError
-
-    monkeypatch.setitem(sys.modules, "dgl", None)
-    relation = Relation.normalized(random_pairs(20, 10))
-    choice = choose_kernel("auto", relation, width=4)
-    assert choice.kernel == "csr"
-    assert "dgl==1.1.3" in choice.reason
-    with pytest.raises(UserError, match=r"graph\.kernel=csr"):
-        choose_kernel("dgl", relation, width=4)

@@ -2,7 +2,7 @@ import pytest
 
 from diffmm_dist import __version__
 from diffmm_dist.errors import UserError
-from diffmm_dist.graph.propagate import KernelChoice
+from diffmm_dist.graph.kernels import KernelChoice
 from diffmm_dist.train import build
 from diffmm_dist.train.run_folder import RunFolder, blocking_differences
 from diffmm_dist.train.worker import run_worker
