@@ -1,9 +1,9 @@
 """Checkpoints: complete or absent, the newest few and the best kept.
 
-A checkpoint is a folder written by torch.distributed.checkpoint, with ``state.json`` for everything that is no tensor.
-That file comes last, and a folder without it counts for nothing; on a disk the folder is written aside and renamed
-besides. Every worker writes the rows that it owns, and reads those that it owns then, so the number of workers may
-change in between.
+A checkpoint is a folder written by torch.distributed.checkpoint (DCP), with an index of ours (checkpoint_index.py) and
+``state.json`` for everything that is no tensor. That file comes last, and a folder without it counts for nothing; on a
+disk the folder is written aside and renamed besides. Every worker writes the rows that it owns, and reads those that it
+owns then, so the number of workers may change in between.
 """
 
 import contextlib
@@ -12,12 +12,10 @@ import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
-from pathlib import PosixPath
-from typing import IO, Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributed.checkpoint import filesystem, metadata
 from torch.distributed.checkpoint._fsspec_filesystem import FsspecReader, FsspecWriter
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
@@ -25,41 +23,24 @@ from torch.distributed.checkpoint.metadata import (
     ChunkStorageMetadata,
     Metadata,
     MetadataIndex,
-    StorageMeta,
     TensorProperties,
     TensorStorageMetadata,
 )
 from torch.distributed.checkpoint.planner import TensorWriteData, WriteItem, WriteItemType
 from torch.distributed.checkpoint.state_dict_loader import load as load_distributed
 from torch.distributed.checkpoint.state_dict_saver import save as save_distributed
+from torch.distributed.checkpoint.storage import WriteResult
 
 from diffmm_dist import s3, storage
 from diffmm_dist.errors import UserError, one_line
 from diffmm_dist.parallel.collectives import any_worker
 from diffmm_dist.parallel.ranges import Ownership
 from diffmm_dist.parallel.world import World
+from diffmm_dist.train.checkpoint_index import read_index, write_index
 from diffmm_dist.train.state import Progress
-from diffmm_dist.unpickle import load_pickle
 
 STATE_FILE = "state.json"
 _PREFIX = "epoch-"
-_METADATA = "torch.distributed.checkpoint.metadata"
-_METADATA_CLASSES = {
-    **{
-        (_METADATA, name): getattr(metadata, name)
-        for name in (
-            "Metadata", "MetadataIndex", "ChunkStorageMetadata", "TensorProperties", "TensorStorageMetadata",
-            "StorageMeta", "_MEM_FORMAT_ENCODING",
-        )
-    },
-    **{
-        ("torch", name): getattr(torch, name)
-        for name in ("Size", "float64", "float32", "float16", "bfloat16", "int64", "int32", "bool")
-    },
-    ("torch.distributed.checkpoint.filesystem", "_StorageInfo"): filesystem._StorageInfo,
-    ("torch.serialization", "_get_layout"): torch.serialization._get_layout,
-    ("pathlib", "PosixPath"): PosixPath,
-}  # fmt: skip
 
 
 class Checkpoints:
@@ -134,9 +115,8 @@ class Checkpoints:
 
     def _writer(self, folder: str) -> FileSystemWriter:
         if not self._remote:
-            return FileSystemWriter(folder, sync_files=True)
-        writer: FileSystemWriter = FsspecWriter(folder, sync_files=False, **s3.options())
-        return writer
+            return _LocalWriter(folder, sync_files=True)
+        return _RemoteWriter(folder, sync_files=False, **s3.options())
 
     def _complete(self, partial: str, name: str, progress: Progress) -> None:
         storage.write_json(storage.join(partial, STATE_FILE), asdict(progress))
@@ -245,24 +225,39 @@ def _shard(local: Tensor, ownership: Ownership | None) -> Tensor:
     return shard
 
 
-class _SafeIndex(FileSystemReader):
-    """DCP's reader, with its pickled index read through an allow-list; the tensors are read weights-only anyway."""
+class _WithOurIndex(FileSystemWriter):
+    """DCP's writer, with an index in JSON instead of a pickle."""
 
-    def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
-        path = self.fs.concat_path(self.path, ".metadata")
-        with self.fs.create_stream(path, "rb") as file:
-            index: Metadata = load_pickle(cast(IO[bytes], file), allowed=_METADATA_CLASSES, source=str(path))
-        if index.storage_meta is None:
-            index.storage_meta = StorageMeta()
-        index.storage_meta.load_id = self.load_id
-        return index
+    def finish(self, metadata: Metadata, results: list[list[WriteResult]]) -> None:
+        """Write the index; the first worker does so when all have written their files."""
+        write_index(str(self.path), metadata, results)
 
 
-class _LocalReader(_SafeIndex):
+class _LocalWriter(_WithOurIndex):
+    """Writes to a disk."""
+
+
+class _RemoteWriter(_WithOurIndex, FsspecWriter):
+    """Writes to S3."""
+
+
+class _ByOurIndex(FileSystemReader):
+    """DCP's reader, which finds the tensors by our index; it reads them weights-only."""
+
+    def read_metadata(self) -> Metadata:
+        """Read the index once."""
+        if self._index is None:
+            self._index = read_index(str(self.path))
+        return self._index
+
+    _index: Metadata | None = None
+
+
+class _LocalReader(_ByOurIndex):
     """Reads from a disk."""
 
 
-class _RemoteReader(_SafeIndex, FsspecReader):
+class _RemoteReader(_ByOurIndex, FsspecReader):
     """Reads from S3, the wanted ranges alone."""
 
 

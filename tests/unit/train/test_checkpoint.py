@@ -1,3 +1,5 @@
+import io
+import json
 import os
 import resource
 
@@ -88,7 +90,7 @@ def test_a_place_that_cannot_be_written(tmp_path):
         save(Checkpoints(str(tmp_path / "file" / "checkpoints"), keep=1, world=World.single()), "epoch-00001")
 
 
-@pytest.mark.parametrize("file", ["__0_0.distcp", ".metadata", "state.json"])
+@pytest.mark.parametrize("file", ["__0_0.distcp", "index.json", "state.json"])
 @pytest.mark.parametrize("change", ["missing", "truncated"])
 def test_a_damaged_checkpoint_is_named(tmp_path, file, change):
     checkpoints = Checkpoints(str(tmp_path), keep=1, world=World.single())
@@ -103,10 +105,43 @@ def test_a_damaged_checkpoint_is_named(tmp_path, file, change):
         checkpoints.tensors("epoch-00001", {})
 
 
-def test_a_checkpoint_cannot_run_code(tmp_path):
+def test_the_only_pickles_of_a_checkpoint_are_those_of_its_tensors(tmp_path):
+    """Everything else is JSON, which every interpreter and every torch reads alike."""
     checkpoints = Checkpoints(str(tmp_path), keep=1, world=World.single())
     save(checkpoints, "epoch-00001")
+    files = {path.name: path for path in (tmp_path / "epoch-00001").iterdir()}
+    assert set(files) == {"__0_0.distcp", "index.json", "state.json"}
+    index = json.loads(files["index.json"].read_text())
+    assert index["tensors"]["model/table"]["size"] == [3, 4]
+    data = files["__0_0.distcp"].read_bytes()
+    for entry in index["tensors"].values():
+        (chunk,) = entry["chunks"]
+        archive = io.BytesIO(data[chunk["start"] : chunk["start"] + chunk["length"]])
+        assert list(torch.load(archive, weights_only=True).shape) == chunk["size"]
+
+
+def test_tensors_that_would_run_code_are_refused(tmp_path):
+    checkpoints = Checkpoints(str(tmp_path), keep=1, world=World.single())
+    save(checkpoints, "epoch-00001")
+    folder = tmp_path / "epoch-00001"
+    evil = evil_pickle(tmp_path / "was-here")
+    (folder / "__0_0.distcp").write_bytes(evil)
+    index = json.loads((folder / "index.json").read_text())
+    for entry in index["tensors"].values():
+        entry["chunks"][0] |= {"start": 0, "length": len(evil)}
+    del index["tensors"]["model/table"], index["tensors"]["model/generated"]  # larger than the pickle
+    (folder / "index.json").write_text(json.dumps(index))
+    with pytest.raises(UserError, match="epoch-00001 cannot be read"):
+        checkpoints.tensors("epoch-00001", {})
+    assert not (tmp_path / "was-here").exists()
+
+
+def test_a_checkpoint_of_an_earlier_version_is_called_that(tmp_path):
+    """Earlier versions left torch's own index, a pickle; nothing of it is loaded."""
+    checkpoints = Checkpoints(str(tmp_path), keep=1, world=World.single())
+    save(checkpoints, "epoch-00001")
+    (tmp_path / "epoch-00001" / "index.json").unlink()
     (tmp_path / "epoch-00001" / ".metadata").write_bytes(evil_pickle(tmp_path / "was-here"))
-    with pytest.raises(UserError, match=r"refusing the pickle .* it asks for posix\.system"):
+    with pytest.raises(UserError, match=r"epoch-00001 was written by an earlier version of this program, .* train"):
         checkpoints.tensors("epoch-00001", {})
     assert not (tmp_path / "was-here").exists()

@@ -1,0 +1,145 @@
+"""A checkpoint's index as JSON: which tensors it holds, and where their rows lie in the files.
+
+torch.distributed.checkpoint would pickle its own classes, in a form that follows the releases of torch and Python. This
+is plain text that any of them reads, and every field of it is checked.
+"""
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import Annotated, Literal, get_args
+
+import torch
+from pydantic import Field
+from torch.distributed.checkpoint.filesystem import _StorageInfo
+from torch.distributed.checkpoint.metadata import (
+    ChunkStorageMetadata,
+    Metadata,
+    MetadataIndex,
+    TensorProperties,
+    TensorStorageMetadata,
+)
+from torch.distributed.checkpoint.storage import WriteResult
+from typing_extensions import TypedDict
+
+from diffmm_dist import storage
+from diffmm_dist.errors import UserError
+
+INDEX_FILE = "index.json"
+_EARLIER_INDEX = ".metadata"  # of torch.distributed.checkpoint
+
+Dtype = Literal["float64", "float32", "float16", "bfloat16", "int64", "int32", "bool"]
+Number = Annotated[int, Field(strict=True, ge=0, le=2**62)]
+FileName = Annotated[str, Field(pattern=r"\A__[0-9]+_[0-9]+\.distcp\z")]  # inside the folder, as DCP names them
+
+
+class Chunk(TypedDict):
+    """Some rows of a tensor.
+
+    ``offset`` is that of the first value, one number per dimension, ``size`` the shape; the bytes ``start`` to
+    ``start + length`` of ``file`` are what ``torch.save`` wrote.
+    """
+
+    offset: list[Number]
+    size: list[Number]
+    file: FileName
+    start: Number
+    length: Number
+
+
+class Entry(TypedDict):
+    """A tensor; its chunks hold all rows, each once."""
+
+    dtype: Dtype
+    size: list[Number]
+    chunks: list[Chunk]
+
+
+class Index(TypedDict):
+    """What ``index.json`` holds."""
+
+    format: Literal[1]
+    tensors: dict[str, Entry]
+
+
+def write_index(folder: str, metadata: Metadata, results: Iterable[Sequence[WriteResult]]) -> None:
+    """Write the index.
+
+    Args:
+        folder: the checkpoint's, a path or an s3:// address.
+        metadata: of all tensors, as DCP has planned them.
+        results: of every worker, where it has put its chunks.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    places = {written.index: written.storage_data for of_worker in results for written in of_worker}
+    tensors: dict[str, Entry] = {}
+    for name, entry in metadata.state_dict_metadata.items():
+        assert isinstance(entry, TensorStorageMetadata)
+        dtype = str(entry.properties.dtype).removeprefix("torch.")
+        assert dtype in get_args(Dtype), dtype
+        chunks = [_chunk(chunk, places[MetadataIndex(name, chunk.offsets)]) for chunk in entry.chunks]
+        tensors[name] = {"dtype": dtype, "size": list(entry.size), "chunks": chunks}  # type: ignore[typeddict-item]
+    storage.write_json(storage.join(folder, INDEX_FILE), Index(format=1, tensors=tensors))
+
+
+def _chunk(chunk: ChunkStorageMetadata, place: _StorageInfo) -> Chunk:
+    return {
+        "offset": list(chunk.offsets),
+        "size": list(chunk.sizes),
+        "file": place.relative_path,
+        "start": place.offset,
+        "length": place.length,
+    }
+
+
+def read_index(folder: str) -> Metadata:
+    """Read and check the index, in the form in which DCP wants it.
+
+    Raises:
+        UserError: it is missing, of another version of the program, or damaged.
+    """
+    path = storage.join(folder, INDEX_FILE)
+    if not storage.exists(path) and storage.exists(storage.join(folder, _EARLIER_INDEX)):
+        raise UserError(
+            f"the checkpoint {folder} was written by an earlier version of this program, whose index this one does not "
+            "read; go on with that version, or choose another run.path and train again"
+        )
+    remedy = "remove the checkpoint to go on from an earlier one"
+    index: Index = storage.read_record(path, Index, remedy=remedy)
+    for name, entry in index["tensors"].items():
+        problem = _problem(entry)
+        if problem:
+            raise UserError(f"{path} is damaged at '{name}': {problem}; {remedy}")
+    chunks = [(name, chunk) for name, entry in index["tensors"].items() for chunk in entry["chunks"]]
+    return Metadata(
+        state_dict_metadata={name: _entry(entry) for name, entry in index["tensors"].items()},
+        storage_data={
+            MetadataIndex(name, chunk["offset"]): _StorageInfo(chunk["file"], chunk["start"], chunk["length"])
+            for name, chunk in chunks
+        },
+    )
+
+
+def _entry(entry: Entry) -> TensorStorageMetadata:
+    return TensorStorageMetadata(
+        TensorProperties(dtype=getattr(torch, entry["dtype"])),
+        torch.Size(entry["size"]),
+        [ChunkStorageMetadata(torch.Size(chunk["offset"]), torch.Size(chunk["size"])) for chunk in entry["chunks"]],
+    )
+
+
+def _problem(entry: Entry) -> str | None:
+    """Return what is wrong with an entry: its chunks must be its rows from the first to the last, each in its bytes."""
+    size, width = entry["size"], getattr(torch, entry["dtype"]).itemsize
+    if not size and len(entry["chunks"]) != 1:
+        return "a single value must have one chunk"
+    num_rows = 0
+    for chunk in sorted(entry["chunks"], key=lambda chunk: chunk["offset"]):
+        expected = [num_rows, *(0 for _ in size[1:])] if size else []
+        if chunk["offset"] != expected or len(chunk["size"]) != len(size) or chunk["size"][1:] != size[1:]:
+            return f"a chunk of {chunk['size']} at {chunk['offset']} of {size} overlaps another or leaves a gap"
+        if chunk["length"] < math.prod(chunk["size"]) * width:
+            return f"{chunk['length']} bytes cannot hold a chunk of {chunk['size']} of {entry['dtype']}"
+        num_rows += chunk["size"][0] if size else 0
+    return f"its chunks hold {num_rows} rows of {size[0]}" if size and num_rows != size[0] else None
