@@ -9,9 +9,9 @@ import typer
 
 from diffmm_dist.cli_bench import bench_app
 from diffmm_dist.cli_data import inspect, partition, prepare_app
-from diffmm_dist.cli_options import ConfigFile, Force, Out, Overrides, positive_numbers
+from diffmm_dist.cli_options import ConfigFile, Force, Out, Overrides, configured, file_and_overrides, positive_numbers
+from diffmm_dist.cli_usage import UsageError, usage_sentence
 from diffmm_dist.config import render
-from diffmm_dist.config.load import load_config
 from diffmm_dist.errors import StoppedError, UserError, one_line, system_sentence
 from diffmm_dist.monitoring.log import metric_cells, metric_rows, print_table, set_up_logging
 
@@ -30,11 +30,13 @@ app.add_typer(bench_app, name="bench")
 app.command()(partition)
 app.command()(inspect)
 
+_INTERRUPTED = 130
+
 
 @app.command()
-def train(config: ConfigFile, overrides: Overrides = None) -> None:
+def train(overrides: Overrides = None, config: ConfigFile = None) -> None:
     """Train a model, or go on training it: the same command again resumes the run."""
-    settings = load_config(config, overrides or [])
+    settings = configured(config, overrides)
     if settings.cluster.num_workers == 0:
         from diffmm_dist.train.local_job import run_here as run
     else:
@@ -45,15 +47,16 @@ def train(config: ConfigFile, overrides: Overrides = None) -> None:
 @app.command()
 def submit(
     address: Annotated[str, typer.Option(help="The cluster's dashboard, such as http://HEAD:8265.")],
-    config: ConfigFile,
     working_dir: Annotated[str, typer.Option(help="The project's folder, uploaded without data and runs.")] = ".",
     follow: Annotated[bool, typer.Option(help="Print the job's log and end with its status.")] = True,
     overrides: Overrides = None,
+    config: ConfigFile = None,
 ) -> None:
     """Send a `train` command to a Ray cluster as a job, follow its log, and end as it ends."""
     from diffmm_dist.train.submit import submit as send
 
-    sys.exit(send(address, str(config), overrides or [], working_dir=working_dir, follow=follow))
+    file, settings = file_and_overrides(config, overrides)
+    sys.exit(send(address, file, settings, working_dir=working_dir, follow=follow))
 
 
 def _show_result(result: Mapping[str, Any], path: str) -> None:
@@ -174,9 +177,9 @@ def _ids(text: str) -> list[str]:
 
 
 @config_app.command("show")
-def config_show(config: ConfigFile, overrides: Overrides = None) -> None:
+def config_show(overrides: Overrides = None, config: ConfigFile = None) -> None:
     """Print the resolved configuration."""
-    print(render.to_yaml(load_config(config, overrides or [])), end="")
+    print(render.to_yaml(configured(config, overrides)), end="")
 
 
 @config_app.command("reference")
@@ -186,16 +189,26 @@ def config_reference() -> None:
 
 
 def main() -> None:
-    """Run the command line; exit 1 with one sentence for what the user can put right, 130 after Ctrl-C."""
+    """Run the command line.
+
+    Exit with one sentence and 2 for a command line that cannot be read, 1 for what the user can put right, and 130
+    after Ctrl-C.
+    """
     set_up_logging()
     try:
-        app()
+        status = app(standalone_mode=False)
+        if status == _INTERRUPTED:
+            raise KeyboardInterrupt
+    except UsageError as error:
+        if type(error).__name__ == "NoArgsIsHelpError":  # the help has been shown
+            sys.exit(error.exit_code)
+        _fail(f"error: {usage_sentence(error, sys.argv[1:])}", error.exit_code)
     except UserError as error:
         _fail(f"error: {one_line(error)}", 1)
-    except KeyboardInterrupt:
-        _fail("interrupted", 130)
+    except (KeyboardInterrupt, typer.Abort):
+        _fail("interrupted", _INTERRUPTED)
     except StoppedError as error:
-        _fail(f"stopped at {error}; a checkpoint is saved, the same command goes on from there", 130)
+        _fail(f"stopped at {error}; a checkpoint is saved, the same command goes on from there", _INTERRUPTED)
     except OSError as error:
         _fail(f"error: {system_sentence(error)}", 1)
 

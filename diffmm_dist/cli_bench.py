@@ -5,8 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from diffmm_dist.cli_options import ConfigFile, Overrides, positive_numbers
-from diffmm_dist.config.load import load_config
+from diffmm_dist.cli_options import ConfigFile, Overrides, configured, positive_numbers
 from diffmm_dist.errors import UserError
 
 if TYPE_CHECKING:
@@ -19,15 +18,15 @@ bench_app = typer.Typer(help="Measure quality, time and memory.", no_args_is_hel
 
 @bench_app.command("train")
 def bench_train(
-    config: ConfigFile,
     out: Annotated[str, typer.Option(help="JSON file to write.")],
     seeds: Annotated[str, typer.Option(help="Seeds, comma-separated.")] = "421,422,423",
     overrides: Overrides = None,
+    config: ConfigFile = None,
 ) -> None:
     """Train once per seed; write means, spreads, memory, and times in units of one matrix product."""
     from diffmm_dist.bench.runner import bench_seeds
 
-    settings = load_config(config, overrides or [])
+    settings = configured(config, overrides)
     bench_seeds(settings, positive_numbers(seeds, "--seeds"), out)
     print(out)
 
@@ -104,51 +103,50 @@ def bench_propagate(
 
 @bench_app.command("epoch")
 def bench_epoch(
-    config: ConfigFile,
     out: Out,
     repeats: Annotated[int, typer.Option(min=1, help="Epochs to time, after one that is not.")] = 3,
     overrides: Overrides = None,
+    config: ConfigFile = None,
 ) -> None:
     """Time whole training epochs, phase by phase."""
     from diffmm_dist.bench.epoch import bench_epoch as run
     from diffmm_dist.bench.report import markdown
 
-    run(load_config(config, overrides or []), repeats=repeats, out=out)
+    run(configured(config, overrides), repeats=repeats, out=out)
     print(markdown([out]), end="")
 
 
 @bench_app.command("growth")
 def bench_growth(
-    config: ConfigFile,
     out: Out,
     repeats: Annotated[int, typer.Option(min=1, help="Steps to time at each size, after one that is not.")] = 5,
     plot: Annotated[str | None, typer.Option(help="SVG file to draw.")] = None,
     overrides: Overrides = None,
+    config: ConfigFile = None,
 ) -> None:
     """Time a step of each phase while users, items, interactions, modalities or hidden width grow."""
     from diffmm_dist.bench.growth import bench_growth as run
     from diffmm_dist.bench.report import markdown
 
-    run(load_config(config, overrides or []), out, repeats=repeats, plot=plot)
+    run(configured(config, overrides), out, repeats=repeats, plot=plot)
     print(markdown([out]), end="")
 
 
 @bench_app.command("profile")
 def bench_profile(
-    config: ConfigFile,
     out: Annotated[str, typer.Option(help="Text file to write.")],
     steps: Annotated[int, typer.Option(min=1, help="Steps of each phase, after one that is not counted.")] = 5,
     overrides: Overrides = None,
+    config: ConfigFile = None,
 ) -> None:
     """List what the steps of each phase spend their time on, operator by operator."""
     from diffmm_dist.bench.profile import bench_profile as run
 
-    print(run(load_config(config, overrides or []), num_steps=steps, out=out), end="")
+    print(run(configured(config, overrides), num_steps=steps, out=out), end="")
 
 
 @bench_app.command("scaling")
 def bench_scaling(
-    config: ConfigFile,
     out: Annotated[str, typer.Option(help="JSON file to write.")],
     workers: Annotated[str, typer.Option(help="Numbers of workers, comma-separated.")] = "1,2",
     steps: Annotated[int, typer.Option(min=1, help="Steps to time of each phase.")] = 5,
@@ -158,11 +156,12 @@ def bench_scaling(
         typer.Option(help="Dataset of each number of workers, in their order, for weak scaling; batches grow too."),
     ] = None,
     overrides: Overrides = None,
+    config: ConfigFile = None,
 ) -> None:
     """Time every phase with several numbers of workers on this machine, one thread each unless configured."""
     from diffmm_dist.bench.scaling import bench_scaling as run
 
-    settings = load_config(config, overrides or [])
+    settings = configured(config, overrides)
     sizes = positive_numbers(workers, "--workers")
     run(settings, sizes, num_steps=steps, repeats=repeats, out=out, datasets=dataset or [])
     print(out)
@@ -170,16 +169,16 @@ def bench_scaling(
 
 @bench_app.command("comm")
 def bench_comm(
-    config: ConfigFile,
     out: Annotated[str, typer.Option(help="JSON file to write.")],
     predict: Annotated[str, typer.Option(help="Numbers of workers to predict for.")] = "1,2,3,4,8,16,32,64",
     measure: Annotated[str, typer.Option(help="Numbers of workers to measure with, on this machine.")] = "2,3,4",
     overrides: Overrides = None,
+    config: ConfigFile = None,
 ) -> None:
     """Predict what each worker sends in a step, and check the prediction against real workers."""
     from diffmm_dist.bench.comm import bench_comm as run
 
-    settings = load_config(config, overrides or [])
+    settings = configured(config, overrides)
     sizes, real = positive_numbers(predict, "--predict"), positive_numbers(measure, "--measure")
     run(settings, predicted=sizes, measured=real, out=out)
     print(out)
@@ -187,7 +186,6 @@ def bench_comm(
 
 @bench_app.command("gpus")
 def bench_gpus(
-    config: ConfigFile,
     out: Annotated[str, typer.Option(help="JSON file to write.")],
     workers: Annotated[str, typer.Option(help="Numbers of GPUs, comma-separated.")] = "1,8,64",
     tflops: Annotated[float, typer.Option(min=1e-3, help="Assumed float32 operations per second, in 10^12.")] = 40.0,
@@ -195,12 +193,13 @@ def bench_gpus(
     network: Annotated[float, typer.Option(min=1e-3, help="Assumed bytes sent per second, in GB.")] = 25.0,
     latency: Annotated[float, typer.Option(min=0, help="Assumed time of an exchange besides its bytes, in us.")] = 30.0,
     overrides: Overrides = None,
+    config: ConfigFile = None,
 ) -> None:
     """Predict the seconds of an epoch on GPUs from operations, bytes and what a GPU is assumed to do per second."""
     from diffmm_dist.bench.gpus import Assumptions
     from diffmm_dist.bench.gpus import bench_gpus as run
 
-    settings = load_config(config, overrides or [])
+    settings = configured(config, overrides)
     run(settings, positive_numbers(workers, "--workers"), Assumptions(tflops, memory, network, latency), out=out)
     print(out)
 

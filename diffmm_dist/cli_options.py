@@ -1,18 +1,59 @@
 """Options that several commands share, and what they hold."""
 
+import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Annotated, TypeVar
 
 import typer
 
-from diffmm_dist.config.schema import LARGEST_COUNT
+from diffmm_dist.cli_usage import UsageError
+from diffmm_dist.config.load import load_config
+from diffmm_dist.config.schema import LARGEST_COUNT, Config
 from diffmm_dist.errors import UserError, closest
 
 Out = Annotated[str, typer.Option(help="Where to write: a folder or an s3:// prefix.")]
 Force = Annotated[bool, typer.Option("--force", help="Replace what is there.")]
-ConfigFile = Annotated[Path, typer.Option("--config", help="YAML file; see docs/configuration.md.")]
-Overrides = Annotated[list[str] | None, typer.Argument(help="section.key=value, winning over the file.")]
+ConfigFile = Annotated[str | None, typer.Option("--config", help="YAML file, if not given as FILE.")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="[FILE] [section.key=value]...",
+        help="YAML file, and settings that win over it; see docs/configuration.md.",
+    ),
+]
+
+
+def configured(config: str | None, overrides: list[str] | None) -> Config:
+    """Return the configuration that a command line gives; the arguments and errors are those of ``file_and_overrides``.
+
+    Raises:
+        UserError: naming every mistake in it at once.
+    """
+    return load_config(*file_and_overrides(config, overrides))
+
+
+def file_and_overrides(config: str | None, words: list[str] | None) -> tuple[str, list[str]]:
+    """Return the configuration file, which stands behind ``--config`` or alone, and the settings beside it.
+
+    Args:
+        config: what stands behind ``--config``.
+        words: everything else; of these a file is what has no ``=`` and ends as YAML files do, and any file there is.
+
+    Raises:
+        UserError: several files are given.
+        UsageError: none is.
+    """
+    files = [word for word in words or [] if _is_file(word)]
+    named = list(dict.fromkeys(([config] if config is not None else []) + files))
+    if len({os.path.realpath(name) for name in named}) > 1:
+        raise UserError(f"{' and '.join(named)} are both given as configuration; name one, which may extend the other")
+    if not named:
+        raise UsageError("no configuration is named; give a YAML file, such as configs/demo.yaml")
+    return named[0], [word for word in words or [] if word not in files]
+
+
+def _is_file(word: str) -> bool:
+    return ("=" not in word and word.endswith((".yaml", ".yml"))) or os.path.isfile(word)
 
 
 def positive_numbers(text: str, option: str) -> list[int]:

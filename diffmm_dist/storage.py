@@ -18,6 +18,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from diffmm_dist import s3
 from diffmm_dist.errors import UserError, one_line
+from diffmm_dist.words import damage
 
 _PIECE = 1 << 20
 
@@ -96,9 +97,7 @@ def read_record(uri: str, kind: Any, *, remedy: str) -> Any:
     try:
         return TypeAdapter(kind).validate_python(json.loads(data))
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"]) or "its top"
-        raise UserError(f"{uri} is damaged at '{where}': {first['msg']}; {remedy}") from error
+        raise UserError(f"{uri} {damage(kind, error)}; {remedy}") from error
     except ValueError as error:
         raise UserError(f"{uri} is damaged: {one_line(error)}; {remedy}") from error
 

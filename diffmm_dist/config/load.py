@@ -1,17 +1,32 @@
 """Reading a configuration: YAML with ``extends``, then ``section.key=value`` overrides, then one check of it all."""
 
 from collections.abc import Sequence
+from datetime import date
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, NamedTuple
 
 import yaml
-from pydantic import ValidationError
-from pydantic_core import ErrorDetails
+from pydantic import TypeAdapter
 
-from diffmm_dist.config.schema import Config
-from diffmm_dist.errors import UserError, closest, one_line
+from diffmm_dist.config.names import Setting, malformed, settings, unknown_key, unknown_section
+from diffmm_dist.config.schema import Config, broken_rules
+from diffmm_dist.errors import UserError, one_line
+from diffmm_dist.words import allowed, shortened, shown
 
 Tree = dict[str, Any]
+COMMAND_LINE = "command line"
+
+
+class Layer(NamedTuple):
+    """Settings from one place; a later layer wins over an earlier one.
+
+    Attributes:
+        source: the file, or the command line.
+        tree: its sections.
+    """
+
+    source: str
+    tree: Tree
 
 
 def load_config(path: str | Path | None, overrides: Sequence[str] = ()) -> Config:
@@ -22,31 +37,32 @@ def load_config(path: str | Path | None, overrides: Sequence[str] = ()) -> Confi
         overrides: ``section.key=value``, the value in YAML.
 
     Raises:
-        UserError: naming every error at once, each with its key.
+        UserError: naming every mistake at once, each with its key, by the file or command line that it stands in.
     """
-    problems: list[str] = []
-    tree = read_tree(Path(path), seen=()) if path is not None else {}
-    for override in overrides:
-        _apply(tree, override, problems)
-    return _validate(tree, problems, source=str(path) if path is not None else "command line")
+    layers = read_layers(Path(path), seen=()) if path is not None else []
+    tree, problems = _parsed_overrides(overrides)
+    check = _Check(COMMAND_LINE if path is None else str(path))
+    for problem in problems:
+        check.add(COMMAND_LINE, problem)
+    return check.config([*layers, Layer(COMMAND_LINE, tree)])
 
 
 def config_from_text(text: str, *, source: str) -> Config:
     """Read a configuration that extends no other, for instance the one kept in a run folder on S3.
 
     Raises:
-        UserError: naming every error at once, each with its key.
+        UserError: naming every mistake at once, each with its key.
     """
-    return _validate(_parsed(text, source), [], source=source)
+    return config_from_tree(_parsed(text, source), source=source)
 
 
 def config_from_tree(tree: Tree, *, source: str) -> Config:
     """Check an already parsed configuration, for instance the one kept in a run folder."""
-    return _validate(tree, [], source=source)
+    return _Check(source).config([Layer(source, tree)])
 
 
-def read_tree(path: Path, seen: tuple[Path, ...]) -> Tree:
-    """Read one YAML file and the files that it extends, the nearest winning."""
+def read_layers(path: Path, seen: tuple[Path, ...]) -> list[Layer]:
+    """Read one YAML file and the files that it extends, which come first."""
     if path.resolve() in seen:
         raise UserError(f"{path}: 'extends' leads back to this file; remove one of them")
     try:
@@ -56,20 +72,21 @@ def read_tree(path: Path, seen: tuple[Path, ...]) -> Tree:
     tree = _parsed(text, str(path))
     base = tree.pop("extends", None)
     if base is None:
-        return tree
+        return [Layer(str(path), tree)]
     if not isinstance(base, str) or "\0" in base:
-        raise UserError(f"{path}: 'extends' must name one YAML file, not {base!r}")
-    return _merge(read_tree(path.parent / base, (*seen, path.resolve())), tree)
+        raise UserError(f"{path}: 'extends' must name one YAML file, not {shown(base)}")
+    return [*read_layers(path.parent / base, (*seen, path.resolve())), Layer(str(path), tree)]
 
 
 def _parsed(text: str, source: str) -> Tree:
     """Return the sections of a YAML text."""
     try:
         tree = yaml.load(text, Loader=_UniqueKeyLoader)
-    except (yaml.YAMLError, ValueError) as error:  # a date that does not exist is a ValueError
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # a date that does not exist is a ValueError
         raise UserError(f"{source} is not valid YAML: {one_line(error)}") from error
     if not isinstance(tree, dict):
-        raise UserError(f"{source} must hold sections such as 'data:' and 'model:', not {type(tree).__name__}")
+        what = "but is empty" if tree is None else f"not {shown(tree)}"
+        raise UserError(f"{source} must hold sections such as 'data:' and 'model:', {what}")
     return tree
 
 
@@ -84,68 +101,128 @@ class _UniqueKeyLoader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-def _merge(base: Tree, top: Tree) -> Tree:
-    """Return ``base`` with the sections of ``top`` laid over it, key by key."""
-    merged = dict(base)
-    for name, value in top.items():
-        below = merged.get(name)
-        merged[name] = {**below, **value} if isinstance(below, dict) and isinstance(value, dict) else value
-    return merged
+def _parsed_overrides(overrides: Sequence[str]) -> tuple[Tree, list[str]]:
+    """Return the sections of ``section.key=value`` texts, and what is wrong with the others."""
+    tree: Tree = {}
+    problems: list[str] = []
+    others: list[str] = []
+    for override in overrides:
+        key, equals, text = override.partition("=")
+        section, dot, name = key.partition(".")
+        if not (equals and dot and section and name) or key != key.strip() or key.startswith("-"):
+            others.append(override)
+            continue
+        try:
+            tree.setdefault(section, {})[name] = yaml.safe_load(text)
+        except (yaml.YAMLError, ValueError, RecursionError):
+            problems.append(f"the value of '{shortened(override)}' is not valid YAML")
+    return tree, [*problems, *malformed(others)]
 
 
-def _apply(tree: Tree, override: str, problems: list[str]) -> None:
-    key, equals, text = override.partition("=")
-    section, dot, name = key.partition(".")
-    if not (equals and dot and section and name):
-        problems.append(f"'{override}' is not of the form section.key=value")
-        return
-    try:
-        value = yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError):
-        problems.append(f"the value of '{override}' is not valid YAML")
-        return
-    below = tree.get(section)
-    tree[section] = {**below, name: value} if isinstance(below, dict) else {name: value}
+class _Check:
+    """Finds every mistake of a configuration, by the place that it stands in.
+
+    Args:
+        source: the place that is to be completed where something is missing.
+    """
+
+    def __init__(self, source: str) -> None:
+        self._source = source
+        self._problems: dict[str, list[str]] = {}
+
+    def add(self, source: str, problem: str) -> None:
+        """Note a mistake."""
+        self._problems.setdefault(source, []).append(problem)
+
+    def config(self, layers: Sequence[Layer]) -> Config:
+        """Return the configuration of some layers, the last one winning.
+
+        Raises:
+            UserError: with all mistakes, also those noted before.
+        """
+        written: dict[str, _Written] = {}
+        for place, layer in enumerate(layers):
+            written |= self._known_keys(place, layer)
+        values = self._values(written)
+        for rule, sentence in broken_rules(values):
+            last = max((written[key] for key in rule.keys if key in written), key=lambda one: one.place)
+            self.add(last.source, sentence)
+        self._raise_all([layer.source for layer in layers])
+        tree: Tree = {}
+        for setting in settings():
+            tree.setdefault(setting.section, {})[setting.name] = values[setting.key]
+        return Config.model_validate(tree)
+
+    def _known_keys(self, place: int, layer: Layer) -> dict[str, "_Written"]:
+        """Return what a layer sets, and note the sections and keys that do not exist."""
+        known = {setting.key for setting in settings()}
+        written = {}
+        for section, keys in layer.tree.items():
+            if section not in Config.model_fields:
+                self.add(layer.source, unknown_section(str(section)))
+                continue
+            if not isinstance(keys, dict | None):
+                self.add(layer.source, f"'{section}' is {shown(keys)}: it must be a section with keys under it")
+                continue
+            for name, value in (keys or {}).items():
+                if f"{section}.{name}" in known:
+                    written[f"{section}.{name}"] = _Written(value, layer.source, place)
+                else:
+                    self.add(layer.source, unknown_key(section, str(name)))
+        return written
+
+    def _values(self, written: dict[str, "_Written"]) -> dict[str, Any]:
+        """Return all values that are right, converted, and note the others and what is missing."""
+        values = {}
+        for setting in settings():
+            if setting.key not in written:
+                if setting.field.is_required():
+                    self.add(self._source, f"'{setting.key}' is missing; set it in the file or as {setting.key}=VALUE")
+                else:
+                    values[setting.key] = setting.field.default
+                continue
+            one = written[setting.key]
+            try:
+                values[setting.key] = _converted(setting, one.value)
+            except ValueError:
+                self.add(
+                    one.source, f"'{setting.key}' is {shown(one.value)}: it must be {_allowed(setting, one.value)}"
+                )
+        return values
+
+    def _raise_all(self, sources: Sequence[str]) -> None:
+        """Raise what was noted, if anything, in the order of the sources."""
+        lists = {source: self._problems[source] for source in dict.fromkeys([*sources, *self._problems])
+                 if source in self._problems}  # fmt: skip
+        if lists:
+            raise UserError("; ".join(f"{source}: {'; '.join(problems)}" for source, problems in lists.items()))
 
 
-def _validate(tree: Tree, problems: list[str], *, source: str) -> Config:
-    config: Config | None = None
-    try:
-        config = Config.model_validate(tree)
-    except ValidationError as error:
-        # One sentence per key: further errors of the same key are the other members of a union.
-        by_key: dict[str, str] = {}
-        for detail in error.errors():
-            by_key.setdefault(_key(detail) or detail["msg"], _sentence(detail))
-        problems = problems + list(by_key.values())
-    if problems or config is None:
-        raise UserError(f"{source}: " + "; ".join(problems))
-    return config
+class _Written(NamedTuple):
+    """A value that was set: the source, and which layer that is."""
+
+    value: Any
+    source: str
+    place: int
 
 
-def _key(detail: ErrorDetails) -> str:
-    """Return ``section.key``; members of a union and positions in a list would only blur it."""
-    return ".".join([str(part) for part in detail["loc"]][:2])
+def _converted(setting: Setting, value: Any) -> Any:
+    """Return a value in the type of its setting; a ``ValueError`` if it cannot be."""
+    if setting.field.annotation is not bool and _holds_truth(value):
+        raise ValueError("true and false are no numbers")  # to Python they are 1 and 0
+    return _adapter(setting).validate_python(value)
 
 
-def _sentence(detail: ErrorDetails) -> str:
-    """Turn one pydantic error into words: the dotted key, what is wrong, and the nearest name for an unknown key."""
-    key = _key(detail)
-    if detail["type"] == "extra_forbidden":
-        return f"unknown key '{key}'{_nearest([str(part) for part in detail['loc']])}"
-    if detail["type"] == "missing":
-        return f"'{key}' is missing; set it in the file or as {key}{'=VALUE' if '.' in key else '.KEY=VALUE'}"
-    if detail["type"] == "value_error":
-        return str(detail["msg"]).removeprefix("Value error, ")
-    return f"'{key}' is {detail['input']!r}: {detail['msg'][:1].lower()}{detail['msg'][1:]}"
+def _holds_truth(value: Any) -> bool:
+    return isinstance(value, bool) or (isinstance(value, list) and any(isinstance(member, bool) for member in value))
 
 
-def _nearest(path: list[str]) -> str:
-    sections = Config.model_fields
-    if len(path) == 1:
-        if path[0].partition(".")[0] in sections:
-            return "; write it as a key under its section"
-        return closest(path[0], list(sections))
-    keys = {name: list(getattr(field.annotation, "model_fields", {})) for name, field in sections.items()}
-    elsewhere = [f"{section}.{key}" for section, names in keys.items() for key in names if key == path[1]]
-    return f"; did you mean '{elsewhere[0]}'?" if elsewhere else closest(path[1], keys[path[0]])
+def _adapter(setting: Setting) -> TypeAdapter[Any]:
+    kind: Any = Annotated[setting.field.annotation, setting.field]
+    return TypeAdapter(kind)
+
+
+def _allowed(setting: Setting, value: Any) -> str:
+    """Return what a setting must be, instead of a value."""
+    words = allowed(_adapter(setting).json_schema())
+    return f"{words}; put it in quotes" if words.startswith("text") and isinstance(value, int | float | date) else words

@@ -3,18 +3,27 @@
 Hyper-parameters carry the field's names; the published flag that each one replaces stands in models/diffmm/README.md.
 """
 
-from typing import Annotated, Literal
+from collections.abc import Callable, Mapping
+from operator import attrgetter
+from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-Probability = Annotated[float, Field(ge=0.0, le=1.0, allow_inf_nan=False)]
-NonNegative = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
-Positive = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
+from diffmm_dist.words import shortened, shown
+
+Number = Annotated[float, Field(allow_inf_nan=False)]
+Probability = Annotated[Number, Field(ge=0.0, le=1.0)]
+NonNegative = Annotated[Number, Field(ge=0.0)]
+Positive = Annotated[Number, Field(gt=0.0)]
+Seconds = Annotated[Number, Field(gt=0, le=86_400)]
 LARGEST_COUNT = 10**9
+Natural = Annotated[int, Field(ge=0, le=LARGEST_COUNT)]
 Count = Annotated[int, Field(ge=1, le=LARGEST_COUNT)]
 Workers = Annotated[int, Field(ge=1, le=4096)]
+UpToWorkers = Annotated[int, Field(ge=0, le=4096)]
 Location = Annotated[str, Field(min_length=1)]
 Projection = Literal["matrix", "affine"]
+METRICS = ("recall", "ndcg", "precision", "hit_rate", "mrr")
 
 
 class Section(BaseModel):
@@ -35,19 +44,13 @@ class DataConfig(Section):
     cache: str | None = None
     """Local folder that keeps the files read from S3, checked and named by checksum; null fetches them every time."""
 
-    @model_validator(mode="after")
-    def _modalities_are_different(self) -> "DataConfig":
-        if self.modalities is not None and len(set(self.modalities)) < len(self.modalities):
-            raise ValueError(f"data.modalities names one of {', '.join(self.modalities)} twice; name each once")
-        return self
-
 
 class RunConfig(Section):
     """Where a run lives and what makes it repeatable."""
 
     path: Location
     """Run folder, a path or an s3:// address; running the same command again resumes from it."""
-    seed: Annotated[int, Field(ge=0)] = 421
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 421
     """Seed of every random number of the run."""
 
 
@@ -58,7 +61,7 @@ class ModelConfig(Section):
     """Model to train; a model reads only the sections that it needs."""
     embedding_dim: Count = 64
     """Width d of all embeddings."""
-    num_layers: Annotated[int, Field(ge=0)] = 1
+    num_layers: Natural = 1
     """Propagation layers L over the real graph."""
     modality_projection: Projection | dict[str, Projection] = "matrix"
     """Features to embeddings: `matrix` (no bias, LeakyReLU 0.2) or `affine`, or a map from modality to one of them."""
@@ -79,15 +82,15 @@ class DiffusionConfig(Section):
     """Lower end of the variance schedule."""
     noise_max: Positive = 0.02
     """Upper end of the variance schedule."""
-    sampling_steps: Annotated[int, Field(ge=0)] = 0
+    sampling_steps: Natural = 0
     """Corruption steps before the reverse chain; 0 starts from the clean row."""
     sampling_noise: bool = False
     """Add posterior noise in the reverse chain."""
     denoiser_hidden_dims: Annotated[tuple[Count, ...], Field(min_length=1)] = (1000,)
     """Widths of the denoiser's hidden layers."""
-    time_embedding_dim: Annotated[int, Field(ge=2)] = 10
+    time_embedding_dim: Annotated[int, Field(ge=2, le=LARGEST_COUNT)] = 10
     """Width of the sinusoidal time embedding."""
-    input_dropout_prob: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.5
+    input_dropout_prob: Annotated[Number, Field(ge=0.0, lt=1.0)] = 0.5
     """Dropout on the noisy row while the denoiser trains."""
     normalize_input: bool = False
     """L2-normalise each row before the denoiser's first layer."""
@@ -97,24 +100,6 @@ class DiffusionConfig(Section):
     """Generated edges k per user and modality."""
     edge_keep_prob: Probability = 0.5
     """Probability of keeping each entry of a generated graph, drawn once per epoch; 1 keeps all."""
-
-    @model_validator(mode="after")
-    def _steps_fit_the_schedule(self) -> "DiffusionConfig":
-        problems = []
-        if self.noise_min > self.noise_max:
-            problems.append(
-                f"diffusion.noise_min {self.noise_min} is above diffusion.noise_max {self.noise_max}; swap them"
-            )
-        if self.noise_scale * self.noise_max >= 1:
-            problems.append("diffusion.noise_scale * diffusion.noise_max must stay below 1; lower one of them")
-        if self.sampling_steps > self.num_timesteps:
-            problems.append(
-                f"diffusion.sampling_steps {self.sampling_steps} exceeds diffusion.num_timesteps {self.num_timesteps}; "
-                "lower it"
-            )
-        if problems:
-            raise ValueError("; ".join(problems))
-        return self
 
 
 class DenoiserConfig(Section):
@@ -133,7 +118,7 @@ class ContrastConfig(Section):
 
     contrastive_weight: NonNegative = 1e-2
     """Weight of the contrastive loss."""
-    temperature: Annotated[float, Field(ge=0.03, allow_inf_nan=False)] = 0.5
+    temperature: Annotated[Number, Field(ge=0.03)] = 0.5
     """Temperature tau; from 0.03 on exp(cos / tau) stays below 4e14, so float32 needs no maximum subtracted."""
     contrastive_anchor: Literal["main", "modal"] = "modal"
     """Anchors: the `main` view against every modality, or each `modal` view against the later ones."""
@@ -172,13 +157,6 @@ class EvalConfig(Section):
     batch_size: Count = 1024
     """Users ranked at a time."""
 
-    @model_validator(mode="after")
-    def _metric_is_measured(self) -> "EvalConfig":
-        names = [f"{name}@{k}" for name in ("recall", "ndcg", "precision", "hit_rate", "mrr") for k in self.k]
-        if self.metric not in names:
-            raise ValueError(f"eval.metric '{self.metric}' is not measured with eval.k; use one of {', '.join(names)}")
-        return self
-
 
 class GraphConfig(Section):
     """Propagation."""
@@ -192,7 +170,7 @@ class CheckpointConfig(Section):
 
     every_epochs: Count = 1
     """Epochs between checkpoints; a new best epoch and the last one are always saved."""
-    every_steps: Annotated[int, Field(ge=0)] = 0
+    every_steps: Natural = 0
     """Steps between checkpoints inside an epoch; 0 saves at the end of epochs only."""
     keep: Count = 1
     """Newest checkpoints to keep, besides the best."""
@@ -201,26 +179,19 @@ class CheckpointConfig(Section):
 class ClusterConfig(Section):
     """Where the program runs."""
 
-    num_workers: Annotated[int, Field(ge=0, le=4096)] | tuple[Workers, Workers] = 0
+    num_workers: UpToWorkers | tuple[Workers, Workers] = 0
     """0 trains in this process; from 1 on, that many workers through Ray Train, which share users and items. A pair
     such as [1, 4] takes as many as there is room for, and goes on from the last checkpoint when that changes."""
-    resize_check_s: Annotated[float, Field(gt=0, le=86_400)] = 60.0
+    resize_check_s: Seconds = 60.0
     """How often Ray Train looks whether there is room for more workers, with a pair."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Device of the worker; `auto` takes a GPU where there is one."""
-    threads_per_worker: Annotated[int, Field(ge=0)] = 0
+    threads_per_worker: UpToWorkers = 0
     """CPU threads of a worker; 0 shares the machine's cores out evenly. Another number may change the last bits."""
-    timeout_s: Annotated[float, Field(gt=0, le=86_400)] = 300.0
+    timeout_s: Seconds = 300.0
     """Seconds that a worker waits for the others in one exchange before the attempt ends with an error."""
-    max_failures: Annotated[int, Field(ge=0)] = 3
+    max_failures: Natural = 3
     """How often Ray Train starts the workers again, from the last checkpoint, after one has died or hung."""
-
-    @model_validator(mode="after")
-    def _fewest_before_most(self) -> "ClusterConfig":
-        if isinstance(self.num_workers, tuple) and self.num_workers[0] > self.num_workers[1]:
-            fewest, most = self.num_workers
-            raise ValueError(f"cluster.num_workers=[{fewest}, {most}] must give the fewest first; swap them")
-        return self
 
 
 class MonitoringConfig(Section):
@@ -247,10 +218,108 @@ class Config(Section):
     monitoring: MonitoringConfig = MonitoringConfig()
 
     @model_validator(mode="after")
-    def _hidden_noise_has_nothing_to_normalize(self) -> "Config":
-        if self.denoiser.noise == "hidden" and self.diffusion.normalize_input:
-            raise ValueError(
-                "denoiser.noise=hidden cannot be had with diffusion.normalize_input=true, which needs the noisy row "
-                "itself; set one of them back"
-            )
+    def _settings_fit_together(self) -> "Config":
+        keys = {key for rule in RULES for key in rule.keys}
+        broken = broken_rules({key: attrgetter(key)(self) for key in keys})
+        if broken:
+            raise ValueError("; ".join(sentence for _, sentence in broken))
         return self
+
+
+class Rule(NamedTuple):
+    """What settings have to be together.
+
+    Attributes:
+        keys: the settings it looks at.
+        mistake: says what is wrong with their values, or nothing.
+    """
+
+    keys: tuple[str, ...]
+    mistake: Callable[..., str | None]
+
+
+RULES: list[Rule] = []
+
+
+def broken_rules(values: Mapping[str, Any]) -> list[tuple[Rule, str]]:
+    """Return the rules that are broken, and how.
+
+    Args:
+        values: by dotted key; a rule that looks at another one, such as one whose value is wrong, is left out.
+    """
+    found = []
+    for rule in RULES:
+        if all(key in values for key in rule.keys):
+            mistake = rule.mistake(*(values[key] for key in rule.keys))
+            if mistake is not None:
+                found.append((rule, mistake))
+    return found
+
+
+def _rule(*keys: str) -> Callable[[Callable[..., str | None]], Callable[..., str | None]]:
+    """Make a function the rule of some settings."""
+
+    def add(mistake: Callable[..., str | None]) -> Callable[..., str | None]:
+        RULES.append(Rule(keys, mistake))
+        return mistake
+
+    return add
+
+
+@_rule("data.modalities")
+def _modalities_are_different(names: tuple[str, ...] | None) -> str | None:
+    if names is None or len(set(names)) == len(names):
+        return None
+    return f"data.modalities names one of {shortened(', '.join(names))} twice; name each once"
+
+
+@_rule("diffusion.noise_min", "diffusion.noise_max")
+def _noise_rises(low: float, high: float) -> str | None:
+    return f"diffusion.noise_min {low} is above diffusion.noise_max {high}; swap them" if low > high else None
+
+
+@_rule("diffusion.noise_scale", "diffusion.noise_max")
+def _variances_stay_below_one(scale: float, high: float) -> str | None:
+    if scale * high < 1:
+        return None
+    return "diffusion.noise_scale * diffusion.noise_max must stay below 1; lower one of them"
+
+
+@_rule("diffusion.sampling_steps", "diffusion.num_timesteps")
+def _steps_fit_the_schedule(steps: int, num_timesteps: int) -> str | None:
+    if steps <= num_timesteps:
+        return None
+    return f"diffusion.sampling_steps {steps} exceeds diffusion.num_timesteps {num_timesteps}; lower it"
+
+
+@_rule("denoiser.noise", "diffusion.normalize_input")
+def _hidden_noise_has_nothing_to_normalize(noise: str, normalize_input: bool) -> str | None:
+    if noise != "hidden" or not normalize_input:
+        return None
+    return (
+        "denoiser.noise=hidden cannot be had with diffusion.normalize_input=true, which needs the noisy row itself; "
+        "set one of them back"
+    )
+
+
+@_rule("eval.metric")
+def _metric_is_one(metric: str) -> str | None:
+    name, at, k = metric.partition("@")
+    if name in METRICS and at and k.isdecimal():
+        return None
+    return f"eval.metric {shown(metric)} is no metric at a cut-off; use {', '.join(METRICS)}, such as recall@20"
+
+
+@_rule("eval.metric", "eval.k")
+def _metric_is_measured(metric: str, ks: tuple[int, ...]) -> str | None:
+    if _metric_is_one(metric) or metric.partition("@")[2] in map(str, ks):
+        return None
+    cutoffs = ", ".join(map(str, ks))
+    return f"eval.metric {shown(metric)} is not measured with eval.k; use one of its cut-offs, {cutoffs}"
+
+
+@_rule("cluster.num_workers")
+def _fewest_before_most(num_workers: int | tuple[int, int]) -> str | None:
+    if isinstance(num_workers, int) or num_workers[0] <= num_workers[1]:
+        return None
+    return f"cluster.num_workers={shown(list(num_workers))} must give the fewest first; swap them"

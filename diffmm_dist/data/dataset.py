@@ -19,6 +19,7 @@ from diffmm_dist.errors import UserError, closest
 from diffmm_dist.parallel.random import RandomStream
 from diffmm_dist.parallel.ranges import Range
 from diffmm_dist.sparse import CSR
+from diffmm_dist.words import damage
 
 Ints = npt.NDArray[np.int64]
 
@@ -76,9 +77,7 @@ class Dataset:
         try:
             return cls(uri, Manifest.model_validate(content), reading)
         except ValidationError as error:
-            first = error.errors()[0]
-            where = ".".join(str(part) for part in first["loc"])
-            raise UserError(f"{place} is damaged at '{where}': {first['msg']}; prepare the dataset again") from error
+            raise UserError(f"{place} {damage(Manifest, error)}; prepare the dataset again") from error
 
     @property
     def num_users(self) -> int:

@@ -33,29 +33,29 @@ def test_what_is_shown_reads_back():
         (["model.embeding_dim=3"], "unknown key 'model.embeding_dim'; did you mean 'embedding_dim'?"),
         (["modle.num_layers=3"], "unknown key 'modle'; did you mean 'model'?"),
         (["diffusion.learning_rate=1"], "unknown key 'diffusion.learning_rate'; did you mean 'train.learning_rate'?"),
-        (["train.epochs=0"], "'train.epochs' is 0: input should be greater than or equal to 1"),
+        (["train.epochs=0"], "'train.epochs' is 0: it must be a whole number from 1 to 1000000000"),
         (
             ["contrast.temperature=0.001"],
-            "'contrast.temperature' is 0.001: input should be greater than or equal to 0.03",
+            "'contrast.temperature' is 0.001: it must be a finite number of at least 0.03",
         ),
         (["train.learning_rate=.nan"], "'train.learning_rate' is nan"),
         (
             ["diffusion.edge_keep_prob=1.5"],
-            "'diffusion.edge_keep_prob' is 1.5: input should be less than or equal to 1",
+            "'diffusion.edge_keep_prob' is 1.5: it must be a finite number from 0 to 1",
         ),
         (["diffusion.denoiser_hidden_dims=[]"], "'diffusion.denoiser_hidden_dims' is []"),
-        (["model.name=difmm"], "'model.name' is 'difmm': input should be 'diffmm', 'lightgcn' or 'popularity'"),
+        (["model.name=difmm"], "'model.name' is 'difmm': it must be 'diffmm', 'lightgcn' or 'popularity'"),
         (["eval.metric=recall@7"], "eval.metric 'recall@7' is not measured with eval.k"),
         (["diffusion.noise_min=0.5"], "diffusion.noise_min 0.5 is above diffusion.noise_max 0.02"),
         (["diffusion.sampling_steps=9"], "diffusion.sampling_steps 9 exceeds diffusion.num_timesteps 5"),
         (["diffusion.noise_scale=60"], "must stay below 1"),
         (["train.epochs"], "'train.epochs' is not of the form section.key=value"),
         (["train.epochs=[1"], "the value of 'train.epochs=[1' is not valid YAML"),
-        (["train.batch_size=99999999999999999999"], "input should be less than or equal to 1000000000"),
+        (["train.batch_size=99999999999999999999"], "it must be a whole number from 1 to 1000000000"),
         (["data.modalities=[visual, visual]"], "data.modalities names one of visual, visual twice"),
-        (["data.path=''"], "'data.path' is '': string should have at least 1 character"),
+        (["data.path=''"], "'data.path' is '': it must be text that is not empty"),
         (["run.seed=2024-02-30"], "the value of 'run.seed=2024-02-30' is not valid YAML"),
-        (["cluster.num_workers=-1"], "'cluster.num_workers' is -1: input should be greater than or equal to 0"),
+        (["cluster.num_workers=-1"], "'cluster.num_workers' is -1: it must be a whole number from 0 to 4096"),
     ],
 )
 def test_each_error_is_one_sentence(overrides, message):
@@ -73,7 +73,7 @@ def test_all_errors_come_at_once():
              "diffusion.noise_min=0.5", "diffusion.sampling_steps=9"],
         )  # fmt: skip
     for part in (
-        "model.embeding_dim", "train.epochs", "'x=1'", "'run' is missing", "eval.metric 'best'",
+        "model.embeding_dim", "train.epochs", "'x=1'", "'run.path' is missing", "eval.metric 'best'",
         "diffusion.noise_min 0.5", "diffusion.sampling_steps 9",
     ):  # fmt: skip
         assert part in str(error.value)
