@@ -3,6 +3,7 @@
 Endpoint and credentials of S3 come from the environment or the usual AWS profile, never from a configuration.
 """
 
+import glob as glob_module
 import hashlib
 import json
 import os
@@ -48,6 +49,26 @@ def exists(uri: str) -> bool:
     file_system, path = _resolve(uri)
     with _explained(uri, "look at"):
         return bool(file_system.exists(path))
+
+
+def is_folder(uri: str) -> bool:
+    """Return whether a folder is there, or objects below a prefix."""
+    file_system, path = _resolve(uri)
+    with _explained(uri, "look at"):
+        return bool(file_system.isdir(path))
+
+
+def is_pattern(uri: str) -> bool:
+    """Tell a pattern of names from a name."""
+    return glob_module.has_magic(uri)
+
+
+def glob(pattern: str) -> list[str]:
+    """Return the sorted paths or addresses that match a pattern."""
+    file_system, path = _resolve(pattern)
+    with _explained(pattern, "list"):
+        found = sorted(str(place) for place in file_system.glob(path))
+    return [f"s3://{place}" for place in found] if is_remote(pattern) else found
 
 
 def list_names(uri: str) -> list[str]:

@@ -11,6 +11,7 @@ from torch import Tensor
 from diffmm_dist import storage
 from diffmm_dist.bench.machine import command, machine
 from diffmm_dist.bench.scaling import generate_random_edges, random_edges
+from diffmm_dist.bench.work import propagation_products
 from diffmm_dist.config.schema import Config
 from diffmm_dist.data.batches import EpochBatches
 from diffmm_dist.data.dataset import Dataset
@@ -127,11 +128,10 @@ def _rows_sent(user_ids: Tensor, item_ids: Tensor, shards: Sequence[Shard]) -> l
 
 def _propagation(config: Config, real: int, generated: Sequence[int]) -> int:
     """Return the bytes of all products of one recommendation step, forward and backward."""
-    layers, contrasted = config.model.num_layers, config.contrast.contrastive_weight > 0
-    products = 1 + layers * (1 + contrasted * len(generated))  # X + Y; the layers of H and of each view
-    # A product sends rows forward and backward, X half of them; Z and a view's first product have one half in common.
-    rows = (1 + 2 * products) * real + (2 + contrasted) * sum(generated)
-    return rows * config.model.embedding_dim * _FLOAT
+    contrasted = config.contrast.contrastive_weight > 0
+    of_real, of_generated = propagation_products(len(generated), config.model.num_layers, contrasted=contrasted)
+    rows = 2 * (of_real * real + of_generated * sum(generated))  # forward and backward
+    return int(rows) * config.model.embedding_dim * _FLOAT
 
 
 def _contrast(config: Config, data: TrainingData, shards: Sequence[Shard]) -> list[int]:

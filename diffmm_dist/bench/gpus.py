@@ -12,7 +12,7 @@ import torch
 from diffmm_dist import storage
 from diffmm_dist.bench.comm import predict
 from diffmm_dist.bench.machine import command
-from diffmm_dist.bench.work import contrast_flop, input_flop, output_flop, product_flop
+from diffmm_dist.bench.work import contrast_flop, input_flop, output_flop, product_flop, propagation_products
 from diffmm_dist.config.schema import Config
 from diffmm_dist.data.dataset import Dataset
 from diffmm_dist.diffusion.denoiser import TRAFFIC as DENOISER
@@ -143,8 +143,8 @@ def _recommend(config: Config, dataset: Dataset, size: int, sent_per_step: int) 
     interactions = dataset.manifest.num_interactions("train")
     steps = -(-interactions // config.train.batch_size)
     contrasted = config.contrast.contrastive_weight > 0
-    real = 1.5 + layers + (layers * modalities if contrasted else 0)  # half X; X + Y; H's and the views' layers
-    generated = modalities * (1.5 if contrasted else 1)  # Z and a view's first product have one direction in common
+    real, of_each = propagation_products(modalities, layers, contrasted=contrasted)
+    generated = modalities * of_each
     edges = interactions * real + dataset.num_users * config.diffusion.rebuild_topk * generated
     gathered = 4 * edges / size * dim * _FLOAT  # both directions, forward and backward
     nodes = (dataset.num_users + dataset.num_items) / size

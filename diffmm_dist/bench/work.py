@@ -1,4 +1,4 @@
-"""How many operations the large products of DiffMM take; a multiplication and an addition are two.
+"""How much DiffMM computes: operations of its large products, an addition being one too, and its sparse products.
 
 Symbols: B rows, I items, h hidden, d embedding, A anchors, N nodes.
 """
@@ -37,3 +37,17 @@ def product_flop(rows: float, items: float, width: int) -> float:
 def contrast_flop(anchors: float, nodes: float, dim: int) -> float:
     """Return the products of one contrastive term: similarities and both gradients, 6 A N d."""
     return 6 * anchors * nodes * dim
+
+
+def propagation_products(modalities: int, layers: int, *, contrasted: bool) -> tuple[float, float]:
+    """Return how many sparse products a recommendation step takes over the real graph and over each generated one.
+
+    X is half a product, since only users need it; then follow X + Y and the layers of H and of each view. Z and a
+    view's first product have one direction in common.
+
+    Args:
+        modalities: M.
+        layers: L.
+        contrasted: whether the views are computed.
+    """
+    return 1.5 + layers * (1 + contrasted * modalities), 1.5 if contrasted else 1.0

@@ -1,135 +1,143 @@
-"""Parquet, CSV and Arrow tables on a disk or S3, as record batches of chosen columns, a few of them at a time."""
+"""Tables as people have them, on a disk or S3, as record batches of chosen columns, a few of them at a time."""
 
-import re
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import cached_property
 
 import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.csv as csv
-import pyarrow.dataset as arrow_dataset
 
-from diffmm_dist import storage
+from diffmm_dist.data.importers.table_files import Part, find_files
+from diffmm_dist.data.importers.table_formats import PartReader, TextOptions, open_part
+from diffmm_dist.data.importers.table_schemas import UnifiedSchema, converted
 from diffmm_dist.errors import UserError, closest, one_line
 
-_FORMATS = {
-    "parquet": "parquet", "csv": "csv", "tsv": "tsv", "inter": "tsv", "arrow": "ipc", "feather": "ipc", "ipc": "ipc",
-}  # fmt: skip
-_SUFFIX = re.compile(rf"\.({'|'.join(_FORMATS)})(\.gz)?$")
-_BATCHES_AHEAD = 2
-_ROWS_PER_BATCH = 131_072
+_HEADERS_AT_A_TIME = 8
+_SEPARATORS = (";", "\t", "|", ",")
 
 
 class Table:
-    """One table: a file, or a folder of files of one format.
+    """One table: a file, or the files of a folder or a pattern.
+
+    Its files may differ in the order of their columns, in widths of numbers, units of times and forms of text. Folders
+    named ``COLUMN=VALUE`` are columns of text.
 
     Args:
         uri: path or s3:// address.
-        text_columns: columns that a CSV file's reader is not to take for numbers.
+        text: how CSV files are written.
+
+    Attributes:
+        uri: path or s3:// address.
+        notes: what the user should know of the files.
+        schema: names and types of the columns; of CSV files all are text.
+        is_text: whether the values are texts that nobody has read as numbers yet.
 
     Raises:
-        UserError: there is nothing of a known format there.
+        UserError: there is nothing of a known format there, or a file cannot be read.
     """
 
-    def __init__(self, uri: str, *, text_columns: Sequence[str] = ()) -> None:
+    def __init__(self, uri: str, text: TextOptions | None = None) -> None:
         self.uri = uri
-        paths = [uri] if _SUFFIX.search(uri) else _files_of(uri)
-        if not paths or not storage.exists(paths[0]):
-            what = "holds no such file" if storage.exists(uri) else "does not exist"
-            known = ", ".join(f".{name}" for name in _FORMATS)
-            raise UserError(f"{uri} {what}; give a table ({known}) or a folder of tables of one format")
-        formats = {_format(path) for path in paths}
-        if len(formats) > 1:
-            raise UserError(f"{uri} mixes files of {' and '.join(sorted(formats))}; give a folder of one format")
-        file_system, _ = storage.arrow_file_system(uri)
-        with self._explained():
-            self._dataset = arrow_dataset.dataset(
-                [storage.arrow_file_system(path)[1] for path in paths],
-                format=_reader(formats.pop(), text_columns),
-                filesystem=file_system,
-            )
+        text = text or TextOptions()
+        files = find_files(uri, delimited=text.delimiter is not None)
+        self.notes = files.notes
+        self.is_text = files.parts[0].format in ("CSV", "TSV")
+        readers = [open_part(part, text) for part in files.parts]
+        with ThreadPoolExecutor(_HEADERS_AT_A_TIME) as threads:
+            schemas = list(threads.map(_schema_of, readers))
+        self._readers = [
+            (reader, set(schema.names)) for reader, schema in zip(readers, schemas, strict=True) if schema.names
+        ]
+        self._unified = UnifiedSchema.of(
+            (reader.part.uri, _with_constants(schema, reader.part))
+            for reader, schema in zip(readers, schemas, strict=True)
+            if schema.names
+        )
+        self.schema = self._unified.schema
 
-    @property
-    def schema(self) -> pa.Schema:
-        """Names and types of the columns."""
-        return self._dataset.schema
+    @cached_property
+    def likely_schema(self) -> pa.Schema:
+        """The schema, of CSV files with the types that the beginning of the first one suggests."""
+        if not self.is_text or not self._readers:
+            return self.schema
+        reader, names = self._readers[0]
+        with _explained(reader.part.uri):
+            likely = reader.likely_schema()
+        return pa.schema([likely.field(column.name) if column.name in names else column for column in self.schema])
 
     def check_columns(self, names: Sequence[str]) -> None:
-        """Raise a ``UserError`` that names every column that is not there."""
-        missing = [name for name in names if name not in self.schema.names]
+        """Raise a ``UserError`` that names every column that is not there, or of which files disagree."""
+        known = self.schema.names
+        missing = [name for name in names if name not in known]
         if missing:
-            described = ", ".join(f"'{name}'{closest(name, self.schema.names)}" for name in missing)
-            raise UserError(f"{self.uri} has no column {described}; its columns are {', '.join(self.schema.names)}")
+            described = ", ".join(f"'{name}'{closest(name, known)}" for name in missing)
+            there = ", ".join(known) or "none, since it is empty"
+            raise UserError(f"{self.uri} has no column {described}; its columns are {there}{self._separator()}")
+        self._unified.check(names)
+        for reader, own in self._readers:
+            lacking = [f"'{name}'" for name in names if name not in own and name not in reader.part.constants]
+            if lacking:
+                raise UserError(
+                    f"{reader.part.uri} lacks the column {', '.join(lacking)} that other files of {self.uri} have"
+                )
+
+    def _separator(self) -> str:
+        """Guess what separates the columns of a file that seems to have only one."""
+        names = self.schema.names
+        if not self.is_text or len(names) != 1:
+            return ""
+        found = next((repr(mark) for mark in _SEPARATORS if mark in names[0]), None)
+        return f"; they look separated by {found}: pass it as --delimiter" if found else ""
 
     def batches(self, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
-        """Yield the rows of the given columns; a few batches are read ahead."""
+        """Yield the rows of the given columns, file by file, with the types of the schema.
+
+        Raises:
+            UserError: a column is not there, or a file cannot be read.
+        """
         self.check_columns(columns)
-        with self._explained():
-            yield from self._dataset.to_batches(
-                columns=list(columns),
-                batch_size=_ROWS_PER_BATCH,
-                batch_readahead=_BATCHES_AHEAD,
-                fragment_readahead=1,
-            )
+        wanted = pa.schema([self.schema.field(name) for name in columns])
+        for reader, own in self._readers:
+            with _explained(reader.part.uri):
+                for batch in reader.batches([name for name in columns if name in own]):
+                    yield _completed(batch, wanted, reader.part)
 
-    @contextmanager
-    def _explained(self) -> Iterator[None]:
+
+def _schema_of(reader: PartReader) -> pa.Schema:
+    with _explained(reader.part.uri):
+        return reader.schema
+
+
+def _with_constants(schema: pa.Schema, part: Part) -> pa.Schema:
+    """Add the columns that stand in the path; where a file has a column of the same name, that one counts."""
+    more = [pa.field(name, pa.string()) for name in part.constants if name not in schema.names]
+    return pa.schema([*schema, *more])
+
+
+def _completed(batch: pa.RecordBatch, wanted: pa.Schema, part: Part) -> pa.RecordBatch:
+    """Return a batch with the columns of its path, every column in the type of the table."""
+    columns = []
+    for column in wanted:
+        if column.name in batch.schema.names:
+            values = batch.column(column.name)
+        else:
+            values = pa.repeat(pa.scalar(part.constants[column.name], pa.string()), batch.num_rows)
         try:
-            yield
-        except (pa.ArrowException, OSError) as error:
-            text = one_line(error)
-            remedy = "; if that is an id, pass --string-ids" if "CSV conversion error" in text else ""
-            raise UserError(f"cannot read {self.uri}: {text}{remedy}") from error
+            columns.append(converted(values, column.type))
+        except pa.ArrowException as error:
+            raise UserError(
+                f"{part.uri}: column '{column.name}' holds a value that does not fit {column.type}, which the table's "
+                f"other files need: {one_line(error)}"
+            ) from error
+    return pa.RecordBatch.from_arrays(columns, schema=wanted)
 
 
-def id_array(column: pa.Array, *, name: str, uri: str) -> pa.Array:
-    """Return ids as int64 or string.
-
-    Raises:
-        UserError: they are neither whole numbers within int64 nor strings.
-    """
-    if pa.types.is_dictionary(column.type):
-        column = column.dictionary_decode()
-    kind = column.type
+@contextmanager
+def _explained(uri: str) -> Iterator[None]:
     try:
-        if pa.types.is_integer(kind):
-            return column.cast(pa.int64())
-        if pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind):
-            return column.cast(pa.string())
-    except pa.ArrowInvalid as error:
-        raise UserError(f"{uri}: column '{name}' holds an id that does not fit: {one_line(error)}") from error
-    raise UserError(f"{uri}: column '{name}' holds {kind}, but ids are whole numbers or strings; convert it first")
-
-
-def number_array(column: pa.Array, *, name: str, uri: str) -> pa.Array:
-    """Return numbers, dates or times as float64, of times the microseconds since 1970.
-
-    Raises:
-        UserError: the column holds something else.
-    """
-    kind = column.type
-    if pa.types.is_date(kind) or pa.types.is_timestamp(kind):
-        column = column.cast(pa.timestamp("us", getattr(kind, "tz", None)), safe=False).cast(pa.int64())
-    elif not (pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_null(kind)):
-        raise UserError(f"{uri}: column '{name}' holds {kind}, but numbers or times are needed; convert it first")
-    return pc.cast(column, pa.float64(), safe=False)
-
-
-def _files_of(folder: str) -> list[str]:
-    names = (name for name in storage.list_tree(folder) if not name.rsplit("/", 1)[-1].startswith((".", "_")))
-    return [storage.join(folder, name) for name in names if _SUFFIX.search(name)]
-
-
-def _format(path: str) -> str:
-    match = _SUFFIX.search(path)
-    assert match is not None
-    return _FORMATS[match.group(1)]
-
-
-def _reader(name: str, text_columns: Sequence[str]) -> arrow_dataset.FileFormat | str:
-    if name not in ("csv", "tsv"):
-        return name
-    return arrow_dataset.CsvFileFormat(
-        parse_options=csv.ParseOptions(delimiter="," if name == "csv" else "\t"),
-        convert_options=csv.ConvertOptions(column_types={column: pa.string() for column in text_columns}),
-    )
+        yield
+    except (pa.ArrowException, OSError, UnicodeError) as error:
+        text = one_line(error)
+        is_encoding = isinstance(error, UnicodeError) or "invalid UTF8" in text or "\0" in text
+        remedy = "; if its text is not UTF-8, name its encoding with --encoding" if is_encoding else ""
+        raise UserError(f"cannot read {uri}: {text}{remedy}") from error

@@ -91,13 +91,12 @@ class DenoisePhase(Phase):
         return self._batches.num_batches
 
     def step(self, index: int) -> dict[str, Tensor]:
-        """Train every denoiser on one batch of users; the host never waits for the device."""
-        rows = self._batches[index]
+        """Train every denoiser on one batch of users; with exact noise the host never waits for the device."""
         total = self._batches.size(index)
         mesh = self._model.denoising.mesh
         self.optimizer.zero_grad(set_to_none=True)
         values: dict[str, Tensor] = {}
-        noisy = self._noisy_rows(rows, num_entries=self._num_entries[index])
+        noisy = self._noisy_rows(index)
         for name in self._model.modalities:  # one after the other: only one modality's activations live at a time
             losses = self._losses(name, noisy)
             elbo, msi = losses.elbo.sum() / total, losses.msi.sum() / total
@@ -113,13 +112,13 @@ class DenoisePhase(Phase):
         del self._modal_items, self._item_table
         return {}
 
-    def _noisy_rows(self, rows: Tensor, *, num_entries: int) -> NoisyRows:
+    def _noisy_rows(self, index: int) -> NoisyRows:
         """Return what this worker's row of the mesh denoises of a batch."""
-        model, settings = self._model, self._model.diffusion
+        model, settings, rows = self._model, self._model.diffusion, self._batches[index]
         users = model.denoising.user_ids[rows]
         return NoisyRows(
             model.schedule,
-            model.denoising.rows.select(rows, num_entries=num_entries),
+            model.denoising.rows.select(rows, num_entries=self._num_entries[index]),
             self._context.stream("timestep").integers(users, settings.num_timesteps),
             users,
             model.denoising.columns,

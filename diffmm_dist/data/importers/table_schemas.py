@@ -1,0 +1,93 @@
+"""One schema for the files of a table, whose writers chose types by what each of them held."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from diffmm_dist.errors import UserError
+
+
+@dataclass
+class UnifiedSchema:
+    """The columns of several files, each with a type that holds the values of all.
+
+    Attributes:
+        fields: by name.
+        conflicts: of the columns for which there is no such type, what stands where.
+    """
+
+    fields: dict[str, pa.Field] = field(default_factory=dict)
+    conflicts: dict[str, str] = field(default_factory=dict)
+    _first: dict[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, schemas: Iterable[tuple[str, pa.Schema]]) -> "UnifiedSchema":
+        """Return the schema of files, given as (where, schema)."""
+        unified = cls()
+        for where, schema in schemas:
+            for column in schema:
+                unified._add(where, column.with_type(plain_type(column.type)).with_nullable(True))
+        return unified
+
+    def _add(self, where: str, column: pa.Field) -> None:
+        known = self.fields.setdefault(column.name, column)
+        if known is column or pa.types.is_null(known.type):
+            self._first[column.name] = where
+        try:
+            joined = _joined(known, column)
+        except pa.ArrowException:
+            self.conflicts.setdefault(
+                column.name,
+                f"column '{column.name}' holds {known.type} in {self._first[column.name]} and {column.type} in {where}",
+            )
+            return
+        self.fields[column.name] = joined
+
+    @property
+    def schema(self) -> pa.Schema:
+        """All columns; one in conflict has the type that came first."""
+        return pa.schema(list(self.fields.values()))
+
+    def check(self, columns: Iterable[str]) -> None:
+        """Raise a ``UserError`` for every one of some columns that is in conflict."""
+        found = [self.conflicts[name] for name in columns if name in self.conflicts]
+        if found:
+            raise UserError(f"{'; '.join(found)}; convert them to one type")
+
+
+def _joined(first: pa.Field, second: pa.Field) -> pa.Field:
+    if pa.types.is_date(first.type) and pa.types.is_timestamp(second.type):
+        return second
+    if pa.types.is_date(second.type) and pa.types.is_timestamp(first.type):
+        return first
+    return pa.unify_schemas([pa.schema([first]), pa.schema([second])], promote_options="permissive").field(0)
+
+
+def plain_type(kind: pa.DataType) -> pa.DataType:
+    """Return the type of a column's values, without what Arrow knows of how they are laid out."""
+    if isinstance(kind, pa.ExtensionType):
+        return plain_type(kind.storage_type)
+    if pa.types.is_dictionary(kind) or pa.types.is_run_end_encoded(kind):
+        return plain_type(kind.value_type)
+    if pa.types.is_large_string(kind) or pa.types.is_string_view(kind):
+        return pa.string()
+    if pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind):
+        return pa.binary()
+    return kind
+
+
+def converted(column: pa.Array, kind: pa.DataType) -> pa.Array:
+    """Return a column with the type of the unified schema.
+
+    Raises:
+        pa.ArrowException: a value does not fit.
+    """
+    if isinstance(column, pa.ExtensionArray):
+        return converted(column.storage, kind)
+    if pa.types.is_dictionary(column.type):
+        return converted(column.dictionary, kind).take(column.indices)
+    if pa.types.is_run_end_encoded(column.type):
+        return converted(pc.run_end_decode(column), kind)
+    return column if column.type.equals(kind) else pc.cast(column, kind)
