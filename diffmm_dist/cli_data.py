@@ -1,7 +1,7 @@
 """The commands that make datasets and show them."""
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 import typer
 
@@ -46,11 +46,14 @@ def prepare_mmrec(
 
 @prepare_app.command("tables")
 def prepare_tables(
-    interactions: Annotated[str, typer.Argument(help="Parquet, CSV or Arrow: a file or a folder, local or s3://.")],
+    interactions: Annotated[
+        str, typer.Argument(help="Parquet, CSV, Arrow or JSON lines: a file, a folder or a pattern.")
+    ],
     out: Out,
-    user: Annotated[str, typer.Option(help="Column of user ids, whole numbers or strings.")],
-    item: Annotated[str, typer.Option(help="Column of item ids, whole numbers or strings.")],
+    user: Annotated[str, typer.Option(help="Column of user ids, whole numbers or text.")],
+    item: Annotated[str, typer.Option(help="Column of item ids, whole numbers or text.")],
     timestamp: Annotated[str | None, typer.Option(help="Column of times.")] = None,
+    timestamp_format: Annotated[str | None, typer.Option(help="Of times as text, such as %d.%m.%Y %H:%M:%S.")] = None,
     rating: Annotated[str | None, typer.Option(help="Column of ratings.")] = None,
     min_rating: Annotated[float | None, typer.Option(help="Lowest rating that counts.")] = None,
     split: Annotated[str, typer.Option(help="random, leave-last-out, time, or column.")] = "random",
@@ -60,60 +63,84 @@ def prepare_tables(
     split_values: Annotated[str, typer.Option(help="What it holds for them.")] = "train,valid,test",
     k_core: Annotated[int, typer.Option(min=0, help="Interactions that every user and item must have.")] = 0,
     features: Annotated[list[str] | None, typer.Option(help="MODALITY=TABLE, repeatable.")] = None,
-    feature_item: Annotated[str | None, typer.Option(help="Its column of item ids, if not as --item.")] = None,
+    feature_item: Annotated[
+        list[str] | None, typer.Option(help="MODALITY=COLUMN of item ids, or COLUMN of all tables, if not as --item.")
+    ] = None,
     feature_columns: Annotated[
         list[str] | None, typer.Option(help="MODALITY=PATTERN of the columns with features, such as visual=emb_*.")
     ] = None,
     without_features: Annotated[str, typer.Option(help="Items without features: error, zero, or drop.")] = "error",
     all_items: Annotated[bool, typer.Option("--all-items", help="Keep items without interaction.")] = False,
-    string_ids: Annotated[bool, typer.Option("--string-ids", help="Ids of CSV files are text.")] = False,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of the random split.")] = 7,
+    string_ids: Annotated[bool, typer.Option("--string-ids", help="Ids are text, such as 0042.")] = False,
+    delimiter: Annotated[
+        str | None, typer.Option(help="Between the columns of CSV files, if not as their ending says.")
+    ] = None,
+    encoding: Annotated[str, typer.Option(help="Of CSV files.")] = "utf-8",
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the random split, and of ties.")] = 7,
     memory_gib: Annotated[float, typer.Option(help="What the import's database may hold in memory.")] = 1.0,
     force: Force = False,
 ) -> None:
     """Import tables of interactions and of item features."""
     from diffmm_dist.data.importers import tables
+    from diffmm_dist.data.importers.cleaning import InteractionColumns
     from diffmm_dist.data.importers.features import FeatureSource
-    from diffmm_dist.data.importers.interactions import SPLIT_METHODS, InteractionColumns, SplitRule
+    from diffmm_dist.data.importers.report import Mistakes
+    from diffmm_dist.data.importers.splits import SplitRule
 
-    values = tuple(split_values.split(","))
-    if len(values) != 3:
-        raise UserError(f"--split-values {split_values} must be three values, such as train,valid,test")
-    patterns = _named(feature_columns, "--feature-columns")
-    sources = _named(features, "--features")
-    unknown = [name for name in patterns if name not in sources]
-    if unknown:
-        raise UserError(f"--feature-columns names {', '.join(unknown)}, which --features does not")
+    mistakes = Mistakes()
+    sources = _named(features, "--features", mistakes)
+    patterns = _named(feature_columns, "--feature-columns", mistakes)
+    every, own = _feature_items(feature_item, mistakes)
+    for option, named in (("--feature-columns", patterns), ("--feature-item", own)):
+        unknown = [name for name in named if name not in sources]
+        arrays = [name for name in named if sources.get(name, "").lower().endswith(".npy")]
+        if unknown:
+            mistakes.append(f"{option} names {', '.join(unknown)}, which --features does not")
+        if arrays:
+            mistakes.append(f"{option} names {', '.join(arrays)}, but a .npy file has no columns, and row n is item n")
     settings = tables.TableImport(
         interactions,
         InteractionColumns(user, item, timestamp, rating, split_column),
-        SplitRule(one_of(split, SPLIT_METHODS, "--split"), valid_share, test_share, values, seed),
+        # Choices are checked with the rest, so that all mistakes are told at once.
+        SplitRule(cast(Any, split), valid_share, test_share, tuple(split_values.split(",")), seed),
         tuple(
-            FeatureSource(name, uri, feature_item or item, patterns.get(name), string_ids)
-            for name, uri in sources.items()
+            FeatureSource(name, uri, own.get(name, every or item), patterns.get(name)) for name, uri in sources.items()
         ),
         min_rating=min_rating,
         k_core=k_core,
-        without_features=one_of(without_features, tables.WITHOUT_FEATURES, "--without-features"),
+        without_features=cast(Any, without_features),
         all_items=all_items,
         text_ids=string_ids,
+        timestamp_format=timestamp_format,
+        delimiter={"\\t": "\t", "tab": "\t"}.get(delimiter or "", delimiter),
+        encoding=encoding,
         memory_gib=memory_gib,
     )
-    report = tables.import_tables(settings, out, force=force)
+    report = tables.import_tables(settings, out, force=force, mistakes=mistakes)
     _show_import(out, report, interactions)
 
 
-def _named(texts: list[str] | None, option: str) -> dict[str, str]:
+def _named(texts: list[str] | None, option: str, mistakes: list[str]) -> dict[str, str]:
     """Split NAME=VALUE texts."""
     named: dict[str, str] = {}
     for text in texts or []:
         name, _, value = text.partition("=")
         if not (name.isidentifier() and value):
-            raise UserError(f"{option} {text} must be a name and a value, such as visual=...")
-        if name in named:
-            raise UserError(f"{option} gives '{name}' twice; give each modality once")
-        named[name] = value
+            mistakes.append(f"{option} {text} must be a name and a value, such as visual=...")
+        elif name in named:
+            mistakes.append(f"{option} gives '{name}' twice; give each modality once")
+        else:
+            named[name] = value
     return named
+
+
+def _feature_items(texts: list[str] | None, mistakes: list[str]) -> tuple[str | None, dict[str, str]]:
+    """Return the column of item ids of all tables, if it is given, and those of single modalities."""
+    plain = [text for text in texts or [] if not text.partition("=")[0].isidentifier() or "=" not in text]
+    if len(plain) > 1:
+        mistakes.append(f"--feature-item gives {' and '.join(plain)} for all tables; give one, or MODALITY=COLUMN")
+    named = _named([text for text in texts or [] if text not in plain], "--feature-item", mistakes)
+    return plain[0] if plain else None, named
 
 
 def _show_import(out: str, report: "ImportReport", source: str) -> None:

@@ -1,11 +1,13 @@
 """Checks of ids and features, the same whether they are written or read."""
 
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import numpy.typing as npt
 
 from diffmm_dist.errors import UserError
+
+_ENOUGH_BITS = 32  # values, before a pattern is seen in them
 
 
 def check_ids(ids: npt.NDArray[np.int64], count: int, *, kind: str, where: str) -> None:
@@ -41,3 +43,35 @@ def storable(rows: npt.NDArray[Any]) -> npt.NDArray[Any]:
     """Return float16 as it is and any other numbers as float32."""
     with np.errstate(over="ignore"):  # what leaves float32 becomes infinite, and is reported as that
         return np.asarray(rows, dtype=rows.dtype if rows.dtype == np.float16 else np.float32)
+
+
+def looks_like_bits(values: npt.NDArray[Any]) -> bool:
+    """Tell whole numbers that are the bits of 16-bit floats from such that count or measure something.
+
+    The bits of ordinary numbers of either sign, as bfloat16 or float16, lie in two narrow ranges, with nothing between
+    them but zeros.
+
+    Args:
+        values: feature rows.
+    """
+    flat = np.asarray(values, dtype=np.float64).reshape(-1)
+    if not np.isfinite(flat).all() or (flat != np.floor(flat)).any() or flat.min() < -(2**15) or flat.max() >= 2**16:
+        return False
+    bits = flat.astype(np.int64) & 0xFFFF
+    size, is_negative = bits & 0x7FFF, bits >= 2**15
+    counted = size > 0
+    if counted.sum() < _ENOUGH_BITS:
+        return False
+    as_bfloat16 = (size[counted] >= 0x3580) & (size[counted] < 0x4480)  # 2^-20 to 2^10
+    as_float16 = (size[counted] >= 0x0400) & (size[counted] < 0x6400)  # 2^-14 to 2^10
+    both_signs = 0.05 < is_negative[counted].mean() < 0.95
+    return bool(as_bfloat16.mean() > 0.99 or (both_signs and as_float16.mean() > 0.99))
+
+
+def refuse_half_integers(where: str, kind: str) -> NoReturn:
+    """Raise a ``UserError`` about integers that are, or may be, the bits of 16-bit floats."""
+    raise UserError(
+        f"{where}: {kind} may be the bits of bfloat16 or float16 numbers, so store them as float32 first: "
+        "(values.astype('uint32') << 16).view('float32') for bits of bfloat16, values.view('float16') for bits of "
+        "float16, values.astype('float32') for whole numbers that are meant as such"
+    )

@@ -2,13 +2,20 @@
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.csv as csv
+import pyarrow.feather as feather
 import pyarrow.parquet as parquet
 
 from diffmm_dist.data.dataset import Dataset
-from diffmm_dist.data.importers.interactions import InteractionColumns
+from diffmm_dist.data.importers.cleaning import InteractionColumns
 from diffmm_dist.data.importers.tables import TableImport, import_tables
 
 COLUMNS = InteractionColumns("who", "what")
+WRITERS = {
+    "parquet": parquet.write_table,
+    "arrow": lambda table, path: feather.write_feather(table, path, compression="uncompressed"),
+    "csv": csv.write_csv,
+}
 
 
 def interactions(num_users=30, num_items=20, count=400, *, strings=True, seed=5):
@@ -21,12 +28,26 @@ def interactions(num_users=30, num_items=20, count=400, *, strings=True, seed=5)
     return pa.table({"who": users - 7, "what": items * 10**9} | columns)
 
 
-def load(table, tmp_path, **more):
+def load(table, tmp_path, *, kind="parquet", **more):
     """Import a table, and return the dataset and the notes."""
-    parquet.write_table(table, tmp_path / "in.parquet")
+    WRITERS[kind](table, str(tmp_path / f"in.{kind}"))
     more = {"columns": COLUMNS} | more
-    report = import_tables(TableImport(str(tmp_path / "in.parquet"), **more), str(tmp_path / "out"), force=True)
+    report = import_tables(TableImport(str(tmp_path / f"in.{kind}"), **more), str(tmp_path / "out"), force=True)
     return Dataset.open(str(tmp_path / "out")), report.notes
+
+
+def load_text(text, tmp_path, **more):
+    """Import the text of a CSV file, and return the dataset and the notes."""
+    (tmp_path / "in.csv").write_text(text)
+    more = {"columns": COLUMNS} | more
+    report = import_tables(TableImport(str(tmp_path / "in.csv"), **more), str(tmp_path / "out"), force=True)
+    return Dataset.open(str(tmp_path / "out")), report.notes
+
+
+def grid_with(users, items, *, columns=None):
+    """A table in which every user has every item, so that ids of any kind survive a random split."""
+    rows = [(user, item) for user in users for item in items]
+    return pa.table({"who": [user for user, _ in rows], "what": [item for _, item in rows]} | (columns or {}))
 
 
 def pairs(dataset, split):

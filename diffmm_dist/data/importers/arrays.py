@@ -6,6 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from diffmm_dist import storage
+from diffmm_dist.data.checks import refuse_half_integers
 from diffmm_dist.errors import UserError, one_line
 
 
@@ -30,6 +31,8 @@ def open_rows(uri: str, *, kinds: str, needed: str) -> npt.NDArray[Any]:
         raise
     except Exception as error:  # numpy raises several kinds for a file that is not its own
         raise UserError(f"{uri} is not a readable .npy file: {one_line(error)}") from error
+    if rows.dtype.kind in "iuV" and rows.dtype.itemsize == 2:  # NumPy writes bfloat16 as two bytes without a type
+        refuse_half_integers(uri, str(rows.dtype))
     if rows.ndim != 2 or rows.shape[1] < 1 or rows.dtype.kind not in kinds:
         raise UserError(f"{uri} holds {rows.dtype} of shape {rows.shape}; {needed} (items, width) are needed")
     return rows

@@ -1,9 +1,8 @@
-"""Item features of a table or an array, brought into the order of a dataset's items through a file on disk."""
+"""Item features of a table or an array, checked and kept in a file on disk until the order of the items is known."""
 
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from typing import Any
 
 import numpy as np
@@ -11,9 +10,12 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from diffmm_dist.data.checks import first_not_finite, storable
+from diffmm_dist.data.checks import first_not_finite, looks_like_bits, refuse_half_integers, storable
 from diffmm_dist.data.importers.arrays import open_rows
-from diffmm_dist.data.importers.arrow_tables import Table, id_array
+from diffmm_dist.data.importers.arrow_tables import Table
+from diffmm_dist.data.importers.columns import as_text, count_missing_words, id_array, least, typed_ids
+from diffmm_dist.data.importers.table_formats import TextOptions
+from diffmm_dist.data.importers.vectors import choose_columns
 from diffmm_dist.errors import UserError
 
 _ROWS_PER_CHUNK = 16_384
@@ -27,152 +29,209 @@ class FeatureSource:
         modality: its name.
         uri: a table, or a .npy file whose row numbers are the item ids.
         item: the table's column of item ids.
-        columns: pattern of the columns with the features, None for the only column of lists or else all other columns.
-        text_ids: do not take the item ids of a CSV file for numbers.
+        columns: pattern or names of the columns with the features, None to find them.
     """
 
     modality: str
     uri: str
     item: str
     columns: str | None = None
-    text_ids: bool = False
+
+    @property
+    def is_array(self) -> bool:
+        """Whether it is a .npy file."""
+        return self.uri.lower().endswith(".npy")
 
 
 class Features:
-    """The features of one modality, to be read once for the ids and once for the values.
+    """The features of one modality.
+
+    Args:
+        source: where they are.
+        text: how CSV files are written.
+
+    Attributes:
+        modality: its name.
+        notes: sentences about what is used, left out, or might surprise.
 
     Raises:
-        UserError: there is no such table, or none of its columns can be features.
+        UserError: there is no such table, or it is not clear which of its columns are the features.
     """
 
-    def __init__(self, source: FeatureSource) -> None:
+    def __init__(self, source: FeatureSource, text: TextOptions | None = None) -> None:
         self.modality = source.modality
+        self.notes: list[str] = []
         self._uri = source.uri
         self._item = source.item
-        self._array = (
-            open_rows(source.uri, kinds="fiu", needed="rows of numbers") if source.uri.endswith(".npy") else None
-        )
-        if self._array is None:
-            self._table = Table(source.uri, text_columns=[source.item] if source.text_ids else ())
-            self._table.check_columns([source.item])
-            self._columns = _feature_columns(self._table, source)
+        self._array: npt.NDArray[Any] | None = None
+        if source.is_array:
+            self._array = open_rows(source.uri, kinds="fiub", needed="rows of numbers")
+            self._maybe_bits = self._array.dtype.kind in "iu"
+            if self._maybe_bits:
+                self.notes.append(f"{self.modality}: whole numbers ({self._array.dtype}) are taken as they are")
+            return
+        self._table = Table(source.uri, text)
+        self.notes += self._table.notes
+        self._table.check_columns([source.item])
+        self._columns = choose_columns(self._table, item=source.item, modality=source.modality, pattern=source.columns)
+        self._maybe_bits = self._columns.maybe_bits
+        self.notes.append(self._columns.note)
 
-    def ids(self, kind: pa.DataType) -> pa.Array:
-        """Return the ids of the items that have features, as often as they stand there.
+    @property
+    def num_rows(self) -> int | None:
+        """How many rows a .npy file has, None for a table."""
+        return None if self._array is None else len(self._array)
 
-        Raises:
-            UserError: they are not of the kind (int64 or string) that the interactions have.
-        """
-        if self._array is not None:
-            ids = pa.array(np.arange(len(self._array)))
-        else:
-            columns = (self._ids_of(batch) for batch in self._table.batches([self._item]))
-            parts = [part.drop_null() for part in columns]
-            ids = pa.chunked_array(parts).combine_chunks() if parts else pa.array([], kind)
-        if ids.type != kind:
-            raise UserError(
-                f"{self._uri} has item ids of type {ids.type} but the interactions have {kind}; convert one of them, "
-                "or pass --string-ids for CSV files"
-            )
-        return ids
-
-    def gather(self, item_ids: pa.Array, folder: str) -> tuple[npt.NDArray[Any], int]:
-        """Return the feature rows of the given items, float16 or float32 (items, width), held in a file.
+    def read(self, item_ids: pa.Array, folder: str, *, all_items: bool, text_ids: bool) -> None:
+        """Read the features of the items with interactions into a file.
 
         Args:
-            item_ids: ids of the rows; an item without features has a row of zeros.
+            item_ids: ids of the items with interactions, int64 or string.
             folder: for the file.
-
-        Returns:
-            The rows, and how many items have none.
+            all_items: read those of other items too.
+            text_ids: ids are text, whatever they look like.
 
         Raises:
-            UserError: a value is not finite, or rows have different widths.
+            UserError: ids are of another type than those of the interactions, or none is the same; a value is missing
+                or not finite; an item has two vectors; or they have different widths.
         """
-        rows: npt.NDArray[Any] | None = None
-        filled = np.zeros(len(item_ids), dtype=bool)
-        for ids, values in self._pieces():
-            numbers = pc.index_in(ids, value_set=item_ids)
-            chosen = pc.is_valid(numbers).to_numpy(zero_copy_only=False)
-            places, values = numbers.drop_null().to_numpy(zero_copy_only=False), storable(values[chosen])
-            if rows is None:
-                place, shape = os.path.join(folder, f"{self.modality}.features"), (len(item_ids), values.shape[1])
-                rows = np.memmap(place, dtype=values.dtype, mode="w+", shape=shape)
-            self._check(values, item_ids, places)
-            rows[places] = values
-            filled[places] = True
-        if rows is None:
-            raise UserError(f"{self._uri} holds no features of modality '{self.modality}'")
-        return rows, int((~filled).sum())
+        ids = self._read_ids(item_ids, text_ids=text_ids)
+        known = ids.unique().drop_null()
+        common = pc.is_in(known, value_set=item_ids)
+        if not pc.any(common).as_py():
+            found = f"such as {least(known)!r}" if len(known) else "of which there are none"
+            raise UserError(
+                f"{self._uri}: none of the items of the {self.modality} features ({found}) has an interaction (with "
+                f"items such as {least(item_ids)!r}); check --item and --feature-item"
+            )
+        self._known = known if all_items else known.filter(common)
+        places = pc.fill_null(pc.index_in(ids, value_set=self._known), -1).to_numpy()
+        self._note(ids.null_count, "rows of {} features without an item are left out")
+        self._note(int((places < 0).sum()) - ids.null_count, "rows of {} features are of items without interaction")
+        self._first_rows = np.full(len(self._known), -1, dtype=np.int64)
+        self._num_repeated = 0
+        self._rows: npt.NDArray[Any] | None = None
+        for row, chosen, values in self._pieces():
+            self._place(values, places[row + chosen], row + chosen, folder)
+        if self._rows is None:
+            raise UserError(f"{self._uri}: every item lacks its {self.modality} features; check --feature-columns")
+        self._note(self._num_repeated, "rows of {} features repeat an item with the same values")
 
-    def _check(self, values: npt.NDArray[Any], item_ids: pa.Array, places: npt.NDArray[Any]) -> None:
+    @property
+    def ids(self) -> pa.Array:
+        """The ids of the items that have features, each once."""
+        return self._known.filter(pa.array(self._first_rows >= 0))
+
+    def lacking(self, item_ids: pa.Array) -> pa.Array:
+        """Return those of the ids that have no features."""
+        return item_ids.filter(pc.invert(pc.is_in(item_ids, value_set=self.ids)))
+
+    def rows_of(self, item_ids: pa.Array) -> Iterator[npt.NDArray[Any]]:
+        """Yield the features of the given items (n, width), in pieces; zeros where there are none."""
+        assert self._rows is not None
+        places = pc.fill_null(pc.index_in(item_ids, value_set=self._known), -1).to_numpy(zero_copy_only=False)
+        for start in range(0, len(places), _ROWS_PER_CHUNK):
+            piece = places[start : start + _ROWS_PER_CHUNK]
+            rows = self._rows[np.maximum(piece, 0)]
+            rows[(piece < 0) | (self._first_rows[piece] < 0)] = 0
+            yield rows
+
+    def _place(
+        self, values: npt.NDArray[Any], places: npt.NDArray[Any], rows: npt.NDArray[np.int64], folder: str
+    ) -> None:
+        """Put the vectors of some rows of the table where their items are, and compare those that are there already."""
+        wanted = places >= 0
+        values, places, rows = values[wanted], places[wanted], rows[wanted]
+        if not len(values):
+            return
+        if self._maybe_bits:
+            self._maybe_bits = False  # the first rows will show it
+            if looks_like_bits(values):
+                refuse_half_integers(f"{self._uri}: the {self.modality} features", "whole numbers")
+        values = storable(values)
+        if self._rows is None:
+            place, shape = os.path.join(folder, f"{self.modality}.features"), (len(self._known), values.shape[1])
+            self._rows = np.memmap(place, dtype=values.dtype, mode="w+", shape=shape)
+        if values.shape[1] != self._rows.shape[1]:
+            self._columns.refuse_widths([values.shape[1], self._rows.shape[1]])
+        self._check_finite(values, places, rows)
+        first = np.zeros(len(places), dtype=bool)
+        first[np.unique(places, return_index=True)[1]] = True
+        first &= self._first_rows[places] < 0
+        self._rows[places[first]] = values[first]
+        self._first_rows[places[first]] = rows[first]
+        self._compare(values[~first], places[~first], rows[~first])
+
+    def _compare(self, values: npt.NDArray[Any], places: npt.NDArray[Any], rows: npt.NDArray[np.int64]) -> None:
+        assert self._rows is not None
+        self._num_repeated += len(places)
+        different = np.flatnonzero((self._rows[places] != values).any(axis=1))
+        if different.size:
+            place, row = int(places[different[0]]), int(rows[different[0]])
+            raise UserError(
+                f"{self._uri}: item {self._known[place].as_py()!r} has different {self.modality} features in rows "
+                f"{self._first_rows[place] + 1} and {row + 1}; keep one of them"
+            )
+
+    def _check_finite(self, values: npt.NDArray[Any], places: npt.NDArray[Any], rows: npt.NDArray[np.int64]) -> None:
         found = first_not_finite(values)
         if found is not None:
             row, kind, count = found
-            item = item_ids[int(places[row])].as_py()
+            what = "NaN or a missing value" if kind == "NaN" else f"{kind} or a number beyond {values.dtype}"
             raise UserError(
-                f"{self._uri}: the {self.modality} features of item {item!r} hold {kind} ({count} such rows in this "
-                "block); clean or impute them first"
+                f"{self._uri}: the {self.modality} features of item {self._known[int(places[row])].as_py()!r} hold "
+                f"{what} (row {rows[row] + 1}; {count} such rows in this block); clean or impute them first"
             )
 
-    def _pieces(self) -> Iterator[tuple[pa.Array, npt.NDArray[Any]]]:
-        """Yield item ids and their feature rows."""
+    def _pieces(self) -> Iterator[tuple[int, npt.NDArray[np.int64], npt.NDArray[Any]]]:
+        """Yield the number of a first row, which rows from it on have features, and these."""
         if self._array is not None:
             for start in range(0, len(self._array), _ROWS_PER_CHUNK):
                 values = self._array[start : start + _ROWS_PER_CHUNK]
-                yield pa.array(np.arange(start, start + len(values))), values
+                yield start, np.arange(len(values)), values
             return
-        for batch in self._table.batches([self._item, *self._columns]):
-            values, present = self._values(batch)
-            ids = self._ids_of(batch)
-            usable = pc.and_(pc.is_valid(ids), present)
-            yield ids.filter(usable), values[usable.to_numpy(zero_copy_only=False)]
+        start = 0
+        for batch in self._table.batches(self._columns.names):
+            values, present = self._columns.read(batch)
+            yield start, np.flatnonzero(present), values
+            start += batch.num_rows
 
-    def _ids_of(self, batch: pa.RecordBatch) -> pa.Array:
-        return id_array(batch[self._item], name=self._item, uri=self._uri)
+    def _read_ids(self, item_ids: pa.Array, *, text_ids: bool) -> pa.ChunkedArray:
+        """Return the item of each row, in the type of the ids of the interactions.
 
-    def _values(self, batch: pa.RecordBatch) -> tuple[npt.NDArray[Any], pa.Array]:
-        """Return the feature rows of a batch, zeros where there are none, and which rows there are."""
-        columns = [batch[name] for name in self._columns]
-        if not _is_list(columns[0].type):
-            stacked = np.stack([column.to_numpy(zero_copy_only=False) for column in columns], axis=1)
-            return stacked, pa.array(np.ones(batch.num_rows, dtype=bool))
-        column = columns[0]
-        present = pc.is_valid(column)
-        widths = pc.unique(pc.list_value_length(column.drop_null())).to_pylist()
-        if len(widths) > 1:
+        Raises:
+            UserError: they are of another type.
+        """
+        if self._array is not None:
+            ids, named = pa.chunked_array([pa.array(np.arange(len(self._array)))]), "row numbers"
+        else:
+            parts = (batch[self._item] for batch in self._table.batches([self._item]))
+            arrays = [id_array(part, name=self._item, uri=self._uri) for part in parts]
+            ids, named = pa.chunked_array(arrays, arrays[0].type if arrays else item_ids.type), f"column '{self._item}'"
+            self._note(sum(map(count_missing_words, arrays)), "rows of {} features have an item that looks like a "
+                       "missing value, such as 'nan'; it is taken as an id")  # fmt: skip
+        if text_ids:
+            return as_text(ids)
+        example = least(ids)
+        if not pa.types.is_string(item_ids.type) and self._array is None and self._table.is_text:
+            typed, notes = typed_ids(ids, column=self._item, uri=self._uri)
+            self.notes += notes
+            if pa.types.is_string(typed.type):
+                example = least(ids.filter(pc.invert(pc.match_substring_regex(ids, "^(0|-?[1-9][0-9]*)$"))))
+            ids = typed
+        if ids.type != item_ids.type:
+            remedy = "pass --string-ids to make text of both" if self._array is None else "give a table with item ids"
             raise UserError(
-                f"{self._uri}: lists of {' and '.join(map(str, sorted(widths)[:2]))} numbers in column "
-                f"'{self._columns[0]}'; features of one modality have one width"
+                f"{self._uri}: the item ids of the {self.modality} features ({named}) are {_kind(ids.type)} such as "
+                f"{example!r}, but those of the interactions are {_kind(item_ids.type)} such as {least(item_ids)!r}; "
+                f"{remedy}"
             )
-        flat = column.drop_null().flatten().to_numpy(zero_copy_only=False).reshape(-1, *(widths or [1]))
-        values = np.zeros((batch.num_rows, flat.shape[1]), dtype=flat.dtype)
-        values[present.to_numpy(zero_copy_only=False)] = flat
-        return values, present
+        return ids
+
+    def _note(self, count: int, sentence: str) -> None:
+        if count:
+            self.notes.append(f"{count:,} {sentence.format(self.modality)}")
 
 
-def _feature_columns(table: Table, source: FeatureSource) -> list[str]:
-    """Return the one column of lists, or the columns of numbers, that hold the features."""
-    others = [field for field in table.schema if field.name != source.item]
-    if source.columns is not None:
-        others = [field for field in others if fnmatchcase(field.name, source.columns)]
-    lists = [field.name for field in others if _is_list(field.type)]
-    numbers = [field.name for field in others if _is_number(field.type)]
-    if len(lists) == 1:
-        return lists
-    if not lists and numbers and len(numbers) == len(others):
-        return numbers
-    found = ", ".join(f"{field.name}: {field.type}" for field in others) or "no column"
-    raise UserError(
-        f"{source.uri}: the features of modality '{source.modality}' must be one column of lists or only columns of "
-        f"numbers, found {found}; choose with --feature-columns {source.modality}=PATTERN"
-    )
-
-
-def _is_list(kind: pa.DataType) -> bool:
-    is_list = pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
-    return is_list and _is_number(kind.value_type)
-
-
-def _is_number(kind: pa.DataType) -> bool:
-    return bool(pa.types.is_floating(kind) or pa.types.is_integer(kind))
+def _kind(kind: pa.DataType) -> str:
+    return "text" if pa.types.is_string(kind) else "whole numbers"

@@ -5,61 +5,34 @@ The database makes an import's memory independent of the table's size; ids becom
 
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import duckdb
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
 
-from diffmm_dist.data.importers.arrow_tables import Table, id_array, number_array
+from diffmm_dist.data.importers.arrow_tables import Table
+from diffmm_dist.data.importers.cleaning import Cleaner, Cleaning, InteractionColumns
+from diffmm_dist.data.importers.columns import typed_ids
+from diffmm_dist.data.importers.splits import SplitRule, split_query
+from diffmm_dist.data.importers.times import mixed_zones, quoted, time_readings
 from diffmm_dist.data.schema import ROWS_PER_BATCH, SPLITS, Split
-from diffmm_dist.errors import UserError
+from diffmm_dist.errors import UserError, one_line
 
-SplitMethod = Literal["random", "leave-last-out", "time", "column"]
-SPLIT_METHODS: tuple[SplitMethod, ...] = ("random", "leave-last-out", "time", "column")
-
-
-@dataclass(frozen=True)
-class InteractionColumns:
-    """Names of the columns of a table of interactions; None for what it does not have."""
-
-    user: str
-    item: str
-    timestamp: str | None = None
-    rating: str | None = None
-    split: str | None = None
-
-    def names(self) -> list[str]:
-        """Return the names of the columns that there are."""
-        return list(dict.fromkeys(name for name in vars(self).values() if name is not None))
+_SIDES: tuple[Literal["user"], Literal["item"]] = ("user", "item")
+_EXAMPLES = 3
+_OFF_BY_MUCH = 0.25  # of the size that was asked for
 
 
-@dataclass(frozen=True)
-class SplitRule:
-    """How interactions are divided into train, valid and test.
-
-    Attributes:
-        method: ``random`` takes a share of every user's interactions; ``leave-last-out`` each user's last for test and
-            the one before for valid; ``time`` cuts all interactions at two times; ``column`` reads a column.
-        valid_share: part of the interactions for valid, with random and time.
-        test_share: the same for test.
-        values: what the column holds for train, valid and test.
-        seed: of random.
-    """
-
-    method: SplitMethod = "random"
-    valid_share: float = 0.1
-    test_share: float = 0.1
-    values: tuple[str, str, str] = ("train", "valid", "test")
-    seed: int = 7
-
-    @property
-    def by_time(self) -> bool:
-        """Whether every interaction must have a time."""
-        return self.method in ("leave-last-out", "time")
+def check_timestamp_format(text: str) -> None:
+    """Raise a ``UserError`` if a format for times is none."""
+    try:
+        with duckdb.connect() as database:
+            database.execute(f"select try_strptime('', {quoted(text)})")
+    except duckdb.Error as error:
+        reason = one_line(error).rsplit(": ", 1)[-1]
+        raise UserError(f"--timestamp-format {text} has an unknown part {reason}; write it as in %d.%m.%Y") from error
 
 
 class Interactions:
@@ -70,14 +43,12 @@ class Interactions:
         memory_gib: what the database may hold in memory.
 
     Attributes:
-        notes: a sentence for everything that was dropped.
-        item_type: of the item ids, int64 or string.
+        notes: a sentence for everything that was dropped or might surprise.
     """
-
-    item_type: pa.DataType
 
     def __init__(self, folder: str, *, memory_gib: float) -> None:
         self.notes: list[str] = []
+        self._time = "timestamp"
         self._database = duckdb.connect(
             os.path.join(folder, "interactions.duckdb"),
             config={
@@ -95,30 +66,63 @@ class Interactions:
     def __exit__(self, *_: object) -> None:
         self._database.close()
 
-    def load(self, table: Table, columns: InteractionColumns, rule: SplitRule, *, min_rating: float | None) -> None:
-        """Read a table; rows without a user, an item or a sufficient rating are dropped.
+    def load(self, table: Table, columns: InteractionColumns, rule: SplitRule, cleaning: Cleaning) -> None:
+        """Read a table; rows without what is needed of them, or with a low rating, are dropped.
 
         Raises:
             UserError: a column is missing or of a wrong type, or nothing remains.
         """
         table.check_columns(columns.names())
-        num_nameless = num_low = 0
-        loaded = False
-        for batch in table.batches(columns.names()):
-            rows = _converted(batch, columns, rule, uri=table.uri)
-            named = rows.filter(pc.and_(pc.is_valid(rows["user"]), pc.is_valid(rows["item"])))
-            kept = named
-            if min_rating is not None:
-                kept = named.filter(pc.fill_null(pc.greater_equal(named["rating"], min_rating), False))
-            num_nameless += rows.num_rows - named.num_rows
-            num_low += named.num_rows - kept.num_rows
-            self._append("raw", kept.drop_columns(["rating"]), create=not loaded)
-            self.item_type = rows.schema.field("item").type
-            loaded = True
-        self._note(num_nameless, "rows without user or item")
-        self._note(num_low, f"rows with a rating below {min_rating}, or none")
-        if not loaded or self._count("raw") == 0:
-            raise UserError(f"{table.uri} holds no interaction to import; check the columns and --min-rating")
+        cleaner = Cleaner(columns, rule, cleaning, uri=table.uri)
+        kind = None
+        for batch in table.batches(cleaner.needed):
+            rows = cleaner.clean(batch)
+            self._append("raw", rows, create=kind is None)
+            kind = rows.schema.field("timestamp").type
+        self.notes += cleaner.notes
+        if kind is None or self._count("raw where not low") == 0:
+            reasons = "".join(f"; {note}" for note in self.notes)
+            raise UserError(f"{table.uri} holds no interaction to import; check the columns and --min-rating{reasons}")
+        if pa.types.is_string(kind):
+            self._time = self._read_times(cleaning.timestamp_format, uri=table.uri, name=str(columns.timestamp))
+        for side, name in (("user", columns.user), ("item", columns.item)):
+            self._read_ids(side, typed=table.is_text and not cleaning.text_ids, uri=table.uri, name=name)
+
+    def _read_ids(self, side: str, *, typed: bool, uri: str, name: str) -> None:
+        """Make the table of ids as they stand in the rows (raw) and as they are meant (id)."""
+        self._run(f"create table {side}_ids as select distinct {side} as raw, {side} as id from raw where not low")
+        if typed:
+            texts = self._database.sql(f"select raw from {side}_ids").to_arrow_table()["raw"]
+            ids, notes = typed_ids(texts, column=name, uri=uri)
+            self._append(f"{side}_ids", pa.table({"raw": texts, "id": ids}), create=True)
+            self.notes += notes
+
+    def _read_times(self, timestamp_format: str | None, *, uri: str, name: str) -> str:
+        """Return the SQL expression that reads the texts of the times.
+
+        Raises:
+            UserError: no way to read them fits all.
+        """
+        best = (-1, "", "")
+        for reading in time_readings(timestamp_format):
+            fitting = self._number_from(f"select count({reading.value}) from raw")
+            best = max(best, (fitting, reading.words, reading.value), key=lambda found: found[0])
+            if fitting == self._count("raw"):
+                if reading.words.endswith("8601") and self._run(f"select {mixed_zones()} from raw")[0][0]:
+                    raise UserError(f"{uri}: column '{name}' mixes times with a zone and without; give all of them one")
+                return reading.value
+        fitting, words, value = best
+        misfits = self._run(f"select distinct timestamp from raw where ({value}) is null order by 1 limit {_EXAMPLES}")
+        shown = ", ".join(repr(text) for (text,) in misfits)
+        expected = f"times {words}" if timestamp_format else f"{words} like most others" if fitting else "known times"
+        raise UserError(
+            f"{uri}: column '{name}' holds {shown}, which are not {expected}; mend those rows, or say how all times "
+            "are written with --timestamp-format, such as %d.%m.%Y"
+        )
+
+    def item_ids(self) -> pa.Array:
+        """Return the ids, int64 or string, of the items that have interactions, in their order."""
+        return self._column("select distinct id from item_ids order by id")
 
     def number(self, *, extra_items: Sequence[pa.Array] = ()) -> None:
         """Replace ids by numbers in the order of the ids, and keep one of several rows of the same user and item.
@@ -127,26 +131,34 @@ class Interactions:
             extra_items: ids of items that exist besides those of the interactions.
         """
         run = self._run
-        run("create table item_ids as select distinct item as id from raw")
         for ids in extra_items:
             self._append("more_ids", pa.table({"id": ids}), create=True)
-            run("insert into item_ids select id from more_ids")
-        run("create table users as select id, row_number() over (order by id) - 1 as number "
-            "from (select distinct user as id from raw)")  # fmt: skip
-        run("create table items as select id, row_number() over (order by id) - 1 as number "
-            "from (select distinct id from item_ids)")  # fmt: skip
-        before = self._count("raw")
-        run("create table pairs as select users.number as user, items.number as item, "
-            "min(timestamp) as timestamp, min(split) as split "
-            "from raw join users on raw.user = users.id join items on raw.item = items.id group by all")  # fmt: skip
+            run("insert into item_ids select null, id from more_ids where id not in (select id from item_ids)")
+        for side in _SIDES:
+            run(
+                f"create table {side}s as select raw, id, dense_rank() over (order by id) - 1 as number from {side}_ids"
+            )
+        run(f"create table pairs as select users.number as user, items.number as item, "
+            f"min({self._time}) filter (where not low) as timestamp, min(split) filter (where not low) as split, "
+            f"max(split) filter (where not low) as last_split, bool_or(low) as also_low "
+            f"from raw join users on raw.user = users.raw join items on raw.item = items.raw "
+            f"group by 1, 2 having not bool_and(low)")  # fmt: skip
+        self._note(self._count("raw where not low") - self._count("pairs"),
+                   "rows that repeat a user and an item; the earliest counts")  # fmt: skip
         run("drop table raw")
-        self._note(before - self._count("pairs"), "rows that repeat a user and an item; the earliest counts")
+        for condition, what in (
+            ("split < last_split", "stand in several splits; each counts in the first of train, valid and test"),
+            ("also_low", "have a rating below the lowest that counts too; the other one counts"),
+        ):
+            if count := self._count(f"pairs where {condition}"):
+                self.notes.append(f"{count:,} pairs of user and item {what}")
 
     def drop_items(self, allowed: pa.Array, *, reason: str) -> None:
-        """Drop the interactions of items other than ``allowed`` (ids)."""
+        """Drop items other than ``allowed`` (ids), and their interactions."""
         self._append("allowed", pa.table({"id": allowed}), create=True)
         before = self._count("pairs")
         self._run("delete from pairs where item in (select number from items where id not in (select id from allowed))")
+        self._run("delete from items where id not in (select id from allowed)")
         self._note(before - self._count("pairs"), f"interactions of items {reason}")
 
     def keep_core(self, k: int) -> None:
@@ -174,18 +186,39 @@ class Interactions:
             UserError: the training or the test split would be empty.
         """
         if rule.method != "column":
-            self._run(_SPLIT_QUERIES[rule.method](rule))
+            self._run(split_query(rule))
             self._run("drop table pairs")
             self._run("alter table divided rename to pairs")
+            if tied := self._number_from("select count(distinct user) from pairs where split > 0 and tied"):
+                self.notes.append(
+                    f"{tied:,} users had equal times where validation or test begins; --seed decided between them"
+                )
         sizes = {split: self._count(f"pairs where split = {index}") for index, split in enumerate(SPLITS)}
         for split in ("train", "test"):
             if sizes[split] == 0:
+                why = "; interactions of the same time stay together" if rule.method == "time" else ""
                 raise UserError(
                     f"the {split} split is empty (train {sizes['train']:,}, valid {sizes['valid']:,}, test "
-                    f"{sizes['test']:,} interactions); change the shares, the method or the values of the split"
+                    f"{sizes['test']:,} interactions{why}); change the shares, the method or the values of the split"
                 )
         if sizes["valid"] == 0:
             self.notes.append("the validation split is empty; training will need eval.protocol=published")
+        if rule.method == "time":
+            self._note_shares(rule, sizes)
+
+    def _note_shares(self, rule: SplitRule, sizes: dict[Split, int]) -> None:
+        """Say so where the splits are of another size than was asked for."""
+        total = sum(sizes.values())
+        wanted: dict[Split, float] = {"valid": rule.valid_share, "test": rule.test_share}
+        if all(
+            abs(sizes[split] - total * share) <= max(2, _OFF_BY_MUCH * total * share) for split, share in wanted.items()
+        ):
+            return
+        found = " and ".join(f"{sizes[split] / total:.1%} {split}" for split in wanted)
+        asked = " and ".join(f"{share:.1%}" for share in wanted.values())
+        self.notes.append(
+            f"the splits are {found}, where {asked} were asked for: interactions of the same time stay together"
+        )
 
     def final_ids(self, side: Literal["user", "item"], *, all_items: bool = False) -> pa.Array:
         """Number the users or items that remain anew, and return their ids in that order.
@@ -196,18 +229,10 @@ class Interactions:
         """
         present = "true" if all_items else f"number in (select distinct {side} from pairs)"
         self._run(
-            f"create table final_{side}s as select number, id, row_number() over (order by number) - 1 as final "
-            f"from {side}s where {present}"
+            f"create table final_{side}s as select number, any_value(id) as id, "
+            f"row_number() over (order by number) - 1 as final from {side}s where {present} group by number"
         )
-        table = self._database.sql(f"select id from final_{side}s order by final").to_arrow_table()
-        return table["id"].combine_chunks()
-
-    def missing_items(self, available: pa.Array) -> int:
-        """Return how many items with interactions are not among ``available`` (ids)."""
-        self._append("available", pa.table({"id": available}), create=True)
-        return self._count(
-            "(select distinct item from pairs) join items on item = number where id not in (select id from available)"
-        )
+        return self._column(f"select id from final_{side}s order by final")
 
     def batches(self, split: Split) -> Iterator[tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]]:
         """Yield the final numbers of users and items of a split, sorted by user and item, in pieces."""
@@ -223,6 +248,10 @@ class Interactions:
         verb = f"create or replace table {name} as" if create else f"insert into {name}"
         self._run(f"{verb} select * from arriving")
         self._database.unregister("arriving")
+
+    def _column(self, query: str) -> pa.Array:
+        """Return the one column of a query."""
+        return self._database.sql(query).to_arrow_table().column(0).combine_chunks()
 
     def _count(self, table: str) -> int:
         return self._number_from(f"select count(*) from {table}")
@@ -241,83 +270,3 @@ class Interactions:
     def _note(self, count: int, what: str) -> None:
         if count:
             self.notes.append(f"dropped {count:,} {what}")
-
-
-_SIDES: tuple[Literal["user"], Literal["item"]] = ("user", "item")
-
-
-def _random_query(rule: SplitRule) -> str:
-    """A share of every user's interactions in an order that the seed decides; one stays in train."""
-    return _ranked_query(
-        f"md5_number_lower(concat_ws('/', {rule.seed}, user, item))",
-        test=f"least(round(size * {rule.test_share}), size - 1)",
-        valid=f"least(round(size * {rule.test_share}), size - 1) + round(size * {rule.valid_share})",
-    )
-
-
-def _leave_last_query(rule: SplitRule) -> str:
-    """The last for test and the one before for valid, of users with three or more."""
-    return _ranked_query("timestamp desc", test="if(size >= 3, 1, 0)", valid="if(size >= 3, 2, 0)")
-
-
-def _ranked_query(order: str, *, test: str, valid: str) -> str:
-    return (
-        f"create table divided as select user, item, timestamp, "
-        f"case when rank <= {test} then 2 when rank <= {valid} and rank < size then 1 else 0 end as split from ("
-        f"select *, row_number() over (partition by user order by {order}, item) as rank, "
-        f"count(*) over (partition by user) as size from pairs)"
-    )
-
-
-def _time_query(rule: SplitRule) -> str:
-    """Everything after two moments; rows of the same moment stay together."""
-    first, second = 1 - rule.valid_share - rule.test_share, 1 - rule.test_share
-    return (
-        f"create table divided as select user, item, timestamp, "
-        f"case when timestamp > cut[2] then 2 when timestamp > cut[1] then 1 else 0 end as split "
-        f"from pairs, (select quantile_disc(timestamp, [{first}, {second}]) as cut from pairs)"
-    )
-
-
-_SPLIT_QUERIES = {"random": _random_query, "leave-last-out": _leave_last_query, "time": _time_query}
-
-
-def _converted(batch: pa.RecordBatch, columns: InteractionColumns, rule: SplitRule, *, uri: str) -> pa.Table:
-    """Return user, item, timestamp, rating and split of a batch in the types of the database."""
-
-    def numbers(name: str | None) -> pa.Array:
-        if name is None:
-            return pa.nulls(batch.num_rows, pa.float64())
-        return number_array(batch[name], name=name, uri=uri)
-
-    timestamps = numbers(columns.timestamp)
-    if timestamps.null_count and rule.by_time:
-        raise UserError(
-            f"{uri}: column '{columns.timestamp}' lacks {timestamps.null_count} times; drop those rows first"
-        )
-    return pa.table(
-        {
-            "user": id_array(batch[columns.user], name=columns.user, uri=uri),
-            "item": id_array(batch[columns.item], name=columns.item, uri=uri),
-            "timestamp": timestamps,
-            "rating": numbers(columns.rating),
-            "split": _split_numbers(batch, columns.split, rule.values, uri=uri),
-        }
-    )
-
-
-def _split_numbers(batch: pa.RecordBatch, name: str | None, values: Sequence[str], *, uri: str) -> pa.Array:
-    if name is None:
-        return pa.nulls(batch.num_rows, pa.int8())
-    column = batch[name]
-    if pa.types.is_dictionary(column.type):
-        column = column.dictionary_decode()
-    text = column.cast(pa.string())
-    numbers = pc.index_in(text, value_set=pa.array(values))
-    if numbers.null_count:
-        other = text.filter(pc.is_null(numbers))[0]
-        raise UserError(
-            f"{uri}: column '{name}' holds {other.as_py()!r}, which is none of {', '.join(values)}; give the values of "
-            "train, valid and test with --split-values"
-        )
-    return numbers.cast(pa.int8())

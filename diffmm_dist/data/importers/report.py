@@ -1,6 +1,10 @@
 """What an import tells its user."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+
+from diffmm_dist.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -14,3 +18,20 @@ class ImportReport:
 
     missing: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+
+
+class Mistakes(list[str]):
+    """Sentences about what is wrong with options and files, to be told together."""
+
+    @contextmanager
+    def collected(self) -> Iterator[None]:
+        """Keep the sentence of a ``UserError`` and go on behind the block."""
+        try:
+            yield
+        except UserError as error:
+            self.append(str(error))
+
+    def check(self) -> None:
+        """Raise a ``UserError`` with all sentences if there are any."""
+        if self:
+            raise UserError("; ".join(dict.fromkeys(self)))

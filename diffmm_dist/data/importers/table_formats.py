@@ -14,6 +14,7 @@ import pyarrow.dataset as arrow_dataset
 import pyarrow.json as json
 
 from diffmm_dist import storage
+from diffmm_dist.data.importers.columns import MISSING
 from diffmm_dist.data.importers.table_files import Part
 from diffmm_dist.data.importers.table_schemas import UnifiedSchema
 from diffmm_dist.errors import UserError
@@ -21,10 +22,6 @@ from diffmm_dist.errors import UserError
 _ROWS_PER_BATCH = 131_072
 _BLOCK_BYTES = 8 << 20  # of text that is parsed at a time; a row must fit in
 _BATCHES_AHEAD = 2
-# What programs write for a missing value; in quotes it is text.
-MISSING_WORDS = (
-    "", "NULL", "null", "NaN", "nan", "NA", "N/A", "n/a", "None", "none", "<NA>", "\\N", "#N/A",
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -176,7 +173,7 @@ class _CsvReader(PartReader):
                     csv.ConvertOptions(
                         strings_can_be_null=True,
                         quoted_strings_can_be_null=False,
-                        null_values=list(MISSING_WORDS),
+                        null_values=MISSING,
                         **wanted,
                     ),
                 )

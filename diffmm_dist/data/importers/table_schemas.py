@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from diffmm_dist.data.importers.columns import plain, plain_type
 from diffmm_dist.errors import UserError
 
 
@@ -65,29 +66,11 @@ def _joined(first: pa.Field, second: pa.Field) -> pa.Field:
     return pa.unify_schemas([pa.schema([first]), pa.schema([second])], promote_options="permissive").field(0)
 
 
-def plain_type(kind: pa.DataType) -> pa.DataType:
-    """Return the type of a column's values, without what Arrow knows of how they are laid out."""
-    if isinstance(kind, pa.ExtensionType):
-        return plain_type(kind.storage_type)
-    if pa.types.is_dictionary(kind) or pa.types.is_run_end_encoded(kind):
-        return plain_type(kind.value_type)
-    if pa.types.is_large_string(kind) or pa.types.is_string_view(kind):
-        return pa.string()
-    if pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind):
-        return pa.binary()
-    return kind
-
-
 def converted(column: pa.Array, kind: pa.DataType) -> pa.Array:
     """Return a column with the type of the unified schema.
 
     Raises:
         pa.ArrowException: a value does not fit.
     """
-    if isinstance(column, pa.ExtensionArray):
-        return converted(column.storage, kind)
-    if pa.types.is_dictionary(column.type):
-        return converted(column.dictionary, kind).take(column.indices)
-    if pa.types.is_run_end_encoded(column.type):
-        return converted(pc.run_end_decode(column), kind)
-    return column if column.type.equals(kind) else pc.cast(column, kind)
+    values = plain(column)
+    return values if values.type.equals(kind) else pc.cast(values, kind)

@@ -11,6 +11,7 @@ import pytest
 
 from diffmm_dist.data.importers import table_formats
 from diffmm_dist.data.importers.arrow_tables import Table
+from diffmm_dist.data.importers.columns import MISSING
 from diffmm_dist.data.importers.table_formats import TextOptions
 from diffmm_dist.errors import UserError
 
@@ -136,7 +137,7 @@ class TestCsv:
         place = self.write(tmp_path, "x,y,z\n1,2.5,a\n")
         assert Table(str(place)).likely_schema.types == [pa.int64(), pa.float64(), pa.string()]
 
-    @pytest.mark.parametrize("word", table_formats.MISSING_WORDS)
+    @pytest.mark.parametrize("word", MISSING)
     def test_words_for_missing_values_are_missing_unless_quoted(self, tmp_path, word):
         place = self.write(tmp_path, f'x,y\n{word},"{word}"\n')
         assert read(place) == {"x": [None], "y": [word]}
