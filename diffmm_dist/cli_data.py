@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 import typer
 
 from diffmm_dist.cli_options import Force, Out, one_of
-from diffmm_dist.errors import UserError
 from diffmm_dist.monitoring.log import print_table
 
 if TYPE_CHECKING:
@@ -163,20 +162,31 @@ def prepare_synthetic(
     force: Force = False,
 ) -> None:
     """Generate a dataset whose modality features carry the users' tastes."""
+    from diffmm_dist.data.importers.report import Mistakes
     from diffmm_dist.data.synthetic import SyntheticSpec, generate
 
-    widths = dict(_modality(text) for text in modality or ("visual:64", "textual:32"))
-    if modality and len(widths) < len(modality):
-        raise UserError("--modality gives the same name twice; give each modality once")
-    generate(SyntheticSpec(users, items, interactions, widths, seed), out, force=force)
+    mistakes = Mistakes()
+    widths = _widths(modality or ["visual:64", "textual:32"], mistakes)
+    spec = SyntheticSpec(users, items, interactions, widths, seed)
+    with mistakes.collected():
+        spec.check()
+    mistakes.check()
+    generate(spec, out, force=force)
     _show_dataset(out)
 
 
-def _modality(text: str) -> tuple[str, int]:
-    name, _, width = text.partition(":")
-    if not (name.isidentifier() and width.isdecimal()):
-        raise UserError(f"--modality {text} must be a name and a width, such as visual:64")
-    return name, int(width)
+def _widths(texts: list[str], mistakes: list[str]) -> dict[str, int]:
+    """Split NAME:WIDTH texts."""
+    widths: dict[str, int] = {}
+    for text in texts:
+        name, _, width = text.partition(":")
+        if not (name.isidentifier() and width.isdecimal()):
+            mistakes.append(f"--modality {text} must be a name and a width, such as visual:64")
+        elif name in widths:
+            mistakes.append(f"--modality gives '{name}' twice; give each modality once")
+        else:
+            widths[name] = int(width)
+    return widths
 
 
 def partition(

@@ -34,6 +34,7 @@ _FEATURE_NOISE = 0.5
 _TASTE_ROUNDS = 8
 _MIN_PER_USER = 3  # one for each split
 _HELD_OUT_SHARE = 0.1
+_LARGEST_WIDTH = 16_384
 
 
 class _Purpose(IntEnum):
@@ -66,19 +67,24 @@ class SyntheticSpec:
 
     def check(self) -> None:
         """Raise a ``UserError`` if no such dataset exists."""
+        wrong = []
+        least, most = self.num_users * _MIN_PER_USER, self.num_users * (self.num_items // 2)
         if self.num_users < 1 or self.num_items < 2 * _MIN_PER_USER:
-            raise UserError(
+            wrong.append(
                 f"synthetic data needs at least 1 user and {2 * _MIN_PER_USER} items; raise --users or --items"
             )
-        least, most = self.num_users * _MIN_PER_USER, self.num_users * (self.num_items // 2)
-        if not least <= self.num_interactions <= most:
-            raise UserError(
+        elif not least <= self.num_interactions <= most:
+            wrong.append(
                 f"{self.num_interactions} interactions do not fit {self.num_users} users and {self.num_items} items; "
                 f"choose between {least} (three each) and {most} (half of all pairs)"
             )
-        for name, width in self.modalities.items():
-            if not name.isidentifier() or width < 1:
-                raise UserError(f"modality '{name}:{width}' must be a name and a width of at least 1, as in visual:64")
+        wrong += [
+            f"modality '{name}:{width}' must be a name and a width from 1 to {_LARGEST_WIDTH}, as in visual:64"
+            for name, width in self.modalities.items()
+            if not (name.isidentifier() and 1 <= width <= _LARGEST_WIDTH)
+        ]
+        if wrong:
+            raise UserError("; ".join(wrong))
 
     def generator(self, *purpose: int) -> np.random.Generator:
         """Return the random generator of one purpose."""

@@ -349,6 +349,9 @@ def test_bad_options(run_cli, tmp_path, config):
     one_sentence(run_cli("evaluate", tmp_path / "run", "--k", "9999999999"), "must be whole numbers")
     twice = ("--modality", "visual:3", "--modality", "visual:4")
     one_sentence(run_cli("prepare", "synthetic", "--out", tmp_path / "x", *twice), "give each modality once")
+    wrong = ("--modality", "visual", "--modality", "wide:0", "--items", "3")
+    parts = ("such as visual:64", "'wide:0' must be", "at least 1 user and 6 items")
+    one_sentence(run_cli("prepare", "synthetic", "--out", tmp_path / "x", *wrong), *parts)
     named = ("--modality", "items:3", "--users", 30, "--items", 20, "--interactions", 200)
     run_cli("prepare", "synthetic", "--out", tmp_path / "named", *named)
     other = f"run.path={tmp_path / 'named run'}"

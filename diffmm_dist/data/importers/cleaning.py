@@ -167,7 +167,7 @@ class Cleaner:
         shown = ", ".join(map(repr, sorted(unknown)[:_EXAMPLES]))
         raise UserError(
             f"{self._uri}: column '{self._split}' holds {shown}, which is none of {', '.join(self._rule.values)}; give "
-            "the values of train, valid and test with --split-values"
+            "the values of train, valid and test with --split-values of `prepare tables`"
         )
 
 

@@ -1,5 +1,6 @@
 """The folders published with DiffMM: pickled SciPy matrices and NumPy features."""
 
+from collections.abc import Iterator
 from itertools import combinations
 from typing import Any
 
@@ -12,7 +13,7 @@ from diffmm_dist import storage
 from diffmm_dist.data.checks import storable
 from diffmm_dist.data.importers.arrays import open_rows
 from diffmm_dist.data.importers.pickled import SPARSE_MATRIX
-from diffmm_dist.data.importers.report import ImportReport
+from diffmm_dist.data.importers.report import ImportReport, Mistakes
 from diffmm_dist.data.schema import Split
 from diffmm_dist.data.writer import dataset_writer
 from diffmm_dist.errors import UserError, one_line
@@ -42,22 +43,26 @@ def import_diffmm(folder: str, out: str, *, force: bool = False) -> ImportReport
         raise UserError(f"{folder} is not a folder with files; give the one that holds {MATRICES['train']}")
     missing = [name for name in (*MATRICES.values(), *FEATURES.values()) if name not in names]
     paths = {name: storage.join(folder, name) for name in (*MATRICES.values(), *FEATURES.values())}
-    matrices = {split: _read_matrix(paths[name]) for split, name in MATRICES.items() if name not in missing}
-    for needed in (MATRICES["train"], MATRICES["test"]):
-        if needed in missing:
-            raise UserError(f"{paths[needed]} is missing; a DiffMM folder must have it")
+    wrong = Mistakes(
+        f"{paths[needed]} is missing; a DiffMM folder must have it"
+        for needed in (MATRICES["train"], MATRICES["test"])
+        if needed in missing
+    )
+    matrices: dict[Split, sp.csr_matrix] = {}
+    features: dict[str, npt.NDArray[Any]] = {}
+    notes: list[str] = []
+    for split, name in MATRICES.items():
+        if name not in missing:
+            with wrong.collected():
+                matrices[split] = _read_matrix(paths[name], notes)
+    for modality, name in FEATURES.items():
+        if name not in missing:
+            with wrong.collected():
+                features[modality] = open_rows(paths[name], kinds="f", needed="float rows")
+    if "train" in matrices:
+        wrong += _disagreements(paths, matrices, features)
+    wrong.check()
     num_users, num_items = matrices["train"].shape
-    for split, matrix in matrices.items():
-        if matrix.shape != (num_users, num_items):
-            raise UserError(
-                f"{paths[MATRICES[split]]} has shape {matrix.shape} but {MATRICES['train']} has "
-                f"({num_users}, {num_items}); they must agree"
-            )
-    features = {
-        modality: _open_features(paths[name], num_items, modality)
-        for modality, name in FEATURES.items()
-        if name not in missing
-    }
     with dataset_writer(out, num_users=num_users, num_items=num_items, force=force) as writer:
         writer.made_by = {"importer": "diffmm", "source": storage.name(folder)}
         for split, matrix in matrices.items():
@@ -68,11 +73,35 @@ def import_diffmm(folder: str, out: str, *, force: bool = False) -> ImportReport
                 writer.add_features(modality, storable(rows[start : start + _ROWS_PER_CHUNK]))
         writer.add_ids("users", pa.array(np.arange(num_users)))
         writer.add_ids("items", pa.array(np.arange(num_items)))
-    return ImportReport(tuple(missing), tuple(_overlaps(matrices)))
+    return ImportReport(tuple(missing), (*notes, *_overlaps(matrices)))
 
 
-def _read_matrix(path: str) -> sp.csr_matrix:
-    """Read one pickled matrix as CSR of ones, checking its coordinates before SciPy's own code relies on them."""
+def _disagreements(
+    paths: dict[str, str], matrices: dict[Split, sp.csr_matrix], features: dict[str, npt.NDArray[Any]]
+) -> Iterator[str]:
+    """Yield which files have another shape than the training matrix."""
+    num_users, num_items = matrices["train"].shape
+    for split, matrix in matrices.items():
+        if matrix.shape != (num_users, num_items):
+            yield (
+                f"{paths[MATRICES[split]]} has shape {matrix.shape} but {MATRICES['train']} has "
+                f"({num_users}, {num_items}); they must agree"
+            )
+    for modality, rows in features.items():
+        if rows.shape[0] != num_items:
+            yield (
+                f"{paths[FEATURES[modality]]}: modality '{modality}' has {rows.shape[0]} feature rows but there are "
+                f"{num_items} items; give one row per item"
+            )
+
+
+def _read_matrix(path: str, notes: list[str]) -> sp.csr_matrix:
+    """Read one pickled matrix as CSR of ones, checking its coordinates before SciPy's own code relies on them.
+
+    Args:
+        path: the file.
+        notes: a sentence about zeros that are stored is added here.
+    """
     with storage.open_file(path) as file:
         loaded = load_pickle(file, allowed=SPARSE_MATRIX, source=path)
     if not sp.issparse(loaded):
@@ -94,19 +123,19 @@ def _read_matrix(path: str) -> sp.csr_matrix:
         if ids.size and not 0 <= ids.min() <= ids.max() < count:
             bad = ids[(ids < 0) | (ids >= count)][0]
             raise UserError(f"{path}: {kind} id {bad} is out of range; the matrix has {count} {kind}s")
+    unfit = np.flatnonzero(~(np.isfinite(values) & (values >= 0)))
+    if unfit.size:
+        first = unfit[0]
+        raise UserError(
+            f"{path}: the entry of user {rows[first]} and item {columns[first]} is {values[first]} ({unfit.size} such "
+            "entries); an interaction is a positive number, so drop or mend the others"
+        )
     present = values != 0
+    num_zeros = int(values.size - present.sum())
+    if num_zeros and loaded.format in ("coo", "csc", "csr"):  # blocks and diagonals are padded with zeros
+        notes.append(f"{path}: {num_zeros:,} stored zeros are no interactions")
     ones = np.ones(int(present.sum()), dtype=np.float32)
     return sp.csr_matrix((ones, (rows[present], columns[present])), shape=(num_rows, num_columns))
-
-
-def _open_features(path: str, num_items: int, modality: str) -> npt.NDArray[Any]:
-    rows = open_rows(path, kinds="f", needed="float rows")
-    if rows.shape[0] != num_items:
-        raise UserError(
-            f"{path}: modality '{modality}' has {rows.shape[0]} feature rows but there are {num_items} items; "
-            "give one row per item"
-        )
-    return rows
 
 
 def _overlaps(matrices: dict[Split, sp.csr_matrix]) -> list[str]:

@@ -99,10 +99,11 @@ class Features:
         known = ids.unique().drop_null()
         common = pc.is_in(known, value_set=item_ids)
         if not pc.any(common).as_py():
+            remedy = "check --item and --feature-item" if self._array is None else "row n of a .npy file is item n"
             found = f"such as {least(known)!r}" if len(known) else "of which there are none"
             raise UserError(
                 f"{self._uri}: none of the items of the {self.modality} features ({found}) has an interaction (with "
-                f"items such as {least(item_ids)!r}); check --item and --feature-item"
+                f"items such as {least(item_ids)!r}); {remedy}"
             )
         self._known = known if all_items else known.filter(common)
         places = pc.fill_null(pc.index_in(ids, value_set=self._known), -1).to_numpy()

@@ -82,7 +82,8 @@ class Interactions:
         self.notes += cleaner.notes
         if kind is None or self._count("raw where not low") == 0:
             reasons = "".join(f"; {note}" for note in self.notes)
-            raise UserError(f"{table.uri} holds no interaction to import; check the columns and --min-rating{reasons}")
+            cause = "the columns" if cleaning.min_rating is None else "the columns and --min-rating"
+            raise UserError(f"{table.uri} holds no interaction to import; check {cause}{reasons}")
         if pa.types.is_string(kind):
             self._time = self._read_times(cleaning.timestamp_format, uri=table.uri, name=str(columns.timestamp))
         for side, name in (("user", columns.user), ("item", columns.item)):

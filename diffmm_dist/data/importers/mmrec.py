@@ -35,10 +35,10 @@ def import_mmrec(folder: str, out: str, *, force: bool = False) -> ImportReport:
     interactions = storage.join(folder, tables[0])
     columns = Table(interactions).schema.names
     split = next((name for name in columns if name.split(":")[0] == _SPLIT_COLUMN), None)
-    if len(columns) < 3 or split is None:
+    if len(columns) < 3 or split not in columns[2:]:
         raise UserError(
-            f"{interactions} has columns {', '.join(columns)}; user, item and {_SPLIT_COLUMN} are needed, separated by "
-            "tabs"
+            f"{interactions} has columns {', '.join(columns)}; user, item and {_SPLIT_COLUMN} are needed in this "
+            "order, separated by tabs"
         )
     present = {modality: name for modality, name in FEATURES.items() if name in names}
     settings = TableImport(

@@ -41,8 +41,9 @@ def test_everything_arrives(folder, tmp_path):
 def test_values_are_binarised_and_explicit_zeros_dropped(folder, tmp_path):
     rows, columns = np.array([0, 0, 1, 2]), np.array([3, 3, 1, 2])
     put(folder, "trnMat.pkl", sp.coo_matrix((np.array([2.0, 5.0, 1.0, 0.0]), (rows, columns)), shape=(12, 9)))
-    _, dataset = read(folder, tmp_path / "out")
+    report, dataset = read(folder, tmp_path / "out")
     train = dataset.interactions("train")
+    assert any(note.endswith("trnMat.pkl: 1 stored zeros are no interactions") for note in report.notes)
     assert list(zip(train.row_ids.tolist(), train.indices.tolist(), strict=True)) == [(0, 3), (1, 1)]
 
 
@@ -131,6 +132,27 @@ def test_bad_matrices(folder, tmp_path, name, value, message):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("kind", [sp.coo_matrix, sp.csr_matrix, sp.csc_matrix])
+@pytest.mark.parametrize("value", [np.nan, np.inf, -1.0])
+def test_entries_that_are_no_interactions_are_named(folder, tmp_path, kind, value):
+    matrix = sp.coo_matrix((np.array([1.0, value, 1.0]), ([0, 3, 5], [1, 2, 8])), shape=(12, 9))
+    put(folder, "tstMat.pkl", kind(matrix))
+    with pytest.raises(UserError, match=rf"tstMat\.pkl: the entry of user 3 and item 2 is {value} \(1 such"):
+        read(folder, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_all_files_that_are_wrong_are_told_at_once(folder, tmp_path):
+    (folder / "tstMat.pkl").unlink()
+    put(folder, "valMat.pkl", sp.coo_matrix((3, 4)))
+    np.save(folder / "image_feat.npy", np.zeros((8, 5)))
+    np.save(folder / "audio_feat.npy", np.zeros((9, 5), np.uint16))
+    with pytest.raises(UserError) as caught:
+        read(folder, tmp_path / "out")
+    for part in ("tstMat.pkl is missing", "valMat.pkl has shape (3, 4)", "has 8 feature rows", "bits of bfloat16"):
+        assert part in str(caught.value)
+
+
 def test_no_code_is_run(folder, tmp_path):
     (folder / "trnMat.pkl").write_bytes(evil_pickle(tmp_path / "was-here"))
     with pytest.raises(UserError, match=r"refusing the pickle .*trnMat\.pkl: it asks for posix\.system"):
@@ -167,9 +189,25 @@ def with_nan(rows):
         (np.zeros((9, 0)), r"shape \(9, 0\)"),
         (np.zeros(9), r"shape \(9,\); float rows \(items, width\) are needed"),
         (np.zeros((9, 5), dtype=np.int64), "holds int64"),
+        (np.full((9, 5), np.inf, np.float16), "modality 'visual': the features of item row 0 hold infinity"),
+        (np.zeros((9, 5), "V2"), "may be the bits of bfloat16"),
+        (np.zeros((9, 5), complex), "holds complex128"),
+        (np.zeros((9, 5, 1)), r"shape \(9, 5, 1\)"),
         (np.array([[{}]], dtype=object), r"image_feat\.npy is not a readable \.npy file"),
     ],
-    ids=["row count", "NaN", "beyond float32", "no width", "one dimension", "integers", "pickled objects"],
+    ids=[
+        "row count",
+        "NaN",
+        "beyond float32",
+        "no width",
+        "one dimension",
+        "integers",
+        "infinite halves",
+        "bfloat16",
+        "complex",
+        "three dimensions",
+        "pickled objects",
+    ],
 )
 @pytest.mark.filterwarnings("error")
 def test_bad_features(folder, tmp_path, rows, message):

@@ -196,3 +196,45 @@ def test_mmrec_folders_that_cannot_be(tmp_path):
     mmrec_folder(tmp_path / "baby", header="userID\titemID\trating\ttimestamp\tlabel")
     with pytest.raises(UserError, match=r"x_label are needed"):
         import_mmrec(str(tmp_path / "baby"), str(tmp_path / "out"))
+    mmrec_folder(tmp_path / "first", header="x_label\titemID\trating\ttimestamp\tuserID")
+    with pytest.raises(UserError, match=r"x_label are needed in this order"):
+        import_mmrec(str(tmp_path / "first"), str(tmp_path / "out"))
+
+
+def mmrec_with(tmp_path, *lines):
+    """An MMRec folder with further lines."""
+    mmrec_folder(tmp_path / "baby")
+    with open(tmp_path / "baby" / "baby.inter", "a") as file:
+        file.writelines(line + "\n" for line in lines)
+    return import_mmrec(str(tmp_path / "baby"), str(tmp_path / "out"))
+
+
+def test_mmrec_rows_that_lack_something_are_dropped_and_counted(tmp_path):
+    report = mmrec_with(tmp_path, "\t3\t5.0\t1\t0", "2\t\t5.0\t1\t0", "2\tNaN\t5.0\t1\t0", "100\t3\t5.0\t1\t")
+    assert "dropped 3 rows without user or item" in report.notes
+    assert "dropped 1 rows without a split" in report.notes
+
+
+@pytest.mark.parametrize("item", ["14", "-1", "999999"])
+def test_mmrec_items_without_a_row_of_features(tmp_path, item):
+    with pytest.raises(UserError, match=rf"no visual features; give a row .* one is {item} \(there are 14 rows, row n"):
+        mmrec_with(tmp_path, f"2\t{item}\t5.0\t1\t0")
+
+
+def test_mmrec_arrays_with_different_numbers_of_rows(tmp_path):
+    mmrec_folder(tmp_path / "baby")
+    np.save(tmp_path / "baby" / "text_feat.npy", np.ones((13, 2), np.float32))
+    with pytest.raises(UserError, match=r"1 items have no textual features; .* one is 13 \(there are 13 rows"):
+        import_mmrec(str(tmp_path / "baby"), str(tmp_path / "out"))
+
+
+@pytest.mark.parametrize(
+    ("line", "sentence"),
+    [
+        ("2\tB7\t5.0\t1\t0", r"row numbers\) are whole numbers such as 0, but .* text such as '0'"),
+        ("2\t3\t5.0\t1\t3", r"holds '3', which is none of 0, 1, 2"),
+    ],
+)
+def test_mmrec_values_that_cannot_be(tmp_path, line, sentence):
+    with pytest.raises(UserError, match=sentence):
+        mmrec_with(tmp_path, line)
