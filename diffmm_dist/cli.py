@@ -12,7 +12,7 @@ from diffmm_dist.cli_data import inspect, partition, prepare_app
 from diffmm_dist.cli_options import ConfigFile, Force, Out, Overrides, configured, file_and_overrides, positive_numbers
 from diffmm_dist.cli_usage import UsageError, usage_sentence
 from diffmm_dist.config import render
-from diffmm_dist.errors import StoppedError, UserError, one_line, system_sentence
+from diffmm_dist.errors import StoppedEarlyError, StoppedError, UserError, one_line, system_sentence
 from diffmm_dist.monitoring.log import metric_cells, metric_rows, print_table, set_up_logging
 
 # Commands import what they need when they run: `--help` and a misspelt key must not wait for torch.
@@ -205,6 +205,8 @@ def main() -> None:
         _fail(f"error: {usage_sentence(error, sys.argv[1:])}", error.exit_code)
     except UserError as error:
         _fail(f"error: {one_line(error)}", 1)
+    except StoppedEarlyError as error:
+        _fail(str(error), _INTERRUPTED)
     except (KeyboardInterrupt, typer.Abort):
         _fail("interrupted", _INTERRUPTED)
     except StoppedError as error:

@@ -13,6 +13,13 @@ class StoppedError(Exception):
     """The run was asked to stop and has saved a checkpoint; its text says where."""
 
 
+class StoppedEarlyError(BaseException):
+    """The run was asked to stop before it had trained anything; its text says so in a sentence.
+
+    It ends whatever the main thread waits for, so like ``KeyboardInterrupt`` it is no ``Exception``.
+    """
+
+
 class LostWorkerError(RuntimeError):
     """Another worker has died or hangs; its text says where this one waited for it."""
 

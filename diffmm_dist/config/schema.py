@@ -185,11 +185,14 @@ class ClusterConfig(Section):
     resize_check_s: Seconds = 60.0
     """How often Ray Train looks whether there is room for more workers, with a pair."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Device of the worker; `auto` takes a GPU where there is one."""
+    """Device of the worker; `auto` takes a GPU where there is one, and makes an autoscaler add one only where nothing
+    else would do."""
     threads_per_worker: UpToWorkers = 0
     """CPU threads of a worker; 0 shares the machine's cores out evenly. Another number may change the last bits."""
     timeout_s: Seconds = 300.0
     """Seconds that a worker waits for the others in one exchange before the attempt ends with an error."""
+    wait_for_nodes_s: Annotated[Number, Field(ge=0, le=86_400)] = 600.0
+    """Seconds to wait for nodes that an autoscaler is to add; 0 refuses what does not fit on those that are there."""
     max_failures: Natural = 3
     """How often Ray Train starts the workers again, from the last checkpoint, after one has died or hung."""
 

@@ -1,21 +1,21 @@
-"""A run through Ray Train; the only place that imports ray."""
+"""A run through Ray Train."""
 
 import logging
 import math
-import os
 import threading
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from diffmm_dist import storage
 from diffmm_dist.config.load import config_from_tree
 from diffmm_dist.config.schema import Config
-from diffmm_dist.errors import StoppedError, UserError, one_line, system_sentence
+from diffmm_dist.errors import StoppedError, UserError, system_sentence
 from diffmm_dist.monitoring.log import set_up_logging
 from diffmm_dist.monitoring.recorder import Recorder
 from diffmm_dist.train.build import open_dataset
+from diffmm_dist.train.cluster_room import Request
+from diffmm_dist.train.ray_cluster import ray_cluster, room_for
 from diffmm_dist.train.run_folder import Result, RunFolder
 from diffmm_dist.train.signals import StopSignals
 from diffmm_dist.train.worker import run_worker
@@ -24,49 +24,13 @@ _POLL_SECONDS = 0.2
 _PATIENCE_S = 60.0  # for the workers of an earlier attempt to be gone
 
 
-@dataclass(frozen=True)
-class Request:
-    """What a run asks of the cluster.
-
-    Attributes:
-        num_workers: W, or its bounds.
-        cpus: CPUs of each worker.
-        use_gpu: whether each worker gets a GPU.
-    """
-
-    num_workers: int | tuple[int, int]
-    cpus: int
-    use_gpu: bool
-
-    @classmethod
-    def of(cls, config: Config, available: Mapping[str, float]) -> "Request":
-        """Return what a configuration asks of a cluster with these resources."""
-        cluster = config.cluster
-        use_gpu = cluster.device == "cuda" or (cluster.device == "auto" and available.get("GPU", 0) > 0)
-        return cls(cluster.num_workers, max(1, cluster.threads_per_worker), use_gpu)
-
-    def check_fits(self, available: Mapping[str, float]) -> None:
-        """Raise a ``UserError`` with both numbers if the cluster cannot hold the request; Ray would wait for ever."""
-        fewest = self.num_workers if isinstance(self.num_workers, int) else self.num_workers[0]
-        wanted = {"CPU": fewest * self.cpus, "GPU": fewest * int(self.use_gpu)}
-        missing = [
-            f"{count} {kind}s where the cluster has {available.get(kind, 0):g}"
-            for kind, count in wanted.items()
-            if count > available.get(kind, 0)
-        ]
-        if missing:
-            raise UserError(
-                f"cluster.num_workers={fewest} needs {' and '.join(missing)}; lower it or "
-                "cluster.threads_per_worker, or add nodes"
-            )
-
-
 def run_on_ray(config: Config) -> Result:
     """Train in Ray workers: on the cluster that RAY_ADDRESS names, or on one started here for the run.
 
     Raises:
         UserError: something that the user can put right.
         StoppedError: the run was stopped and has saved a checkpoint.
+        StoppedEarlyError: the run was stopped while it waited for room on the cluster.
     """
     config = _with_absolute_paths(config)
     # What is wrong with the dataset or the run folder is said at once, not after Ray has started.
@@ -74,14 +38,9 @@ def run_on_ray(config: Config) -> Result:
     folder.claim(config, fingerprint=open_dataset(config).manifest.fingerprint)
     folder.release()
     folder.clear_stop()
-    ray = _start_ray()
-    try:
-        available = ray.cluster_resources()
-        request = Request.of(config, available)
-        request.check_fits(available)
+    with ray_cluster() as ray:
+        request = room_for(ray, config.cluster)
         return _unpack(_fit_in_thread(config, folder, request))
-    finally:
-        ray.shutdown()
 
 
 def _fit_in_thread(config: Config, folder: RunFolder, request: Request) -> Any:
@@ -96,29 +55,6 @@ def _fit_in_thread(config: Config, folder: RunFolder, request: Request) -> Any:
     finally:
         folder.clear_stop()
     return outcome[0]
-
-
-def _start_ray() -> Any:
-    """Join the cluster that RAY_ADDRESS names, or start one on this machine that nothing outside it can reach."""
-    local = not os.environ.get("RAY_ADDRESS")
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    if local:
-        # Without the cluster support that this variable is named for, every server of Ray's binds to loopback; Ray
-        # reads it when it is imported.
-        os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
-        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # the workers' exchanges stay on this machine too
-    try:
-        import ray
-    except ImportError as error:
-        raise UserError(
-            f"Ray cannot be imported ({one_line(error)}); install ray[default,train], or set cluster.num_workers=0 to "
-            "train in this process"
-        ) from error
-    if not ray.is_initialized():
-        # The dashboard answers Ray Train's own questions; without it the log fills with complaints.
-        own = {"include_dashboard": True, "dashboard_host": "127.0.0.1", "_node_ip_address": "127.0.0.1"}
-        ray.init(logging_level="WARNING", **(own if local else {}))
-    return ray
 
 
 def _with_absolute_paths(config: Config) -> Config:

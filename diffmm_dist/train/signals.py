@@ -1,7 +1,8 @@
 """Ctrl-C and SIGTERM as a request to save and stop."""
 
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import FrameType
 
 from diffmm_dist.monitoring.log import logger
@@ -32,3 +33,18 @@ class StopSignals:
         self._received = True
         logger.info("stopping after this step and saving a checkpoint; once more stops at once, without one")
         self._request()
+
+
+@contextmanager
+def at_once(error: BaseException) -> Iterator[None]:
+    """While open, SIGINT and SIGTERM raise an error in the main thread, for what leaves nothing behind to save."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise error
+
+    previous = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)

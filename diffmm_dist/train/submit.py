@@ -12,6 +12,7 @@ from diffmm_dist.config.load import load_config
 from diffmm_dist.errors import UserError, one_line
 from diffmm_dist.monitoring.log import logger
 from diffmm_dist.storage import is_remote
+from diffmm_dist.train.private_places import check_token
 
 # Data, results, history and what tools leave behind; in the form of .gitignore, as Ray wants it.
 EXCLUDES = (
@@ -32,13 +33,15 @@ def submit(address: str, config: str, overrides: Sequence[str], *, working_dir: 
         follow: print the job's log until it ends.
 
     Raises:
-        UserError: the configuration is wrong or could not be read there, the folder is too large, or the cluster does
-            not answer.
+        UserError: the configuration is wrong or could not be read there, the folder is too large, the cluster's
+            token cannot be read, or it does not answer.
     """
     folder = Path(working_dir).resolve()
     entrypoint = job_command(folder, config, overrides)
     check_size(folder)
+    check_token()
     try:
+        from ray.exceptions import RayError
         from ray.job_submission import JobSubmissionClient
     except ImportError as error:
         raise UserError(f"Ray cannot be imported ({one_line(error)}); install ray[default,train]") from error
@@ -47,7 +50,7 @@ def submit(address: str, config: str, overrides: Sequence[str], *, working_dir: 
         job = client.submit_job(
             entrypoint=entrypoint, runtime_env={"working_dir": str(folder), "excludes": list(EXCLUDES)}
         )
-    except (ConnectionError, RuntimeError, OSError) as error:
+    except (RayError, RuntimeError, OSError) as error:
         raise UserError(f"the cluster at {address} does not take the job: {one_line(error)}") from error
     logger.info("job %s: %s", job, entrypoint)
     if not follow:

@@ -57,3 +57,11 @@ def test_a_cluster_that_does_not_answer_is_one_sentence(project):
     pytest.importorskip("ray", reason="Ray is not installed")
     with pytest.raises(UserError, match=r"the cluster at http://127\.0\.0\.1:9 does not take the job: "):
         submit("http://127.0.0.1:9", config(project), [], working_dir=str(project))
+
+
+def test_a_token_that_cannot_be_read_is_one_sentence(project, tmp_path, monkeypatch):
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")
+    monkeypatch.delenv("RAY_AUTH_TOKEN", raising=False)
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(tmp_path))
+    with pytest.raises(UserError, match=r"the cluster's token .* cannot be read \(Is a directory\); give read access"):
+        submit("http://127.0.0.1:9", config(project), [], working_dir=str(project))
