@@ -9,7 +9,19 @@ import typer
 
 from diffmm_dist.cli_bench import bench_app
 from diffmm_dist.cli_data import inspect, partition, prepare_app
-from diffmm_dist.cli_options import ConfigFile, Force, Out, Overrides, configured, file_and_overrides, positive_numbers
+from diffmm_dist.cli_options import (
+    ConfigFile,
+    Force,
+    Out,
+    Overrides,
+    Run,
+    configured,
+    file_and_overrides,
+    file_to_write,
+    local_place,
+    place,
+    positive_numbers,
+)
 from diffmm_dist.cli_usage import UsageError, usage_sentence
 from diffmm_dist.config import render
 from diffmm_dist.errors import StoppedEarlyError, StoppedError, UserError, one_line, system_sentence
@@ -47,7 +59,9 @@ def train(overrides: Overrides = None, config: ConfigFile = None) -> None:
 @app.command()
 def submit(
     address: Annotated[str, typer.Option(help="The cluster's dashboard, such as http://HEAD:8265.")],
-    working_dir: Annotated[str, typer.Option(help="The project's folder, uploaded without data and runs.")] = ".",
+    working_dir: Annotated[
+        str, typer.Option(help="The project's folder, uploaded without data and runs.", callback=local_place)
+    ] = ".",
     follow: Annotated[bool, typer.Option(help="Print the job's log and end with its status.")] = True,
     overrides: Overrides = None,
     config: ConfigFile = None,
@@ -81,7 +95,7 @@ def _protocol(name: str) -> str:
 
 @app.command()
 def compare(
-    runs: Annotated[list[str], typer.Argument(help="Folders of finished runs.")],
+    runs: Annotated[list[str], typer.Argument(help="Folders of finished runs.", callback=place)],
     k: Annotated[int, typer.Option(help="Cut-off.")] = 20,
 ) -> None:
     """Show the test figures of several finished runs side by side."""
@@ -101,7 +115,7 @@ def compare(
 
 @app.command()
 def evaluate(
-    run: Annotated[str, typer.Argument(help="Run folder.")],
+    run: Run,
     split: Annotated[str, typer.Option(help="valid or test.")] = "test",
     k: Annotated[str, typer.Option(help="Cut-offs, comma-separated.")] = "10,20,50",
 ) -> None:
@@ -124,11 +138,13 @@ def evaluate(
 
 
 @app.command()
-def export(run: Annotated[str, typer.Argument(help="Run folder.")], out: Out, force: Force = False) -> None:
+def export(run: Run, out: Out, force: Force = False) -> None:
     """Write the best epoch's embeddings, ids, settings and weights as a bundle."""
-    from diffmm_dist.export.bundle import export_bundle
+    from diffmm_dist.export.bundle import MARKER, export_bundle
+    from diffmm_dist.storage import check_place
     from diffmm_dist.train.trained import load_trained
 
+    check_place(out, marker=MARKER, force=force, sources=[run])  # before the run is read
     trained = load_trained(run)
     export_bundle(trained, out, force=force)
     print(f"{out}: {trained.config.model.name}, epoch {trained.best_epoch} of {run}")
@@ -136,12 +152,14 @@ def export(run: Annotated[str, typer.Argument(help="Run folder.")], out: Out, fo
 
 @app.command()
 def recommend(
-    bundle: Annotated[str, typer.Argument(help="A bundle written by `export`.")],
+    bundle: Annotated[str, typer.Argument(help="A bundle written by `export`.", callback=place)],
     users: Annotated[str | None, typer.Option(help="Original user ids, comma-separated.")] = None,
     every_user: Annotated[bool, typer.Option("--all", help="Recommend to every user.")] = False,
     k: Annotated[int, typer.Option(min=1, help="Recommendations per user.")] = 20,
     include_seen: Annotated[bool, typer.Option("--include-seen", help="Recommend known items too.")] = False,
-    out: Annotated[str | None, typer.Option(help="Parquet file to write; a table is printed without it.")] = None,
+    out: Annotated[
+        str | None, typer.Option(help="Parquet file to write; a table is printed without it.", callback=file_to_write)
+    ] = None,
 ) -> None:
     """Recommend items, in original ids."""
     if (users is None) == (not every_user):

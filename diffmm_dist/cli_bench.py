@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from diffmm_dist.cli_options import ConfigFile, Overrides, configured, positive_numbers
+from diffmm_dist.cli_options import ConfigFile, JsonOut, Overrides, configured, file_to_write, place, positive_numbers
 from diffmm_dist.errors import UserError
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ bench_app = typer.Typer(help="Measure quality, time and memory.", no_args_is_hel
 
 @bench_app.command("train")
 def bench_train(
-    out: Annotated[str, typer.Option(help="JSON file to write.")],
+    out: JsonOut,
     seeds: Annotated[str, typer.Option(help="Seeds, comma-separated.")] = "421,422,423",
     overrides: Overrides = None,
     config: ConfigFile = None,
@@ -31,7 +31,6 @@ def bench_train(
     print(out)
 
 
-Out = Annotated[str, typer.Option(help="JSON file to write.")]
 Sizes = Annotated[
     list[str] | None,
     typer.Option("--size", help="A preset, values, or both (large,items=500); may be given again."),
@@ -53,7 +52,7 @@ def _add_case(name: str, *, repeats: int, text: str) -> None:
     """Add the command of a case, which is found in the module of its name."""
 
     def run(
-        out: Out, size: Sizes = None, repeats: Repeats = repeats, device: Device = "cpu", threads: Threads = 0
+        out: JsonOut, size: Sizes = None, repeats: Repeats = repeats, device: Device = "cpu", threads: Threads = 0
     ) -> None:
         case = import_module(f"diffmm_dist.bench.{name}").CASE
         _measure(case, size, out=out, repeats=repeats, device=device, threads=threads)
@@ -81,8 +80,10 @@ _add_case(
 
 @bench_app.command("propagate")
 def bench_propagate(
-    out: Out,
-    dataset: Annotated[str | None, typer.Argument(help="A prepared dataset, for its graph, forward only.")] = None,
+    out: JsonOut,
+    dataset: Annotated[
+        str | None, typer.Argument(help="A prepared dataset, for its graph, forward only.", callback=place)
+    ] = None,
     width: Annotated[int, typer.Option(min=1, help="Columns of the rows, with a dataset.")] = 64,
     size: Sizes = None,
     repeats: Repeats = 15,
@@ -103,7 +104,7 @@ def bench_propagate(
 
 @bench_app.command("epoch")
 def bench_epoch(
-    out: Out,
+    out: JsonOut,
     repeats: Annotated[int, typer.Option(min=1, help="Epochs to time, after one that is not.")] = 3,
     overrides: Overrides = None,
     config: ConfigFile = None,
@@ -118,9 +119,9 @@ def bench_epoch(
 
 @bench_app.command("growth")
 def bench_growth(
-    out: Out,
+    out: JsonOut,
     repeats: Annotated[int, typer.Option(min=1, help="Steps to time at each size, after one that is not.")] = 5,
-    plot: Annotated[str | None, typer.Option(help="SVG file to draw.")] = None,
+    plot: Annotated[str | None, typer.Option(help="SVG file to draw.", callback=file_to_write)] = None,
     overrides: Overrides = None,
     config: ConfigFile = None,
 ) -> None:
@@ -134,7 +135,7 @@ def bench_growth(
 
 @bench_app.command("profile")
 def bench_profile(
-    out: Annotated[str, typer.Option(help="Text file to write.")],
+    out: Annotated[str, typer.Option(help="Text file to write.", callback=file_to_write)],
     steps: Annotated[int, typer.Option(min=1, help="Steps of each phase, after one that is not counted.")] = 5,
     overrides: Overrides = None,
     config: ConfigFile = None,
@@ -147,13 +148,16 @@ def bench_profile(
 
 @bench_app.command("scaling")
 def bench_scaling(
-    out: Annotated[str, typer.Option(help="JSON file to write.")],
+    out: JsonOut,
     workers: Annotated[str, typer.Option(help="Numbers of workers, comma-separated.")] = "1,2",
     steps: Annotated[int, typer.Option(min=1, help="Steps to time of each phase.")] = 5,
     repeats: Annotated[int, typer.Option(min=1, help="How often to measure each.")] = 3,
     dataset: Annotated[
         list[str] | None,
-        typer.Option(help="Dataset of each number of workers, in their order, for weak scaling; batches grow too."),
+        typer.Option(
+            help="Dataset of each number of workers, in their order, for weak scaling; batches grow too.",
+            callback=place,
+        ),
     ] = None,
     overrides: Overrides = None,
     config: ConfigFile = None,
@@ -169,7 +173,7 @@ def bench_scaling(
 
 @bench_app.command("comm")
 def bench_comm(
-    out: Annotated[str, typer.Option(help="JSON file to write.")],
+    out: JsonOut,
     predict: Annotated[str, typer.Option(help="Numbers of workers to predict for.")] = "1,2,3,4,8,16,32,64",
     measure: Annotated[str, typer.Option(help="Numbers of workers to measure with, on this machine.")] = "2,3,4",
     overrides: Overrides = None,
@@ -186,7 +190,7 @@ def bench_comm(
 
 @bench_app.command("gpus")
 def bench_gpus(
-    out: Annotated[str, typer.Option(help="JSON file to write.")],
+    out: JsonOut,
     workers: Annotated[str, typer.Option(help="Numbers of GPUs, comma-separated.")] = "1,8,64",
     tflops: Annotated[float, typer.Option(min=1e-3, help="Assumed float32 operations per second, in 10^12.")] = 40.0,
     memory: Annotated[float, typer.Option(min=1e-3, help="Assumed memory traffic per second, in GB.")] = 2000.0,
@@ -206,8 +210,10 @@ def bench_gpus(
 
 @bench_app.command("stream")
 def bench_stream(
-    datasets: Annotated[list[str], typer.Argument(help="Datasets, the first to compare the others with.")],
-    out: Annotated[str, typer.Option(help="JSON file to write.")],
+    datasets: Annotated[
+        list[str], typer.Argument(help="Datasets, the first to compare the others with.", callback=place)
+    ],
+    out: JsonOut,
     repeats: Annotated[int, typer.Option(min=1, help="How often to read each.")] = 5,
     batches_ahead: Annotated[int, typer.Option(min=1, help="Record batches fetched from S3 in advance.")] = 4,
     threads: Annotated[int, typer.Option(min=1, help="Threads of the reader's arithmetic.")] = 1,
@@ -221,7 +227,7 @@ def bench_stream(
 
 @bench_app.command("report")
 def bench_report(
-    files: Annotated[list[str], typer.Argument(help="JSON files written by other `bench` commands.")],
+    files: Annotated[list[str], typer.Argument(help="JSON files written by other `bench` commands.", callback=place)],
 ) -> None:
     """Print the tables of docs/benchmarks from JSON files."""
     from diffmm_dist.bench.report import markdown
@@ -231,8 +237,10 @@ def bench_report(
 
 @bench_app.command("compare")
 def bench_compare(
-    before: Annotated[str, typer.Argument(help="JSON file of an operation, such as by `bench denoise`.")],
-    after: Annotated[str, typer.Argument(help="Another of the same operation.")],
+    before: Annotated[
+        str, typer.Argument(help="JSON file of an operation, such as by `bench denoise`.", callback=place)
+    ],
+    after: Annotated[str, typer.Argument(help="Another of the same operation.", callback=place)],
 ) -> None:
     """Print the times of two files side by side, also in units of each one's own matrix product."""
     from diffmm_dist.bench.compare import compare

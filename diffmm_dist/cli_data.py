@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 import typer
 
-from diffmm_dist.cli_options import Force, Out, one_of
+from diffmm_dist.cli_options import Dataset, Force, Out, one_of, place
 from diffmm_dist.monitoring.log import print_table
 
 if TYPE_CHECKING:
@@ -19,26 +19,30 @@ prepare_app = typer.Typer(help="Make a dataset: import raw data or generate some
 
 @prepare_app.command("diffmm")
 def prepare_diffmm(
-    folder: Annotated[str, typer.Argument(help="Holds trnMat.pkl, valMat.pkl, tstMat.pkl and *_feat.npy.")],
+    folder: Annotated[
+        str, typer.Argument(help="Holds trnMat.pkl, valMat.pkl, tstMat.pkl and *_feat.npy.", callback=place)
+    ],
     out: Out,
     force: Force = False,
 ) -> None:
     """Import a published DiffMM folder; its pickles may hold sparse matrices and nothing else."""
     from diffmm_dist.data.importers.diffmm import import_diffmm
 
+    _check_out(out, force, folder)
     report = import_diffmm(folder, out, force=force)
     _show_import(out, report, folder)
 
 
 @prepare_app.command("mmrec")
 def prepare_mmrec(
-    folder: Annotated[str, typer.Argument(help="Holds one .inter file with x_label, and *_feat.npy.")],
+    folder: Annotated[str, typer.Argument(help="Holds one .inter file with x_label, and *_feat.npy.", callback=place)],
     out: Out,
     force: Force = False,
 ) -> None:
     """Import a folder of the MMRec toolbox."""
     from diffmm_dist.data.importers.mmrec import import_mmrec
 
+    _check_out(out, force, folder)
     report = import_mmrec(folder, out, force=force)
     _show_import(out, report, folder)
 
@@ -119,6 +123,14 @@ def prepare_tables(
     _show_import(out, report, interactions)
 
 
+def _check_out(out: str, force: bool, *sources: str) -> None:
+    """Refuse, before any work, to write where a dataset cannot be or where it is read from."""
+    from diffmm_dist.data.schema import MANIFEST
+    from diffmm_dist.storage import check_place
+
+    check_place(out, marker=MANIFEST, force=force, sources=sources)
+
+
 def _named(texts: list[str] | None, option: str, mistakes: list[str]) -> dict[str, str]:
     """Split NAME=VALUE texts."""
     named: dict[str, str] = {}
@@ -190,7 +202,7 @@ def _widths(texts: list[str], mistakes: list[str]) -> dict[str, int]:
 
 
 def partition(
-    dataset: Annotated[str, typer.Argument(help="A prepared dataset.")],
+    dataset: Dataset,
     out: Out,
     num_parts: Annotated[int, typer.Option(help="Number of parts; more workers than that share them out evenly.")],
     method: Annotated[str, typer.Option(help="metis, or random for graphs that METIS cannot hold.")] = "metis",
@@ -200,6 +212,7 @@ def partition(
     """Reorder a dataset so that neighbours lie in the same part and workers exchange less."""
     from diffmm_dist.train.partitioning import partition_dataset
 
+    _check_out(out, force, dataset)
     methods: tuple[Literal["metis", "random"], ...] = ("metis", "random")
     chosen = one_of(method, methods, "--method")
     partition_dataset(dataset, out, num_parts=num_parts, method=chosen, seed=seed, force=force)
@@ -207,7 +220,7 @@ def partition(
 
 
 def inspect(
-    dataset: Annotated[str, typer.Argument(help="A prepared dataset.")],
+    dataset: Dataset,
     verify: Annotated[bool, typer.Option("--verify", help="Read every file and compare its checksum.")] = False,
 ) -> None:
     """Show what a dataset holds."""

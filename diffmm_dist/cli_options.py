@@ -1,7 +1,8 @@
 """Options that several commands share, and what they hold."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Annotated, TypeVar
 
 import typer
@@ -10,10 +11,54 @@ from diffmm_dist.cli_usage import UsageError
 from diffmm_dist.config.load import load_config
 from diffmm_dist.config.schema import LARGEST_COUNT, Config
 from diffmm_dist.errors import UserError, closest
+from diffmm_dist.places import settle, settle_local
 
-Out = Annotated[str, typer.Option(help="Where to write: a folder or an s3:// prefix.")]
+Value = TypeVar("Value", str | None, list[str] | None)
+
+
+def _settled(parameter: typer.CallbackParam, value: Value, settled: Callable[[str], str]) -> Value:
+    """Return the places of an option or argument in their one form; an error names it."""
+    try:
+        if isinstance(value, list):
+            return [settled(one) for one in value]
+        return None if value is None else settled(value)
+    except UserError as error:
+        raise UserError(f"{max(parameter.opts, key=len)} {error}") from error
+
+
+def place(parameter: typer.CallbackParam, value: Value) -> Value:
+    """Settle what is to be read."""
+    return _settled(parameter, value, settle)
+
+
+def local_place(parameter: typer.CallbackParam, value: Value) -> Value:
+    """Settle what is to be read from, or written to, a local disk."""
+    return _settled(parameter, value, settle_local)
+
+
+def folder_to_write(parameter: typer.CallbackParam, value: Value) -> Value:
+    """Settle where a folder is to be made."""
+    return _settled(parameter, value, partial(settle, to_write=True))
+
+
+def file_to_write(parameter: typer.CallbackParam, value: Value) -> Value:
+    """Settle where a file is to be made, and find out before any work whether it can be."""
+    from diffmm_dist.storage import check_file
+
+    value = _settled(parameter, value, partial(settle, to_write=True))
+    if isinstance(value, str):
+        check_file(value)
+    return value
+
+
+Out = Annotated[str, typer.Option(help="Where to write: a folder or an s3:// prefix.", callback=folder_to_write)]
+JsonOut = Annotated[str, typer.Option(help="JSON file to write.", callback=file_to_write)]
+Dataset = Annotated[str, typer.Argument(help="A prepared dataset.", callback=place)]
+Run = Annotated[str, typer.Argument(help="Run folder.", callback=place)]
 Force = Annotated[bool, typer.Option("--force", help="Replace what is there.")]
-ConfigFile = Annotated[str | None, typer.Option("--config", help="YAML file, if not given as FILE.")]
+ConfigFile = Annotated[
+    str | None, typer.Option("--config", help="YAML file, if not given as FILE.", callback=local_place)
+]
 Overrides = Annotated[
     list[str] | None,
     typer.Argument(
@@ -44,7 +89,7 @@ def file_and_overrides(config: str | None, words: list[str] | None) -> tuple[str
         UsageError: none is.
     """
     files = [word for word in words or [] if _is_file(word)]
-    named = list(dict.fromkeys(([config] if config is not None else []) + files))
+    named = list(dict.fromkeys([*([config] if config is not None else []), *map(settle_local, files)]))
     if len({os.path.realpath(name) for name in named}) > 1:
         raise UserError(f"{' and '.join(named)} are both given as configuration; name one, which may extend the other")
     if not named:
@@ -53,7 +98,7 @@ def file_and_overrides(config: str | None, words: list[str] | None) -> tuple[str
 
 
 def _is_file(word: str) -> bool:
-    return ("=" not in word and word.endswith((".yaml", ".yml"))) or os.path.isfile(word)
+    return ("=" not in word and word.endswith((".yaml", ".yml"))) or os.path.isfile(os.path.expanduser(word))
 
 
 def positive_numbers(text: str, option: str) -> list[int]:

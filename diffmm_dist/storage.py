@@ -3,14 +3,16 @@
 Endpoint and credentials of S3 come from the environment or the usual AWS profile, never from a configuration.
 """
 
+import errno
 import glob as glob_module
 import hashlib
 import json
 import os
 import shutil
+import tempfile
 import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from typing import IO, Any
 
 import fsspec
@@ -19,6 +21,8 @@ from pydantic import TypeAdapter, ValidationError
 
 from diffmm_dist import s3
 from diffmm_dist.errors import UserError, one_line
+from diffmm_dist.places import check_apart, check_local_file, settle, target_of
+from diffmm_dist.places import is_remote as is_remote
 from diffmm_dist.words import damage
 
 _PIECE = 1 << 20
@@ -32,16 +36,6 @@ def join(uri: str, *parts: str) -> str:
 def name(uri: str) -> str:
     """Return the last part of a path or an address."""
     return (uri if is_remote(uri) else os.path.abspath(uri)).rstrip("/").rpartition("/")[2]
-
-
-def is_remote(uri: str) -> bool:
-    """Tell an s3:// address from a local path; any other scheme is refused."""
-    scheme, separator, _ = uri.partition("://")
-    if not separator:
-        return False
-    if scheme != "s3":
-        raise UserError(f"{uri}: only local paths and s3:// addresses are supported")
-    return True
 
 
 def exists(uri: str) -> bool:
@@ -144,6 +138,8 @@ def replacing_file(uri: str) -> Iterator[IO[bytes]]:
                 raise
             file.close()
             return
+        path = os.path.realpath(path)  # a link stays, and what it points at is replaced
+        check_local_file(uri, path)
         os.makedirs(os.path.dirname(path), exist_ok=True)
         partial = f"{path}.partial-{uuid.uuid4().hex[:8]}"
         try:
@@ -195,6 +191,7 @@ def open_output(uri: str) -> IO[bytes]:
     file_system, path = _resolve(uri)
     with _explained(uri, "write"):
         if not is_remote(uri):
+            path = os.path.realpath(path)
             os.makedirs(os.path.dirname(path), exist_ok=True)
         file: IO[bytes] = file_system.open(path, "wb")
         return file
@@ -250,15 +247,69 @@ def remove_folder(uri: str, *, marker: str | None = None) -> None:
             file_system.rm(path, recursive=True)
 
 
-def check_place(uri: str, *, marker: str, force: bool) -> None:
-    """Raise a ``UserError`` unless a folder may be made or replaced; the arguments are those of ``staged_folder``."""
+def check_place(uri: str, *, marker: str, force: bool, sources: Sequence[str] = ()) -> None:
+    """Raise a ``UserError`` unless a folder may and can be made or replaced.
+
+    Args:
+        uri: the folder.
+        marker: as in ``staged_folder``.
+        force: likewise.
+        sources: what is read to make it, none of which it may touch.
+    """
+    settle(uri, to_write=True)
+    check_apart(uri, sources)
     is_ours = exists(join(uri, marker))
     if is_ours and not force:
         raise UserError(f"{uri} already exists; choose another place or pass --force to replace it")
     if not is_ours and list_names(uri):
         raise UserError(f"{uri} holds other files (no {marker} among them); choose an empty or new folder")
-    if not is_ours and not is_remote(uri) and os.path.lexists(uri) and not os.path.isdir(uri):
-        raise UserError(f"{uri} is a file; choose an empty or new folder")
+    path = target_of(uri)
+    if not is_remote(uri):
+        if os.path.lexists(path) and not os.path.isdir(path):
+            raise UserError(f"{uri} is a file; choose an empty or new folder")
+        if os.path.ismount(path) or path == os.path.realpath(os.curdir):
+            raise UserError(f"{uri} cannot be replaced as a whole, since it is in use; choose a folder inside it")
+    _check_writable(uri, f"{_staging(path)}/{marker}")
+
+
+def check_file(uri: str, sources: Sequence[str] = ()) -> None:
+    """Raise a ``UserError`` unless a file may and can be made or replaced, without reading any of ``sources``."""
+    settle(uri, to_write=True)
+    check_apart(uri, sources)
+    path = target_of(uri)
+    if not is_remote(uri):
+        check_local_file(uri, path)
+    _check_writable(uri, f"{path}.partial-{uuid.uuid4().hex[:8]}")
+
+
+def _staging(target: str) -> str:
+    """Return a new hidden place beside the target."""
+    parent, slash, name = target.rpartition("/")
+    return f"{parent}{slash}.{name}.partial-{uuid.uuid4().hex[:8]}"
+
+
+def _check_writable(uri: str, probe: str) -> None:
+    """Find out now whether something can be written, and leave nothing behind.
+
+    Args:
+        uri: what the user named.
+        probe: a file that is not there, in the folder that is to be written to.
+    """
+    with _explained(uri, "write"):
+        if is_remote(probe):
+            file_system, path = _resolve(probe)
+            file_system.pipe_file(path, b"")
+            file_system.rm_file(path)
+            return
+        with suppress(FileNotFoundError):
+            os.lstat(probe)  # a name too long, or a file among its folders
+        parent = os.path.dirname(probe)
+        while not os.path.lexists(parent):
+            parent = os.path.dirname(parent)
+        if not os.path.isdir(parent):
+            raise NotADirectoryError(errno.ENOTDIR, f"{parent} is not a folder")
+        with tempfile.TemporaryDirectory(prefix=".", dir=parent):
+            pass
 
 
 @contextmanager
@@ -266,7 +317,8 @@ def staged_folder(uri: str, *, marker: str, force: bool) -> Iterator[str]:
     """Build a folder aside and put it in place only when it is complete.
 
     Yields the address of an empty staging folder. When the block ends without an exception the folder takes its
-    place by renaming; otherwise it is removed and whatever stood at ``uri`` is left as it was. S3 has no rename: there
+    place by renaming; otherwise it is removed and whatever stood at ``uri`` is left as it was. A link at ``uri`` stays,
+    and what it points at is replaced. S3 has no rename: there
     the old folder's ``marker`` is removed first and the new one's moved last, so that a part never counts as a whole.
 
     Args:
@@ -278,12 +330,12 @@ def staged_folder(uri: str, *, marker: str, force: bool) -> Iterator[str]:
         UserError: there is something at ``uri`` that may not be replaced.
     """
     check_place(uri, marker=marker, force=force)
-    parent, slash, name = uri.rstrip("/").rpartition("/")
-    staging = f"{parent}{slash}.{name}.partial-{uuid.uuid4().hex[:8]}"
+    target = target_of(uri)
+    staging = _staging(target)
     try:
         yield staging
         with _explained(uri, "write"):
-            (_commit_remote if is_remote(uri) else _commit_local)(staging, uri, marker)
+            (_commit_remote if is_remote(uri) else _commit_local)(staging, target, marker)
     except BaseException:
         remove_folder(staging)
         raise
@@ -332,6 +384,7 @@ def arrow_file_system(uri: str) -> tuple[Any, str]:
 
 def _resolve(uri: str) -> tuple[Any, str]:
     """Return the file system and the path on it."""
+    uri = settle(uri, pattern=True)
     if is_remote(uri):
         return s3.file_system(), uri.removeprefix("s3://")
     return fsspec.filesystem("file"), os.path.abspath(uri)
@@ -343,7 +396,9 @@ def _explained(uri: str, action: str) -> Iterator[None]:
     try:
         yield
     except FileNotFoundError as error:
-        raise UserError(f"cannot {action} {uri}: it does not exist") from error
+        whole = action == "write" and is_remote(uri)
+        missing = "its bucket does not exist; make it or check its name" if whole else "it does not exist"
+        raise UserError(f"cannot {action} {uri}: {missing}") from error
     except Exception as error:
         if not isinstance(error, OSError) and not s3.is_of_client(error):
             raise

@@ -11,6 +11,7 @@ from pydantic import TypeAdapter
 from diffmm_dist.config.names import Setting, malformed, settings, unknown_key, unknown_section
 from diffmm_dist.config.schema import Config, broken_rules
 from diffmm_dist.errors import UserError, one_line
+from diffmm_dist.places import settle_local
 from diffmm_dist.words import allowed, shortened, shown
 
 Tree = dict[str, Any]
@@ -73,9 +74,10 @@ def read_layers(path: Path, seen: tuple[Path, ...]) -> list[Layer]:
     base = tree.pop("extends", None)
     if base is None:
         return [Layer(str(path), tree)]
-    if not isinstance(base, str) or "\0" in base:
+    if not isinstance(base, str):
         raise UserError(f"{path}: 'extends' must name one YAML file, not {shown(base)}")
-    return [*read_layers(path.parent / base, (*seen, path.resolve())), Layer(str(path), tree)]
+    below = path.parent / settle_local(base)
+    return [*read_layers(below, (*seen, path.resolve())), Layer(str(path), tree)]
 
 
 def _parsed(text: str, source: str) -> Tree:
@@ -184,10 +186,8 @@ class _Check:
             one = written[setting.key]
             try:
                 values[setting.key] = _converted(setting, one.value)
-            except ValueError:
-                self.add(
-                    one.source, f"'{setting.key}' is {shown(one.value)}: it must be {_allowed(setting, one.value)}"
-                )
+            except ValueError as error:
+                self.add(one.source, f"'{setting.key}' is {_refusal(setting, one.value, error)}")
         return values
 
     def _raise_all(self, sources: Sequence[str]) -> None:
@@ -222,7 +222,13 @@ def _adapter(setting: Setting) -> TypeAdapter[Any]:
     return TypeAdapter(kind)
 
 
+def _refusal(setting: Setting, value: Any, error: ValueError) -> str:
+    """Return a value, and what it must be instead."""
+    reasons = [detail.get("ctx", {}).get("error") for detail in error.errors()] if hasattr(error, "errors") else []
+    ours = [str(reason) for reason in reasons if isinstance(reason, UserError)]
+    return ours[0] if ours else f"{shown(value)}: it must be {_allowed(setting, value)}"
+
+
 def _allowed(setting: Setting, value: Any) -> str:
-    """Return what a setting must be, instead of a value."""
     words = allowed(_adapter(setting).json_schema())
     return f"{words}; put it in quotes" if words.startswith("text") and isinstance(value, int | float | date) else words

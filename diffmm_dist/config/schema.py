@@ -4,11 +4,13 @@ Hyper-parameters carry the field's names; the published flag that each one repla
 """
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from operator import attrgetter
 from typing import Annotated, Any, Literal, NamedTuple
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
+from diffmm_dist.places import settle, settle_local
 from diffmm_dist.words import shortened, shown
 
 Number = Annotated[float, Field(allow_inf_nan=False)]
@@ -21,7 +23,9 @@ Natural = Annotated[int, Field(ge=0, le=LARGEST_COUNT)]
 Count = Annotated[int, Field(ge=1, le=LARGEST_COUNT)]
 Workers = Annotated[int, Field(ge=1, le=4096)]
 UpToWorkers = Annotated[int, Field(ge=0, le=4096)]
-Location = Annotated[str, Field(min_length=1)]
+Location = Annotated[str, Field(min_length=1), AfterValidator(settle)]
+Destination = Annotated[str, Field(min_length=1), AfterValidator(partial(settle, to_write=True))]
+Folder = Annotated[str, Field(min_length=1), AfterValidator(settle_local)]
 Projection = Literal["matrix", "affine"]
 METRICS = ("recall", "ndcg", "precision", "hit_rate", "mrr")
 
@@ -41,14 +45,14 @@ class DataConfig(Section):
     """Names of the modalities to use, in this order; null uses all that the dataset has."""
     batches_ahead: Count = 4
     """Record batches (of at most 65,536 rows and 4 MiB of features) fetched from S3 while earlier ones are used."""
-    cache: str | None = None
+    cache: Folder | None = None
     """Local folder that keeps the files read from S3, checked and named by checksum; null fetches them every time."""
 
 
 class RunConfig(Section):
     """Where a run lives and what makes it repeatable."""
 
-    path: Location
+    path: Destination
     """Run folder, a path or an s3:// address; running the same command again resumes from it."""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 421
     """Seed of every random number of the run."""

@@ -61,7 +61,7 @@ class FileLock(RunLock):
 
     def _try(self) -> bool:
         if self._file is None:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
+            self._path.parent.resolve().mkdir(parents=True, exist_ok=True)  # a link may point at what is not there yet
             self._file = self._path.open("w")
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)

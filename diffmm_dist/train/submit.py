@@ -85,7 +85,12 @@ def job_command(folder: Path, config: str, overrides: Sequence[str]) -> str:
             f"{' and '.join(local)} would be looked for inside the uploaded folder; give s3:// addresses, or absolute "
             "paths that all nodes share"
         )
-    return shlex.join(["python", "launch.py", "train", "--config", path.relative_to(folder).as_posix(), *overrides])
+    # A path from the home folder is meant to be the one of here, whoever runs the job there.
+    places = {"data.path": settings.data.path, "run.path": settings.run.path, "data.cache": settings.data.cache}
+    home = os.path.join(os.path.expanduser("~"), "")
+    settled = [f"{key}={place}" for key, place in places.items() if place is not None and place.startswith(home)]
+    file = path.relative_to(folder).as_posix()
+    return shlex.join(["python", "launch.py", "train", "--config", file, *overrides, *settled])
 
 
 def check_size(folder: Path) -> float:

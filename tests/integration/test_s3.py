@@ -40,6 +40,45 @@ def test_prepare_train_export_recommend(place, environment, tmp_path):
     assert environment["AWS_SECRET_ACCESS_KEY"] not in (run / "config.yaml").read_text()
 
 
+@pytest.mark.parametrize("slashes", ["/", "///"])
+def test_slashes_too_many_change_nothing(s3, place, environment, tmp_path, slashes):
+    doubled = place.replace("s3://bucket/", f"S3://bucket{slashes}")
+    out, run = f"{doubled}/data{slashes}", f"{place}{slashes}run{slashes}"
+    size = ("--users", 40, "--items", 20, "--interactions", 300)
+    launch("prepare", "synthetic", "--out", out, *size, env=environment)
+    launch("prepare", "synthetic", "--out", out, *size, "--force", env=environment)
+    assert "all match" in launch("inspect", f"{place}/data", "--verify", env=environment).stdout
+    config = write_config(tmp_path / "c.yaml", data={"path": out}, run={"path": run}, train={"epochs": 1})
+    launch("train", config, "model.name=popularity", env=environment)
+    launch("export", run, "--out", f"{place}/bundle{slashes}", env=environment)
+    assert {path.name for path in s3.on_disk(place).iterdir()} == {"data", "run", "bundle"}
+
+
+def test_a_whole_bucket_is_read(s3, place, environment, tmp_path):
+    """One that is a dataset as a whole: nothing can be made there, so its files are put there one by one."""
+    file_system().mkdir("s3://whole")
+    file_system().put(synthetic_dataset(tmp_path / "d") + "/", "s3://whole/", recursive=True)
+    bucket = s3.folder / "whole"
+    assert "all match" in launch("inspect", "s3://whole/", "--verify", env=environment).stdout
+    before = sorted(bucket.rglob("*"))
+    done = launch("prepare", "synthetic", "--out", "s3://whole", "--force", env=environment, check=False)
+    assert (done.returncode, "is a whole bucket" in done.stderr) == (1, True)
+    assert sorted(bucket.rglob("*")) == before
+
+
+@pytest.mark.parametrize("out", ["s3://no-such-bucket/d", "s3://bucket/forbidden"])
+def test_what_s3_refuses_is_said_before_any_work(place, environment, tmp_path, out):
+    """The source does not exist, so any work would say so first."""
+    if "forbidden" in out:
+        environment = environment | {"AWS_SECRET_ACCESS_KEY": "not-the-secret"}
+    command = ("prepare", "tables", tmp_path / "no.csv", "--user", "u", "--item", "i", "--out", out)
+    done = launch(*command, env=environment, check=False)
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: cannot ")
+    assert out in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
 def test_a_published_folder_is_imported_from_s3(place, environment, tmp_path):
     folder = published_folder(tmp_path / "raw")
     file_system().put(str(folder), f"{place}/raw", recursive=True)

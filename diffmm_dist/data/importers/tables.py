@@ -113,7 +113,8 @@ def _opened(settings: TableImport, out: str, mistakes: Sequence[str], *, force: 
         with wrong.collected():
             check_timestamp_format(settings.timestamp_format)
     with wrong.collected():
-        storage.check_place(out, marker=MANIFEST, force=force)  # now, not after an hour
+        sources = [settings.interactions, *(source.uri for source in settings.features)]
+        storage.check_place(out, marker=MANIFEST, force=force, sources=sources)  # now, not after an hour
     features = []
     with wrong.collected():
         text = TextOptions(settings.delimiter, settings.encoding)

@@ -1,0 +1,133 @@
+"""Where things are: what a user may write for a file or a folder, settled before any work begins.
+
+A place is a path on a disk or an s3:// address. What is settled has its home folder written out, its scheme in small
+letters and no slash at its end or twice in a row on S3.
+"""
+
+import os
+import re
+from collections.abc import Sequence
+
+from diffmm_dist.errors import UserError
+from diffmm_dist.words import shortened
+
+_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):/(/?)(.*)", re.DOTALL)
+_BUCKET = re.compile(r"[A-Za-z0-9._-]+")
+_SPECIAL = "?#*[]"  # some tools take them for patterns or for the end of an address
+
+
+def is_remote(place: str) -> bool:
+    """Tell an s3:// address from a local path; any other scheme is refused."""
+    return place[:5].lower() == "s3://" or _refused_scheme(place)
+
+
+def settle(place: str, *, to_write: bool = False, pattern: bool = False) -> str:
+    """Return the one form of a place that a user wrote.
+
+    Args:
+        place: a path or an address.
+        to_write: something is to be made there, which a bucket as a whole cannot be.
+        pattern: it may be a pattern of names.
+
+    Raises:
+        UserError: it is no place; the sentence says what to write instead.
+    """
+    if not place.strip():
+        raise _refusal(place, "a place must not be empty; name a file or a folder")
+    if "\0" in place or not _is_text(place):
+        raise _refusal(place, "it holds characters that no name has; write it again")
+    if is_remote(place):
+        return _settled_address(place, to_write=to_write, pattern=pattern)
+    if place.startswith("~"):
+        place = _from_home(place)
+    return place.rstrip("/") or "/"
+
+
+def settle_local(place: str) -> str:
+    """Return the one form of a local path; the errors are those of ``settle``, and an address is one."""
+    place = settle(place)
+    if is_remote(place):
+        raise _refusal(place, "it must be on a local disk; give a path there")
+    return place
+
+
+def check_apart(uri: str, sources: Sequence[str]) -> None:
+    """Raise a ``UserError`` if a place to write is one of the sources, lies inside one, or has one inside it."""
+    target = target_of(uri)
+    for source in sources:
+        read = target_of(source)
+        if target == read:
+            raise UserError(f"{uri} is what is read; choose another place to write to")
+        if target.startswith(f"{read.rstrip('/')}/"):
+            raise UserError(f"{uri} lies inside {source}, which is read; choose a place outside it")
+        if read.startswith(f"{target.rstrip('/')}/"):
+            raise UserError(f"{uri} has inside it what is read, {source}; choose a place apart from it")
+
+
+def target_of(uri: str) -> str:
+    """Return where something ends up: an address, or a path that no link is part of."""
+    uri = settle(uri, pattern=True)
+    return uri if is_remote(uri) else os.path.realpath(uri)
+
+
+def check_local_file(uri: str, path: str) -> None:
+    """Refuse to replace what is there if it is no file."""
+    if os.path.islink(path):
+        raise UserError(f"{uri} is a link that leads back to itself; remove it or choose another place")
+    if os.path.isdir(path):
+        raise UserError(f"{uri} is a folder; name a file in it")
+    if os.path.lexists(path) and not os.path.isfile(path):
+        raise UserError(f"{uri} is no ordinary file; choose another place")
+
+
+def _settled_address(place: str, *, to_write: bool, pattern: bool) -> str:
+    bucket, *parts = place[5:].split("/")
+    parts = [part for part in parts if part]
+    if not _BUCKET.fullmatch(bucket):
+        raise _refusal(place, "it names no bucket; write s3://BUCKET/PREFIX")
+    if to_write and not parts:
+        raise _refusal(place, f"it is a whole bucket; name a place in it, such as s3://{bucket}/data")
+    special = [mark for mark in _SPECIAL if any(mark in part for part in parts)]
+    if special and not pattern:
+        raise _refusal(place, f"an address must not hold {' '.join(special)}; choose another name")
+    if {".", ".."} & set(parts):
+        raise _refusal(place, "an address has no . or .. in it; write it out")
+    return "/".join([f"s3://{bucket}", *parts])
+
+
+def _from_home(place: str) -> str:
+    """Return a path with its ``~`` or ``~user`` written out."""
+    found = os.path.expanduser(place)
+    if found == place:
+        name = place.partition("/")[0]
+        who = f"user '{name[1:]}'" if name != "~" else "home folder"
+        raise _refusal(place, f"there is no {who} here; write the whole path, or ./{place} for a file of that name")
+    return found
+
+
+def _refused_scheme(place: str) -> bool:
+    """Raise a ``UserError`` for an address that is none of S3; return False for a path."""
+    match = _SCHEME.match(place)
+    if match is None:
+        return False
+    scheme, second_slash, rest = match.group(1).lower(), match.group(2), match.group(3)
+    if scheme == "file":
+        raise _refusal(place, f"write the local path alone, /{rest.lstrip('/')}")
+    if scheme in ("s3", "s3a", "s3n"):
+        raise _refusal(place, f"write it as s3://{rest.lstrip('/') or 'BUCKET/PREFIX'}")
+    if second_slash:
+        raise _refusal(place, "only local paths and s3:// addresses are supported")
+    return False
+
+
+def _is_text(place: str) -> bool:
+    try:
+        place.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _refusal(place: str, reason: str) -> UserError:
+    written = place if place.strip() and place.isprintable() else ascii(place)
+    return UserError(f"{shortened(written)}: {reason}")
