@@ -205,7 +205,7 @@ def partition(
     dataset: Dataset,
     out: Out,
     num_parts: Annotated[int, typer.Option(help="Number of parts; more workers than that share them out evenly.")],
-    method: Annotated[str, typer.Option(help="metis, or random for graphs that METIS cannot hold.")] = "metis",
+    method: Annotated[str, typer.Option(help="metis, or random, which cuts most edges, to compare with.")] = "metis",
     seed: Annotated[int, typer.Option(min=0, help="Seed of the random parts.")] = 7,
     force: Force = False,
 ) -> None:

@@ -1,0 +1,227 @@
+"""Names in the pages: what they call by name exists, in the tree, the schema, the command line or the sources."""
+
+import ast
+import re
+import shlex
+from functools import cache
+from pathlib import Path
+
+import pytest
+import typer
+import yaml
+
+from diffmm_dist.cli import app
+from diffmm_dist.config.load import load_config
+from diffmm_dist.config.names import settings
+from diffmm_dist.config.schema import Config
+from diffmm_dist.errors import UserError
+from tests.support.builders import ROOT
+
+PACKAGE = ROOT / "diffmm_dist"
+PAGES = [
+    ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "cluster" / "README.md", *sorted((ROOT / "docs").glob("*.md")),
+    *sorted((PACKAGE / "models").glob("*/README.md")),
+]  # fmt: skip
+# What belongs to others: programs, systems, Python, the data that people bring, and the flags of the published program.
+FOREIGN = {
+    "kill", "docker", "compose", "make", "assert", "eval", "home", "user", "item", "OTHER", "acoustic", "textual",
+    "M_MMAP_MAX", "backoffLimit", "envFrom", "maxReplicas", "minReplicas",
+}  # fmt: skip
+PUBLISHED_FLAGS = re.compile(r"(?<=\| published flag \| key \|\n)(?:\|.*\n)+")
+
+
+def text_of(page):
+    """A page without what the published program calls its own things, which stands in a table's first column."""
+    text = page.read_text()
+    return PUBLISHED_FLAGS.sub(lambda table: re.sub(r"^\|[^|]*\|", "|", table[0], flags=re.M), text)
+
+
+def spans(page):
+    """What stands between backticks, outside of blocks of code."""
+    text = re.sub(r"^```.*?^```", "", text_of(page), flags=re.M | re.S)
+    return sorted({" ".join(span.split()) for span in re.findall(r"(?<!`)`([^`]+)`(?!`)", text)})
+
+
+@cache
+def words_of_the_sources():
+    """Every name and every word of a string in the sources, but not what only a docstring or a comment says."""
+    found = set()
+    for path in [*PACKAGE.rglob("*.py"), ROOT / "launch.py", *(ROOT / "tests").rglob("*.py")]:
+        if path == Path(__file__):
+            continue
+        tree = ast.parse(path.read_text())
+        docstrings = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+        for node in ast.walk(tree):
+            found |= {getattr(node, field) for field in ("id", "attr", "name", "arg", "module")
+                      if isinstance(getattr(node, field, None), str)}  # fmt: skip
+            if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in docstrings:
+                found |= set(re.findall(r"\w+", node.value))
+    names = {setting.name for setting in settings()} | set(Config.model_fields)
+    files = {part for path in tree_of_the_project() for part in re.split(r"[/.]", path)}
+    return found | names | files | set(re.findall(r"\w+", (ROOT / "pyproject.toml").read_text()))
+
+
+@cache
+def tree_of_the_project():
+    """Every file and folder of the project, as paths from its root."""
+    skipped = {".git", ".venv", "runs", "datasets", "bundles"}
+    found = set()
+    for path in ROOT.iterdir():
+        if path.name not in skipped and not path.name.startswith(".venv"):
+            found |= {str(inner.relative_to(ROOT)) for inner in [path, *path.rglob("*")]}
+    return found
+
+
+def commands():
+    """Every command of ours by its words, with its options."""
+    found = {}
+
+    def visit(command, words):
+        if hasattr(command, "commands"):
+            for name, inner in command.commands.items():
+                visit(inner, (*words, name))
+        else:
+            found[words] = command
+
+    visit(typer.main.get_command(app), ())
+    return found
+
+
+COMMANDS = commands()
+OPTIONS = {option for command in COMMANDS.values() for parameter in command.params for option in parameter.opts}
+FIRST_WORDS = {words[0] for words in COMMANDS}
+
+
+def command_of(words):
+    """The command that some words begin, and the words behind it."""
+    for size in (2, 1):
+        if tuple(words[:size]) in COMMANDS:
+            return COMMANDS[tuple(words[:size])], words[size:]
+    return None, words
+
+
+def mistake_of_command(text):
+    """What is wrong with a command of ours: the command itself, an option, a setting, or a file of the project."""
+    words = shlex.split(text.replace("[", "\\[") if "'" in text else text)
+    command, rest = command_of(words)
+    if command is None:
+        return None if words[0] in FIRST_WORDS and len(words) == 1 else f"no command {text}"
+    own = {option for parameter in command.params for option in parameter.opts}
+    for word in rest:
+        if word.startswith("--") and word.partition("=")[0] not in own:
+            return f"{text}: no option {word}"
+        if word.startswith("configs/") and not (ROOT / word).exists():
+            return f"{text}: no file {word}"
+        if not word.startswith("-") and "=" in word and (mistake := mistake_of_setting(word)):
+            return mistake
+    return None
+
+
+def mistake_of_setting(text):
+    """What is wrong with ``section.key`` or ``section.key=value``; None for what is none of both."""
+    key, equals, value = text.partition("=")
+    section, _, name = key.partition(".")
+    if section not in Config.model_fields or not name or name in ("py", "json", "md", "yaml", "svg"):
+        return None
+    if key not in {setting.key for setting in settings()}:
+        module = key.replace(".", "/").rpartition("/")[0]  # of data.batches.EpochBatches
+        return None if "/" in module and exists(module) else f"no setting {key}"
+    if not equals or re.fullmatch(r"(s3://)?[A-Z/]+", value):
+        return None
+    return refusal_of(key, value)
+
+
+def refusal_of(key, value):
+    needed = [one for one in ("data.path=d", "run.path=r") if not one.startswith(key)]
+    try:
+        load_config(None, [*needed, f"{key}={value}"])
+    except UserError as error:
+        return str(error)
+    return None
+
+
+def exists(text, page=None):
+    """Whether a path, perhaps with stars in it, is one from the root, the package, the tests or the page."""
+    bases = [ROOT, PACKAGE, ROOT / "tests", *([page.parent] if page else [])]
+    pattern = text.strip("/")
+    if not pattern.strip("."):
+        return False
+    deep = "" if "/" in pattern else "**/"  # of a name alone it does not matter in which folder of the package it is
+    found = [any(base.glob(f"{pattern}{suffix}")) for base in bases for suffix in ("", ".py")]
+    return any(found) or any(any(base.glob(f"{deep}{pattern}")) for base in (PACKAGE, ROOT / "tests"))
+
+
+def all_words_known(text):
+    """Whether the sources know every word of a text, but for placeholders in capitals and single letters."""
+    text = re.sub(r"<\w+>|\b[A-Z]{2,}\b|\*\w*|\w*\*", " ", text)
+    words = {word for word in re.findall(r"[A-Za-z_]\w*", text) if len(word) > 2}
+    return words <= words_of_the_sources() | FOREIGN
+
+
+def mistake_of(span, page):
+    """What a span calls by a name that does not exist, or None."""
+    for start in ("python launch.py ", "launch.py ", "diffmm-dist "):
+        if span.startswith(start):
+            return mistake_of_command(span.removeprefix(start).partition(" > ")[0])
+    if span.startswith("bash "):
+        return None if (ROOT / span.split()[1]).exists() else f"no file {span}"
+    if span.startswith("make "):
+        return None if re.search(rf"^{span.split()[1]}:", (ROOT / "Makefile").read_text(), re.M) else f"no {span}"
+    if span.startswith("--"):
+        return None if span.split()[0].partition("=")[0] in OPTIONS else f"no option {span}"
+    words = span.split()
+    if words[0] in FIRST_WORDS and len(words) > 1:
+        return mistake_of_command(span)
+    if mistake := mistake_of_setting(span):
+        return mistake
+    if re.fullmatch(r"[\w./*-]+", span) and exists(span, page):
+        return None
+    if re.match(r"(tests|docs|configs|cluster|diffmm_dist)/", span) or span.endswith(".py"):
+        return f"no file {span}"
+    return None if all_words_known(span) else f"nothing is called {span}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_everything_that_a_page_names_exists(page):
+    mistakes = {mistake_of(span, page) for span in spans(page)}
+    assert mistakes - {None} == set()
+
+
+def lines_of_code(page):
+    """The lines of the blocks of code, continued ones joined."""
+    blocks = re.findall(r"^```.*?\n(.*?)^```", page.read_text(), flags=re.M | re.S)
+    blocks += re.findall(r"(?:^    .*\n)+", page.read_text(), flags=re.M)
+    return [line.strip() for block in blocks for line in block.replace("\\\n", " ").splitlines()]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_command_that_a_page_shows_can_be_read(page):
+    pattern = re.compile(r"(?:python launch\.py|\bdiffmm-dist) +([a-z].*?)(?: +#.*)?$")
+    shown = [match[1] for line in lines_of_code(page) if (match := pattern.search(line))]
+    mistakes = {mistake_of_command(text) for text in shown}
+    assert mistakes - {None} == set()
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_section_of_settings_that_a_page_shows_is_valid(page):
+    blocks = re.findall(r"^```yaml\n(.*?)^```", page.read_text(), flags=re.M | re.S)
+    for block in blocks:
+        for section, keys in yaml.safe_load(block).items():
+            for name, value in keys.items():
+                assert refusal_of(f"{section}.{name}", yaml.safe_dump(value, default_flow_style=True)) is None
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_relative_link_leads_somewhere(page):
+    links = re.findall(r"\]\(([^)#:\s]+)(?:#[^)]*)?\)", page.read_text())
+    assert [link for link in links if not (page.parent / link).exists()] == []
+
+
+@pytest.mark.parametrize("span", [
+    "q_sample", "models/diffmm/nets.py", "tests/golden/none.npz", "train.epoch", "train.epochs=0", "eval.metric=recall",
+    "--no-such", "launch.py trains", "bench denoise --in x", "make tests", "python launch.py train --cfg x",
+    "Dataset.streams_epoch",
+    "recommend BUNDLE --everyone", "no_such_function()", "data.batches.EpochBatch", "bash .ci/runs slow", "tests/speed",
+])  # fmt: skip
+def test_a_name_that_does_not_exist_is_found(span):
+    assert mistake_of(span, ROOT / "README.md") is not None
