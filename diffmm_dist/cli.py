@@ -24,8 +24,9 @@ from diffmm_dist.cli_options import (
 )
 from diffmm_dist.cli_usage import UsageError, usage_sentence
 from diffmm_dist.config import render
+from diffmm_dist.cores import tell_libraries
 from diffmm_dist.errors import StoppedEarlyError, StoppedError, UserError, one_line, system_sentence
-from diffmm_dist.monitoring.log import metric_cells, metric_rows, print_table, set_up_logging
+from diffmm_dist.monitoring.log import logger, metric_cells, metric_rows, print_table, set_up_logging
 
 # Commands import what they need when they run: `--help` and a misspelt key must not wait for torch.
 
@@ -213,6 +214,9 @@ def main() -> None:
     after Ctrl-C.
     """
     set_up_logging()
+    mistake = tell_libraries()  # before any of them is loaded
+    if mistake is not None:
+        logger.warning("%s", mistake)
     try:
         status = app(standalone_mode=False)
         if status == _INTERRUPTED:

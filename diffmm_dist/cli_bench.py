@@ -37,7 +37,7 @@ Sizes = Annotated[
 ]
 Repeats = Annotated[int, typer.Option(min=1, help="How often to measure each.")]
 Device = Annotated[str, typer.Option(help="cpu or cuda.")]
-Threads = Annotated[int, typer.Option(min=0, help="Threads of torch; 0 takes all cores.")]
+Threads = Annotated[int, typer.Option(min=0, help="Threads of torch; 0 takes all that may be used.")]
 
 
 def _measure(case: "Case[Any]", sizes: list[str] | None, *, out: str, repeats: int, device: str, threads: int) -> None:
@@ -114,6 +114,22 @@ def bench_epoch(
     from diffmm_dist.bench.report import markdown
 
     run(configured(config, overrides), repeats=repeats, out=out)
+    print(markdown([out]), end="")
+
+
+@bench_app.command("threads")
+def bench_threads(
+    out: JsonOut,
+    repeats: Annotated[int, typer.Option(min=1, help="Epochs of each variant, after one that is not timed.")] = 5,
+    busy: Annotated[int, typer.Option(min=0, help="Endless loops to run beside them, each of which keeps a core.")] = 0,
+    overrides: Overrides = None,
+    config: ConfigFile = None,
+) -> None:
+    """Time epochs with other numbers of threads and other ways to wait, in turns, also beside a busy machine."""
+    from diffmm_dist.bench.report import markdown
+    from diffmm_dist.bench.threads import bench_threads as run
+
+    run(configured(config, overrides), repeats=repeats, busy=busy, out=out)
     print(markdown([out]), end="")
 
 

@@ -16,6 +16,7 @@ def run_cli(capsys, monkeypatch):
 
     def run(*arguments):
         monkeypatch.setattr(sys, "argv", ["launch.py", *map(str, arguments)])
+        monkeypatch.setattr(cli, "tell_libraries", lambda: None)  # they are loaded, and this environment is not its own
         status = 0
         try:
             cli.main()

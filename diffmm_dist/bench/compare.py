@@ -7,7 +7,7 @@ from diffmm_dist.bench.report import OperationBenchmark, size_text, table
 from diffmm_dist.errors import UserError
 
 Key = tuple[str, str, str]
-_REMEDY = "give a file written by bench denoise, rebuild, propagate, contrast, evaluate or epoch"
+_REMEDY = "give a file written by bench denoise, rebuild, propagate, contrast, evaluate, epoch or threads"
 
 
 def compare(before: str, after: str) -> str:
@@ -17,8 +17,8 @@ def compare(before: str, after: str) -> str:
     compares programs where the machines or the moments differ.
 
     Args:
-        before: a JSON file written by ``bench denoise``, ``rebuild``, ``propagate``, ``contrast``, ``evaluate`` or
-            ``epoch``.
+        before: a JSON file written by ``bench denoise``, ``rebuild``, ``propagate``, ``contrast``, ``evaluate``,
+            ``epoch`` or ``threads``.
         after: another.
 
     Raises:

@@ -1,17 +1,20 @@
 """One training epoch, phase by phase. FLOP and bytes are those of ``bench gpus``: what one worker does (gpus.py)."""
 
 from collections import Counter
-from dataclasses import replace
+from collections.abc import Sequence
 from functools import partial
-from itertools import count
+from typing import Any
+
+import torch
 
 from diffmm_dist.bench.gpus import epoch_work
 from diffmm_dist.bench.operations import Operation, Variant, measure, write_results
 from diffmm_dist.config.schema import Config
+from diffmm_dist.data.dataset import Dataset
 from diffmm_dist.errors import UserError
 from diffmm_dist.models.base import Phase, PhaseContext
 from diffmm_dist.parallel.world import World
-from diffmm_dist.precision import Precision, matmul_precision
+from diffmm_dist.precision import matmul_precision
 from diffmm_dist.train.build import build_recipe, choose_device, load_training_data, open_dataset
 from diffmm_dist.train.worker import prepare_process
 
@@ -32,16 +35,20 @@ def bench_epoch(config: Config, *, repeats: int, out: str) -> None:
     device = choose_device(config.cluster.device)
     prepare_process(config.cluster.threads_per_worker)
     dataset = open_dataset(config)
-    world = World.single(device)
-    recipe = build_recipe(config, load_training_data(config, dataset, world), device=device)
+    epochs = Epochs(config, dataset, device)
     works = epoch_work(config, dataset, 1, Counter())
-    phases = {}
-    for phase in recipe.phases:
-        work = works[phase.name]
-        call = partial(_run, phase, PhaseContext(world, config.run.seed, 0), count(), config.train.precision)
-        phases[phase.name] = Variant(call, work.flops, work.memory_bytes)
+    phases = {
+        phase.name: Variant(partial(epochs.run, phase), works[phase.name].flops, works[phase.name].memory_bytes)
+        for phase in epochs.phases
+    }
     operation = Operation("epoch", phases, parts=True)
-    entry = {
+    result = measure(operation, repeats=repeats, device=device)
+    write_results(out, "epoch", [size_entry(config, dataset, {operation.name: result})], repeats=repeats, device=device)
+
+
+def size_entry(config: Config, dataset: Dataset, operations: dict[str, Any]) -> dict[str, Any]:
+    """Return the ``sizes`` entry of the JSON file for a configuration."""
+    return {
         "size": config.data.path,
         "values": {
             "users": dataset.num_users,
@@ -49,17 +56,32 @@ def bench_epoch(config: Config, *, repeats: int, out: str) -> None:
             "interactions": dataset.manifest.num_interactions("train"),
             "batch": config.train.batch_size,
         },
-        "operations": {operation.name: measure(operation, repeats=repeats, device=device)},
+        "operations": operations,
     }
-    write_results(out, "epoch", [entry], repeats=repeats, device=device)
 
 
-def _run(phase: Phase, context: PhaseContext, epochs: "count[int]", precision: Precision) -> None:
-    """Run a phase of the next epoch, as the training loop does."""
-    context = replace(context, epoch=next(epochs))
-    with matmul_precision(precision):
-        for index in range(phase.begin(context)):
-            phase.step(index)
-    if phase.optimizer is not None:
-        phase.optimizer.zero_grad(set_to_none=True)
-    phase.finish()
+class Epochs:
+    """A configuration's phases, ready to be run epoch after epoch as the training loop does.
+
+    Attributes:
+        phases: the phases.
+    """
+
+    def __init__(self, config: Config, dataset: Dataset, device: torch.device) -> None:
+        self._world = World.single(device)
+        self._seed = config.run.seed
+        self._precision = config.train.precision
+        data = load_training_data(config, dataset, self._world)
+        self.phases: Sequence[Phase] = build_recipe(config, data, device=device).phases
+        self._done = Counter[str]()
+
+    def run(self, phase: Phase) -> None:
+        """Run a phase of its next epoch."""
+        context = PhaseContext(self._world, self._seed, self._done[phase.name])
+        with matmul_precision(self._precision):
+            for index in range(phase.begin(context)):
+                phase.step(index)
+        if phase.optimizer is not None:
+            phase.optimizer.zero_grad(set_to_none=True)
+        phase.finish()
+        self._done[phase.name] += 1

@@ -4,10 +4,12 @@ import os
 import platform
 import shlex
 import sys
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import torch
+
+from diffmm_dist.cores import usable_cores
 
 
 def command() -> str:
@@ -17,14 +19,25 @@ def command() -> str:
 
 def machine() -> dict[str, Any]:
     """Return what the figures depend on."""
+    cores = usable_cores()
     return {
         "processor": _processor(),
         "cores": os.cpu_count(),
+        "usable_cores": cores.of_machine,
+        "usable_because": cores.reason,
         "threads": torch.get_num_threads(),
         "python": platform.python_version(),
         "torch": torch.__version__,
-        "dgl": version("dgl"),
+        "dgl": _version("dgl"),
     }
+
+
+def _version(package: str) -> str | None:
+    """Return a package's version, None where it is not installed."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
 
 
 def _processor() -> str:

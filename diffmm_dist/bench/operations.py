@@ -67,12 +67,14 @@ class Operation:
         variants: by name, the first to compare the others with.
         facts: what is to be recorded of the results, asked for after the last turn; ``same_lists`` must be true.
         parts: the variants are parts of one whole, run in their order, and not compared.
+        memory: measure what each variant takes; not where it computes in another process.
     """
 
     name: str
     variants: Mapping[str, Variant]
     facts: Callable[[], dict[str, Any]] = dict
     parts: bool = False
+    memory: bool = True
 
 
 @dataclass(frozen=True)
@@ -101,7 +103,7 @@ def bench_case(
         repeats: turns.
         out: the JSON file.
         device: ``cpu`` or ``cuda``.
-        threads: of torch; 0 takes all cores.
+        threads: of torch; 0 takes all that this process may use.
 
     Raises:
         UserError: a size is not one, the device is not there, or two variants differ in what must be the same.
@@ -207,7 +209,7 @@ def measure(operation: Operation, *, repeats: int, device: torch.device) -> dict
         }
         if not operation.parts:
             results[name]["before_over_after"] = _per_unit(seconds[name], first)
-            results[name]["extra_mib"] = extra_mib(calls[name], device)
+            results[name]["extra_mib"] = extra_mib(calls[name], device) if operation.memory else None
     return {
         "probes": {
             "gemm": {

@@ -77,7 +77,7 @@ class StreamBenchmark(TypedDict):
 
 
 class OperationBenchmark(TypedDict):
-    """What `bench denoise`, `rebuild`, `propagate`, `contrast`, `evaluate` and `epoch` write."""
+    """What `bench denoise`, `rebuild`, `propagate`, `contrast`, `evaluate`, `epoch` and `threads` write."""
 
     command: str
     machine: dict[str, Any]

@@ -192,7 +192,8 @@ class ClusterConfig(Section):
     """Device of the worker; `auto` takes a GPU where there is one, and makes an autoscaler add one only where nothing
     else would do."""
     threads_per_worker: UpToWorkers = 0
-    """CPU threads of a worker; 0 shares the machine's cores out evenly. Another number may change the last bits."""
+    """CPU threads of a worker; 0 shares out evenly what may be used here: CPU affinity, the container's CPU quota and
+    OMP_NUM_THREADS count. Another number may change the last bits."""
     timeout_s: Seconds = 300.0
     """Seconds that a worker waits for the others in one exchange before the attempt ends with an error."""
     wait_for_nodes_s: Annotated[Number, Field(ge=0, le=86_400)] = 600.0

@@ -2,12 +2,13 @@
 
 import logging
 import math
+import os
 import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from diffmm_dist import storage
+from diffmm_dist import cores, storage
 from diffmm_dist.config.load import config_from_tree
 from diffmm_dist.config.schema import Config
 from diffmm_dist.errors import StoppedError, UserError, system_sentence
@@ -76,7 +77,7 @@ def _fit(config: Config, folder: RunFolder, request: Request) -> Any:
     file_system, path = storage.arrow_file_system(folder.uri)
     trainer = TorchTrainer(
         _train_function,
-        train_loop_config=config.model_dump(mode="json"),
+        train_loop_config={"config": config.model_dump(mode="json"), "threads": _word_of_user()},
         torch_config=TorchConfig(timeout_s=math.ceil(config.cluster.timeout_s)),
         scaling_config=ScalingConfig(
             num_workers=request.num_workers,
@@ -98,15 +99,24 @@ def _fit(config: Config, folder: RunFolder, request: Request) -> Any:
         return error
 
 
-def _train_function(tree: dict[str, Any]) -> Mapping[str, Any]:
+def _word_of_user() -> str | None:
+    """Return the OMP_NUM_THREADS that the user has set for this command; in a job of Ray's it may be Ray's own."""
+    return None if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ else cores.heard()
+
+
+def _train_function(job: dict[str, Any]) -> Mapping[str, Any]:
     """What a Ray worker runs.
+
+    Ray has set OMP_NUM_THREADS here if nobody else had. What counts is what the user said to the command, and else
+    what this worker's machine was started with.
 
     What the user can put right is returned, since Ray would wrap it when raised and try again. A lost worker is raised:
     Ray Train starts all workers again, and they go on from the last checkpoint.
     """
     set_up_logging()
     logging.getLogger("ray.train").setLevel(logging.WARNING)  # it would print every report
-    config = config_from_tree(tree, source="driver")
+    config = config_from_tree(job["config"], source="driver")
+    cores.hear(job["threads"] or cores.started_with(cores.VARIABLE))
     folder = RunFolder(config.run.path)
     try:
         result = run_worker(

@@ -8,9 +8,11 @@ from functools import partial
 from statistics import median
 from typing import Any
 
+import pyarrow as pa
 import torch
 
 from diffmm_dist.config.schema import Config, GraphConfig
+from diffmm_dist.cores import Threads, choose_threads, usable_cores
 from diffmm_dist.data.dataset import Dataset
 from diffmm_dist.data.training import TrainingData
 from diffmm_dist.errors import UserError
@@ -63,8 +65,9 @@ def run_worker(
         StoppedError: the run was asked to stop and has saved a checkpoint.
         LostWorkerError: another worker has died or hangs.
     """
-    prepare_process(config.cluster.threads_per_worker)
+    threads = prepare_process(config.cluster.threads_per_worker)
     world = World.current(choose_device(config.cluster.device), timeout=timedelta(seconds=config.cluster.timeout_s))
+    _log_threads(threads, world)
     processes = worker_counts(os.getpid(), world)
     if world.size > 1 and world.is_first:
         logger.info("%d workers, by rank processes %s", world.size, ", ".join(map(str, processes)))
@@ -184,18 +187,36 @@ class _Publisher(Recorder):
         self._folder.publish()
 
 
-def prepare_process(num_threads: int) -> None:
+def _log_threads(threads: Threads, world: World) -> None:
+    """Say how many threads compute and why, and where workers on other machines have another number."""
+    counts = worker_counts(threads.count, world)
+    if not world.is_first:
+        return
+    logger.info("%s", threads.line)
+    if threads.warning is not None:
+        logger.warning("%s", threads.warning)
+    if len(set(counts)) > 1:
+        logger.info("threads of the workers, by rank: %s", ", ".join(map(str, counts)))
+
+
+def prepare_process(num_threads: int) -> Threads:
     """Set up this process for repeatable and fast computation on the CPU.
 
     Args:
         num_threads: threads of torch; 0 for this process's share of the cores.
+
+    Returns:
+        The threads that it computes with, and why so many.
     """
-    torch.set_num_threads(num_threads or max(1, (os.cpu_count() or 1) // _workers_here()))
+    threads = choose_threads(num_threads, usable_cores(), num_workers=_workers_here())
+    torch.set_num_threads(threads.count)
+    pa.set_cpu_count(threads.count)
     torch.use_deterministic_algorithms(True)
     # Nothing here reads memory that it has not written, so filling it first would only cost time.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     keep_freed_memory()
+    return threads
 
 
 def keep_freed_memory() -> None:

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from diffmm_dist.cores import usable_cores
 from diffmm_dist.data.importers.arrow_tables import Table
 from diffmm_dist.data.importers.cleaning import Cleaner, Cleaning, InteractionColumns
 from diffmm_dist.data.importers.columns import typed_ids
@@ -53,6 +54,7 @@ class Interactions:
             os.path.join(folder, "interactions.duckdb"),
             config={
                 "memory_limit": f"{int(memory_gib * 1024)}MiB",
+                "threads": usable_cores().share()[0],
                 "temp_directory": os.path.join(folder, "spilled"),
                 "preserve_insertion_order": "false",
                 "autoinstall_known_extensions": "false",

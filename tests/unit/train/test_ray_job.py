@@ -1,7 +1,35 @@
 import pytest
 
+from diffmm_dist import cores
 from diffmm_dist.errors import StoppedError, UserError
+from diffmm_dist.train import ray_job
 from diffmm_dist.train.ray_job import _unpack
+from tests.support.builders import small_config
+
+
+@pytest.mark.parametrize(
+    ("said", "of_node", "expected"),
+    [("3", "2", "3"), (None, "2", "2"), (None, None, None), ("2,1", None, "2,1")],
+    ids=["to the command", "on the node", "nowhere", "as a list"],
+)
+def test_rays_own_number_of_threads_is_not_taken_for_the_users(said, of_node, expected, monkeypatch):
+    """Ray sets OMP_NUM_THREADS to 1 inside its workers where nobody has set it."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setattr(cores, "_word", "1")
+    monkeypatch.setattr(cores, "started_with", {"OMP_NUM_THREADS": of_node}.get)
+    monkeypatch.setattr(ray_job, "set_up_logging", lambda: None)
+    heard = []
+    monkeypatch.setattr(ray_job, "run_worker", lambda config, **_: heard.append(cores.heard()))
+    ray_job._train_function({"config": small_config("data", "run").model_dump(mode="json"), "threads": said})
+    assert heard == [expected]
+
+
+def test_the_command_hands_over_what_the_user_said_and_not_what_a_job_of_rays_was_given(monkeypatch):
+    monkeypatch.setattr(cores, "_word", "3")
+    monkeypatch.delenv("RAY_JOB_CONFIG_JSON_ENV_VAR", raising=False)
+    assert ray_job._word_of_user() == "3"
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
+    assert ray_job._word_of_user() is None
 
 
 def test_what_a_worker_returns_becomes_what_the_command_does():
