@@ -87,7 +87,21 @@ def test_more_workers_than_the_cluster_holds_are_refused_with_both_numbers(confi
     )
     assert outcome.returncode == 1
     last = outcome.stderr.splitlines()[-1]
-    assert re.search(r"error: cluster.num_workers=900 needs 900 CPUs where the cluster has \d+; lower it", last), last
+    wanted = (
+        r"error: cluster.num_workers=900 needs room for 900 workers of 1 CPU each, and the cluster has room for \d+ "
+        r"\(1 node of \d+ CPUs?\); lower it"
+    )
+    assert re.search(wanted, last), last
+
+
+@pytest.mark.timeout(600)
+def test_home_and_temporary_folder_that_cannot_be_written(config, tmp_path):
+    """Neither can be made below a file, not even by root, as neither can where the disk is read-only."""
+    (tmp_path / "file").write_text("")
+    places = {"HOME": str(tmp_path / "file" / "home"), "TMPDIR": str(tmp_path / "file" / "tmp")}
+    done = launch("train", "--config", config, f"run.path={tmp_path / 'run'}", "cluster.num_workers=1",
+                  env=places, timeout=500)  # fmt: skip
+    assert "test @20" in done.stdout
 
 
 def test_what_the_user_can_put_right_is_one_sentence(config, tmp_path):

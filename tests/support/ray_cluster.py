@@ -1,5 +1,6 @@
-"""A real Ray cluster on this machine: a head and nodes, each started with `ray start`."""
+"""A real Ray cluster on this machine: a head and nodes, each started with `ray start`, or added by an autoscaler."""
 
+import json
 import os
 import re
 import shutil
@@ -15,7 +16,6 @@ from tests.support.builders import ROOT
 from tests.support.processes import free_port
 
 _ATTEMPTS = 4
-_HEAD = "127.0.0.2"  # Ray would put the machine's outer address in place of 127.0.0.1
 
 
 class RayCluster:
@@ -29,6 +29,8 @@ class RayCluster:
         nodes: the processes of the nodes.
     """
 
+    first_host = 2  # Ray would put the machine's outer address in place of 127.0.0.1
+
     def __init__(self, environment):
         # Sockets live below it, and their names must be short.
         self._folder = Path(tempfile.mkdtemp(prefix="ray-", dir="/tmp"))
@@ -41,18 +43,22 @@ class RayCluster:
         self.address = f"http://127.0.0.1:{dashboard}"
         self.nodes = []
         self._num_started = 0
+        self._host = f"127.0.0.{self.first_host}:{self._port}"
         self._head = self._start(
             "--head", f"--port={self._port}", f"--dashboard-port={dashboard}", "--dashboard-host=127.0.0.1",
-            "--num-cpus=0", f"--temp-dir={self._folder}", f"--ray-client-server-port={free_port()}",
+            f"--temp-dir={self._folder}", f"--ray-client-server-port={free_port()}", *self._head_options(),
         )  # fmt: skip
         self._wait(self._answers)
+
+    def _head_options(self):
+        return ["--num-cpus=0"]
 
     def wait_until_ready(self):
         """Wait until the cluster takes a job, which is later than it answers."""
         self._wait(lambda: self.ray("job", "submit", "--no-wait", "--", "true").returncode == 0)
 
     def _num_cpus(self):
-        status = [sys.executable, "-m", "ray.scripts.scripts", "status", f"--address={_HEAD}:{self._port}"]
+        status = [sys.executable, "-m", "ray.scripts.scripts", "status", f"--address={self._host}"]
         done = subprocess.run(
             status, env={**os.environ, **self.environment}, capture_output=True, text=True, timeout=60
         )
@@ -79,7 +85,7 @@ class RayCluster:
         """Start a node with one CPU and wait until it has joined; Ray gives up half a minute after a slow start."""
         joined = self._num_cpus()
         for _ in range(_ATTEMPTS):
-            node = self._start(f"--address={_HEAD}:{self._port}", "--num-cpus=1")
+            node = self._start(f"--address={self._host}", "--num-cpus=1")
             self._wait(lambda node=node: node.poll() is not None or self._num_cpus() > joined)
             if node.poll() is None:
                 self.nodes.append(node)
@@ -96,7 +102,7 @@ class RayCluster:
     def _start(self, *arguments):
         self._num_started += 1
         command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block",
-                   f"--node-ip-address=127.0.0.{self._num_started + 1}",
+                   f"--node-ip-address=127.0.0.{self._num_started + self.first_host - 1}",
                    "--object-store-memory=100000000", *arguments]  # fmt: skip
         # Agents have fixed ports by default, which another Ray on this machine may hold.
         command += [f"--{name}-port={free_port()}" for name in ("dashboard-agent-listen", "metrics-export")]
@@ -124,3 +130,56 @@ class RayCluster:
         while not condition():
             assert time.monotonic() < deadline, [path.read_text() for path in self._folder.glob("start-*.log")]
             time.sleep(0.2)
+
+
+class GrowingCluster(RayCluster):
+    """A head with one CPU, and one of Ray's autoscalers with the make-believe nodes of Ray's own tests.
+
+    ``ray.cluster_utils.AutoscalingCluster`` itself stops every Ray of the machine when it starts, and reads a file that
+    the wheel lacks; what it tells the autoscaler is the same.
+
+    Args:
+        version: of the autoscaler, 1 or 2.
+        most: nodes that it may start, each with one CPU.
+    """
+
+    first_host = 1
+
+    def __init__(self, version, most):
+        self._version, self._most = version, most
+        head = "f" * 51 + "00000"  # as the provider calls it
+        super().__init__({
+            "RAY_FAKE_CLUSTER": "1", "AUTOSCALER_UPDATE_INTERVAL_S": "1", "RAY_CLOUD_INSTANCE_ID": head,
+            "RAY_OVERRIDE_NODE_ID_FOR_TESTING": head, "RAY_enable_autoscaler_v2": str(version - 1),
+            "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # or the provider's nodes would not be on loopback
+        })  # fmt: skip
+
+    def _head_options(self):
+        small = {"resources": {"CPU": 1, "object_store_memory": 80_000_000}, "node_config": {}}
+        config = {
+            "cluster_name": "growing", "max_workers": self._most, "idle_timeout_minutes": 5, "upscaling_speed": 1.0,
+            "provider": {
+                "type": "external", "gcs_address": self._host, "use_node_id_as_ip": True,
+                "module": "ray.autoscaler._private.fake_multi_node.node_provider.FakeMultiNodeProvider",
+                "disable_node_updaters": True, "disable_launch_config_check": True,
+                "launch_multiple": self._version == 2,
+            },
+            "head_node_type": "ray.head.default",
+            "available_node_types": {
+                "ray.head.default": {"resources": {"CPU": 1}, "node_config": {}, "max_workers": 0},
+                "small": {**small, "min_workers": 0, "max_workers": self._most},
+            },
+            **{name: {} for name in ("auth", "docker", "file_mounts")},
+            **{name: [] for name in (
+                "cluster_synced_files", "initialization_commands", "setup_commands", "head_setup_commands",
+                "worker_setup_commands", "head_start_ray_commands", "worker_start_ray_commands",
+            )},
+        }  # fmt: skip
+        path = self._folder / "autoscaling.yaml"
+        path.write_text(json.dumps(config))
+        return ["--num-cpus=1", f"--autoscaling-config={path}"]
+
+    def driver(self):
+        """The variables of a program on this machine that joins the cluster."""
+        names = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER")
+        return {"RAY_ADDRESS": self._host, **{name: self.environment[name] for name in names}}
