@@ -86,7 +86,7 @@ def operations(size: PropagateSize, device: torch.device) -> Iterator[Operation]
     flop = 4 * (2 * edges + nodes) * size.dim
     rows = 2 * nodes * size.dim * FLOAT
     num_bytes = 2 * (2 * edges * (_INDEX + FLOAT + size.dim * FLOAT) + rows)
-    kernels: list[Kernel] = ["csr", *_dgl(device)]
+    kernels: list[Kernel] = ["csr", *dgl_kernel(device)]
     graphs = {kernel: HeteroGraph({REAL: problem.relation}, kernel=kernel) for kernel in kernels}
     variants: dict[str, Variant] = {
         kernel: Variant(partial(problem.ours, graph), flop, num_bytes) for kernel, graph in graphs.items()
@@ -103,7 +103,7 @@ def operations(size: PropagateSize, device: torch.device) -> Iterator[Operation]
         yield Operation(f"two modalities, {kernel}", twice)
 
 
-def _dgl(device: torch.device) -> list[Kernel]:
+def dgl_kernel(device: torch.device) -> list[Kernel]:
     """Return DGL's kernel where it can run."""
     try:
         import_dgl()

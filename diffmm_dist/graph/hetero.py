@@ -16,8 +16,11 @@ REAL = "interacts"
 Kernel = Literal["csr", "dgl"]
 
 
-def import_dgl() -> Any:
+def import_dgl(*, otherwise: str = "set graph.kernel=csr") -> Any:
     """Import DGL.
+
+    Args:
+        otherwise: what can be done without it.
 
     Raises:
         UserError: naming the pair of versions that works.
@@ -28,7 +31,7 @@ def import_dgl() -> Any:
     except Exception as error:  # a mismatched build fails with anything from ImportError to OSError
         raise UserError(
             f"DGL cannot be imported ({one_line(error)}); install dgl==1.1.3 beside torch 2.11 to 2.13 on Python 3.10 "
-            "or 3.11, or set graph.kernel=csr"
+            f"or 3.11, or {otherwise}"
         ) from error
     return dgl
 

@@ -44,7 +44,7 @@ def metis_parts(pairs: CSR, num_parts: int) -> Parts:
     Raises:
         UserError: DGL, which brings METIS, cannot be imported.
     """
-    dgl = import_dgl()
+    dgl = import_dgl(otherwise="take --method random, or partition where it can be: datasets go anywhere")
     users, items = pairs.row_ids, pairs.indices + pairs.num_rows
     num_nodes = pairs.num_rows + pairs.num_columns
     graph = dgl.graph((torch.cat([users, items]), torch.cat([items, users])), num_nodes=num_nodes)

@@ -1,12 +1,15 @@
 """Benchmarks of many workers: the predicted traffic is what real workers send, and scaling measures every phase."""
 
 import json
+import os
 
 import pytest
 
 from diffmm_dist.bench.comm import PURPOSES, bench_comm
 from diffmm_dist.bench.report import markdown
 from diffmm_dist.bench.scaling import bench_scaling, efficiency
+from diffmm_dist.bench.threads import bench_threads
+from diffmm_dist.cores import usable_cores
 from diffmm_dist.errors import UserError
 from diffmm_dist.train.partitioning import partition_dataset
 from tests.support.builders import small_config, synthetic_dataset
@@ -76,3 +79,18 @@ def test_efficiency_is_one_where_twice_the_workers_take_half_the_time():
         2: [{"epoch_s": {"a": 4.0}}, {"epoch_s": {"a": 5.0}}],
     }
     assert efficiency(measured, 1, 2)["a"] == {"median": 0.9, "min": 0.8, "max": 1.0}
+
+
+@pytest.mark.timeout(600)
+def test_threads_are_timed_in_processes_of_their_own(tmp_path):
+    out = tmp_path / "threads.json"
+    config = small_config(synthetic_dataset(tmp_path / "d"), tmp_path / "run", graph={"kernel": "csr"})
+    before = os.sched_getaffinity(0), dict(os.environ)
+    bench_threads(config, repeats=1, busy=1, out=str(out))
+    assert (os.sched_getaffinity(0), dict(os.environ)) == before
+    one_core, all_cores = json.loads(out.read_text())["sizes"][0]["operations"].values()
+    assert one_core["facts"]["loops beside"] == 1
+    assert one_core["facts"]["threads, what may be used"] == 1
+    assert one_core["facts"]["threads, all cores of the machine"] == usable_cores().of_machine
+    assert all_cores["variants"]["what may be used"]["before_over_after"] == 1
+    assert "| one thread | " in markdown([str(out)])

@@ -14,6 +14,7 @@ import pytest
 from diffmm_dist.data.dataset import Dataset
 from diffmm_dist.errors import UserError
 from tests.support.builders import ROOT, launch, synthetic_dataset, write_config
+from tests.support.hidden import without
 from tests.support.processes import assert_same_result, checkpoints, wait_until
 
 
@@ -120,11 +121,10 @@ def test_ten_million_interactions_in_bounded_memory(tmp_path):
 
 @pytest.mark.parametrize("missing", ["ray", "dgl"])
 def test_training_without_ray_or_dgl(missing, config, undisturbed, tmp_path):
-    """A package that is not installed: an import of it fails at once."""
-    (tmp_path / "sitecustomize.py").write_text(f"import sys\nsys.modules[{missing!r}] = None\n")
+    env = without(tmp_path, missing)
     run = tmp_path / "run"
     kernel = ["graph.kernel=auto"] if missing == "dgl" else []
-    done = launch("train", "--config", config, f"run.path={run}", *kernel, env={"PYTHONPATH": str(tmp_path)})
+    done = launch("train", "--config", config, f"run.path={run}", *kernel, env=env)
     if missing == "dgl":
         assert "propagation kernel: csr (DGL cannot be imported" in done.stderr
     assert_same_result(run, undisturbed)

@@ -276,7 +276,7 @@ def test_files_that_are_not_alike_are_an_error(tmp_path):
     for other, message in (
         (b, "is of bench contrast and .* of bench rebuild; compare files of one case"),
         (c, "have no variant at the same size in common; measure the same sizes"),
-        (d, "is damaged at 'command': .* give a file written by bench denoise, .* or epoch"),
+        (d, "is damaged at 'command': .* give a file written by bench denoise, .* or threads"),
     ):
         with pytest.raises(UserError, match=message):
             compare(str(a), str(other))
