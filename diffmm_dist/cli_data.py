@@ -75,9 +75,7 @@ def prepare_tables(
     without_features: Annotated[str, typer.Option(help="Items without features: error, zero, or drop.")] = "error",
     all_items: Annotated[bool, typer.Option("--all-items", help="Keep items without interaction.")] = False,
     string_ids: Annotated[bool, typer.Option("--string-ids", help="Ids are text, such as 0042.")] = False,
-    delimiter: Annotated[
-        str | None, typer.Option(help="Between the columns of CSV files, if not as their ending says.")
-    ] = None,
+    delimiter: Annotated[str | None, typer.Option(help="Between the columns of CSV files, if not , or a tab.")] = None,
     encoding: Annotated[str, typer.Option(help="Of CSV files.")] = "utf-8",
     seed: Annotated[int, typer.Option(min=0, help="Seed of the random split, and of ties.")] = 7,
     memory_gib: Annotated[float, typer.Option(help="What the import's database may hold in memory.")] = 1.0,

@@ -44,27 +44,30 @@ def _by_hash(rule: SplitRule) -> str:
 
 def _random_query(rule: SplitRule) -> str:
     """A share of every user's interactions in an order that the seed decides; one stays in train."""
-    return _ranked_query(
-        _by_hash(rule),
-        test=f"least(round(size * {rule.test_share}), size - 1)",
-        valid=f"least(round(size * {rule.test_share}), size - 1) + round(size * {rule.valid_share})",
+    test = f"least(round(size * {rule.test_share}), size - 1)"
+    return (
+        f"create table divided as select user, item, false as tied, case when rank <= {test} then 2 "
+        f"when rank <= {test} + round(size * {rule.valid_share}) and rank < size then 1 else 0 end as split from ("
+        f"select user, item, row_number() over (partition by user order by {_by_hash(rule)}) as rank, "
+        f"count(*) over (partition by user) as size from pairs)"
     )
 
 
 def _leave_last_query(rule: SplitRule) -> str:
     """The last for test and the one before for valid, of users with three or more; equal times in a random order.
 
-    By item id instead, items with large ids would be tested and those with small ones learnt, or the reverse.
+    By item id instead, items with large ids would be tested and those with small ones learnt, or the reverse. Only
+    what is as late as a user's third last is ranked, which is little where times differ.
     """
-    return _ranked_query(f"timestamp desc, {_by_hash(rule)}", test="if(size >= 3, 1, 0)", valid="if(size >= 3, 2, 0)")
-
-
-def _ranked_query(order: str, *, test: str, valid: str) -> str:
     return (
-        f"create table divided as select user, item, timestamp is not null and timestamp = next as tied, "
-        f"case when rank <= {test} then 2 when rank <= {valid} and rank < size then 1 else 0 end as split from ("
-        f"select user, item, timestamp, row_number() over ordered as rank, lead(timestamp) over ordered as next, "
-        f"count(*) over (partition by user) as size from pairs window ordered as (partition by user order by {order}))"
+        f"create table divided as with late as ("
+        f"select user, count(*) as size, list_min(max(timestamp, 3)) as third from pairs group by user) "
+        f"select user, item, false as tied, 0 as split from pairs join late using (user) where timestamp < third "
+        f"union all select user, item, timestamp is not distinct from next as tied, "
+        f"case when size < 3 or rank > 2 then 0 when rank = 2 then 1 else 2 end as split from ("
+        f"select user, item, size, timestamp, row_number() over ordered as rank, lead(timestamp) over ordered as next "
+        f"from pairs join late using (user) where timestamp >= third "
+        f"window ordered as (partition by user order by timestamp desc, {_by_hash(rule)}))"
     )
 
 
