@@ -26,7 +26,7 @@ from diffmm_dist.cli_usage import UsageError, usage_sentence
 from diffmm_dist.config import render
 from diffmm_dist.cores import tell_libraries
 from diffmm_dist.errors import StoppedEarlyError, StoppedError, UserError, one_line, system_sentence
-from diffmm_dist.monitoring.log import logger, metric_cells, metric_rows, print_table, set_up_logging
+from diffmm_dist.monitoring.log import logger, metric_rows, print_table, set_up_logging
 
 # Commands import what they need when they run: `--help` and a misspelt key must not wait for torch.
 
@@ -96,22 +96,16 @@ def _protocol(name: str) -> str:
 
 @app.command()
 def compare(
-    runs: Annotated[list[str], typer.Argument(help="Folders of finished runs.", callback=place)],
-    k: Annotated[int, typer.Option(help="Cut-off.")] = 20,
+    runs: Annotated[list[str], typer.Argument(help="Folders of runs.", callback=place)],
+    k: Annotated[int, typer.Option(min=1, help="Cut-off.")] = 20,
 ) -> None:
-    """Show the test figures of several finished runs side by side."""
-    from diffmm_dist.train.run_folder import RunFolder
+    """Show the test figures of several runs side by side, and the settings in which they differ."""
+    from diffmm_dist.train.comparison import compare_runs
 
-    rows = []
-    for path in runs:
-        result = RunFolder.existing(path).result()
-        if result is None:
-            raise UserError(f"run {path} has not finished; run its `train` command again")
-        test = metric_cells(result["test"], [f"recall@{k}", f"ndcg@{k}", f"coverage@{k}"])
-        model = result["config"]["model"]["name"]
-        rows.append([model, *test, str(result["best_epoch"]), f"{result['seconds_per_epoch']:.2f}", result["protocol"]])
-    columns = ["test", f"recall@{k}", f"ndcg@{k}", f"coverage@{k}", "best epoch", "s/epoch", "protocol"]
-    print_table("", columns, rows)
+    comparison = compare_runs(runs, k=k)
+    print_table("", comparison.columns, comparison.rows)
+    for note in comparison.notes:
+        print(note)
 
 
 @app.command()
@@ -155,26 +149,45 @@ def export(run: Run, out: Out, force: Force = False) -> None:
 def recommend(
     bundle: Annotated[str, typer.Argument(help="A bundle written by `export`.", callback=place)],
     users: Annotated[str | None, typer.Option(help="Original user ids, comma-separated.")] = None,
+    users_from: Annotated[
+        str | None,
+        typer.Option(
+            help="File with an id on each line, or a table with a column `user`; - is standard input.", callback=place
+        ),
+    ] = None,
     every_user: Annotated[bool, typer.Option("--all", help="Recommend to every user.")] = False,
     k: Annotated[int, typer.Option(min=1, help="Recommendations per user.")] = 20,
     include_seen: Annotated[bool, typer.Option("--include-seen", help="Recommend known items too.")] = False,
     out: Annotated[
-        str | None, typer.Option(help="Parquet file to write; a table is printed without it.", callback=file_to_write)
+        str | None,
+        typer.Option(
+            help="File to write, in the format of its ending: .csv, .parquet, .arrow, .feather or .jsonl; a table is "
+            "printed without it.",
+            callback=file_to_write,
+        ),
     ] = None,
 ) -> None:
     """Recommend items, in original ids."""
-    if (users is None) == (not every_user):
-        raise UserError("give either --users ID,ID or --all")
+    if (users is not None) + (users_from is not None) + every_user != 1:
+        raise UserError("give either --users ID,ID or --all, or --users-from FILE, and one of them only")
     if every_user and out is None:
-        raise UserError("--all needs --out FILE.parquet")
+        raise UserError("--all needs --out FILE, such as recs.parquet or recs.csv")
     import torch
 
     from diffmm_dist.export.bundle import read_bundle
+    from diffmm_dist.export.recommend import file_format, user_rows_of, write_recommendations
     from diffmm_dist.export.recommend import recommend as recommend_blocks
-    from diffmm_dist.export.recommend import user_rows_of, write_recommendations
+    from diffmm_dist.export.users import read_users
+    from diffmm_dist.storage import check_apart
 
+    if out is not None:
+        file_format(out)
+        check_apart(out, [bundle, *([users_from] if users_from is not None else [])])
     source = read_bundle(bundle)
-    rows = torch.arange(len(source.user_ids)) if users is None else user_rows_of(source, _ids(users))
+    if every_user:
+        rows = torch.arange(len(source.user_ids))
+    else:
+        rows = user_rows_of(source, _ids(users) if users is not None else read_users(str(users_from), source))
     tables = recommend_blocks(source, rows, k=k, include_seen=include_seen)
     if out is not None:
         print(f"{out}: {write_recommendations(tables, out):,} recommendations to {rows.numel():,} users")

@@ -9,6 +9,7 @@ from diffmm_dist.cli_options import Dataset, Force, Out, one_of, place
 from diffmm_dist.monitoring.log import print_table
 
 if TYPE_CHECKING:
+    from diffmm_dist.data.importers.features import FeatureSource
     from diffmm_dist.data.importers.report import ImportReport
     from diffmm_dist.data.schema import Partition
 
@@ -84,29 +85,16 @@ def prepare_tables(
     """Import tables of interactions and of item features."""
     from diffmm_dist.data.importers import tables
     from diffmm_dist.data.importers.cleaning import InteractionColumns
-    from diffmm_dist.data.importers.features import FeatureSource
     from diffmm_dist.data.importers.report import Mistakes
     from diffmm_dist.data.importers.splits import SplitRule
 
     mistakes = Mistakes()
-    sources = _named(features, "--features", mistakes)
-    patterns = _named(feature_columns, "--feature-columns", mistakes)
-    every, own = _feature_items(feature_item, mistakes)
-    for option, named in (("--feature-columns", patterns), ("--feature-item", own)):
-        unknown = [name for name in named if name not in sources]
-        arrays = [name for name in named if sources.get(name, "").lower().endswith(".npy")]
-        if unknown:
-            mistakes.append(f"{option} names {', '.join(unknown)}, which --features does not")
-        if arrays:
-            mistakes.append(f"{option} names {', '.join(arrays)}, but a .npy file has no columns, and row n is item n")
     settings = tables.TableImport(
         interactions,
         InteractionColumns(user, item, timestamp, rating, split_column),
         # Choices are checked with the rest, so that all mistakes are told at once.
         SplitRule(cast(Any, split), valid_share, test_share, tuple(split_values.split(",")), seed),
-        tuple(
-            FeatureSource(name, uri, own.get(name, every or item), patterns.get(name)) for name, uri in sources.items()
-        ),
+        _feature_sources(features, feature_item, feature_columns, mistakes, item=item),
         min_rating=min_rating,
         k_core=k_core,
         without_features=cast(Any, without_features),
@@ -119,6 +107,27 @@ def prepare_tables(
     )
     report = tables.import_tables(settings, out, force=force, mistakes=mistakes)
     _show_import(out, report, interactions)
+
+
+def _feature_sources(
+    tables: list[str] | None, items: list[str] | None, columns: list[str] | None, mistakes: list[str], *, item: str
+) -> "tuple[FeatureSource, ...]":
+    """Return where the features of each modality are, from --features, --feature-item and --feature-columns."""
+    from diffmm_dist.data.importers.features import FeatureSource
+
+    sources = _named(tables, "--features", mistakes)
+    patterns = _named(columns, "--feature-columns", mistakes)
+    every, own = _feature_items(items, mistakes)
+    for option, named in (("--feature-columns", patterns), ("--feature-item", own)):
+        unknown = [name for name in named if name not in sources]
+        arrays = [name for name in named if sources.get(name, "").lower().endswith(".npy")]
+        if unknown:
+            mistakes.append(f"{option} names {', '.join(unknown)}, which --features does not")
+        if arrays:
+            mistakes.append(f"{option} names {', '.join(arrays)}, but a .npy file has no columns, and row n is item n")
+    return tuple(
+        FeatureSource(name, uri, own.get(name, every or item), patterns.get(name)) for name, uri in sources.items()
+    )
 
 
 def _check_out(out: str, force: bool, *sources: str) -> None:

@@ -4,7 +4,6 @@ Endpoint and credentials of S3 come from the environment or the usual AWS profil
 """
 
 import errno
-import glob as glob_module
 import hashlib
 import json
 import os
@@ -21,7 +20,8 @@ from pydantic import TypeAdapter, ValidationError
 
 from diffmm_dist import s3
 from diffmm_dist.errors import UserError, one_line
-from diffmm_dist.places import check_apart, check_local_file, settle, target_of
+from diffmm_dist.places import check_apart as check_apart
+from diffmm_dist.places import check_local_file, settle, target_of
 from diffmm_dist.places import is_remote as is_remote
 from diffmm_dist.words import damage
 
@@ -50,11 +50,6 @@ def is_folder(uri: str) -> bool:
     file_system, path = _resolve(uri)
     with _explained(uri, "look at"):
         return bool(file_system.isdir(path))
-
-
-def is_pattern(uri: str) -> bool:
-    """Tell a pattern of names from a name."""
-    return glob_module.has_magic(uri)
 
 
 def glob(pattern: str) -> list[str]:

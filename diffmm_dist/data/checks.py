@@ -1,5 +1,6 @@
 """Checks of ids and features, the same whether they are written or read."""
 
+from collections.abc import Callable
 from typing import Any, NoReturn
 
 import numpy as np
@@ -20,13 +21,25 @@ def check_ids(ids: npt.NDArray[np.int64], count: int, *, kind: str, where: str) 
         )
 
 
-def check_finite(rows: npt.NDArray[Any], *, modality: str, first_row: int = 0) -> None:
-    """Raise a ``UserError`` naming the modality and the first feature row that holds NaN or infinity."""
+def check_finite(
+    rows: npt.NDArray[Any], *, modality: str, first_row: int = 0, name_of_item: Callable[[int], str] | None = None
+) -> None:
+    """Raise a ``UserError`` naming the modality and the first item whose features hold NaN or infinity.
+
+    Args:
+        rows: features of consecutive items.
+        modality: whose they are.
+        first_row: the first item's row.
+        name_of_item: what the item of a row is called in the raw data; the row itself where there is no other name.
+    """
     found = first_not_finite(rows)
     if found is not None:
         row, kind, count = found
+        item = f"row {first_row + row}"
+        if name_of_item is not None:
+            item = f"{name_of_item(first_row + row)} ({item})"
         raise UserError(
-            f"modality '{modality}': the features of item row {first_row + row} hold {kind} ({count} such rows "
+            f"modality '{modality}': the features of item {item} hold {kind} ({count} such rows "
             "in this block); clean or impute them first"
         )
 

@@ -1,6 +1,7 @@
 """Reading a prepared dataset."""
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -19,7 +20,7 @@ from diffmm_dist.errors import UserError, closest
 from diffmm_dist.parallel.random import RandomStream
 from diffmm_dist.parallel.ranges import Range
 from diffmm_dist.sparse import CSR
-from diffmm_dist.words import damage
+from diffmm_dist.words import damage, shown
 
 Ints = npt.NDArray[np.int64]
 
@@ -186,7 +187,7 @@ class Dataset:
         first = files[0].row_start if files else 0
         for _, _, rows in self._batches(files, schema.feature_schema(entry.width, entry.dtype)):
             values = rows.column(0).flatten().to_numpy(zero_copy_only=False).reshape(-1, entry.width)
-            check_finite(values, modality=modality, first_row=first)
+            check_finite(values, modality=modality, first_row=first, name_of_item=partial(self.name_of, "items"))
             start, stop = max(first, items.start), min(first + rows.num_rows, items.stop)
             if start < stop:
                 yield start, values[start - first : stop - first]
@@ -220,6 +221,10 @@ class Dataset:
                 f"dataset {self.uri} has {table.num_rows} ids for {count} {kind}; prepare the dataset again"
             )
         return table.column("id")
+
+    def name_of(self, kind: Literal["users", "items"], row: int) -> str:
+        """Return the original id of a user or item row as messages show it, texts in quotes."""
+        return shown(self.original_ids(kind)[row].as_py())
 
     def source_rows(self, kind: Literal["users", "items"], rows: Range | None = None) -> Tensor:
         """Return the number that each user or item row had before `partition` reordered them, int64.

@@ -1,5 +1,7 @@
 """Negative items: uniform over what a user has not interacted with, without rejection."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -8,12 +10,17 @@ from diffmm_dist.parallel.random import RandomStream
 from diffmm_dist.sparse import CSR
 
 
-def check_negatives_exist(interactions: CSR, user_ids: Tensor) -> None:
-    """Raise a ``UserError`` if some user has interacted with every item, so that no negative can be drawn."""
+def check_negatives_exist(interactions: CSR, name_of_user: Callable[[int], str] = str) -> None:
+    """Raise a ``UserError`` if some user has interacted with every item, so that no negative can be drawn.
+
+    Args:
+        interactions: one row per user.
+        name_of_user: what a row's user is called in the raw data.
+    """
     full = torch.nonzero(interactions.row_counts == interactions.num_columns).flatten()
     if full.numel():
         raise UserError(
-            f"user {int(user_ids[full[0]])} has interacted with all {interactions.num_columns} items in training "
+            f"user {name_of_user(int(full[0]))} has interacted with all {interactions.num_columns} items in training "
             f"({full.numel()} such users), so no negative item can be drawn; remove them or add items"
         )
 

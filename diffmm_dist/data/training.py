@@ -1,5 +1,6 @@
 """What a model is built from: one worker's slice of the training data."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -24,12 +25,14 @@ class TrainingData:
         interactions: training interactions of the own users (own users x item ids).
         num_interactions: E, of all workers.
         features: by modality, float32 (own items, width).
+        name_of_user: what an own user, by local number, is called in the raw data, for messages.
     """
 
     shard: Shard
     interactions: CSR
     num_interactions: int
     features: dict[str, Tensor]
+    name_of_user: Callable[[int], str] = str
 
     @cached_property
     def interaction_ids(self) -> Tensor:

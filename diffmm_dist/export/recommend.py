@@ -1,9 +1,15 @@
 """Top-K recommendations from a bundle, in original ids, block by block."""
 
-from collections.abc import Iterator, Sequence
+import json
+import re
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from itertools import chain
+from typing import IO, Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.csv as csv
 import pyarrow.parquet as pq
 import torch
 from torch import Tensor
@@ -12,12 +18,14 @@ from diffmm_dist import storage
 from diffmm_dist.errors import UserError
 from diffmm_dist.evaluation.evaluator import rank_items
 from diffmm_dist.export.bundle import Bundle
+from diffmm_dist.words import shown
 
 _USERS_PER_BLOCK = 1024
+_MOST_NAMED = 5  # ids that a message repeats
 
 
 def user_rows_of(bundle: Bundle, wanted: Sequence[str]) -> Tensor:
-    """Return the row of each user, int64.
+    """Return the row of each user, once each, int64.
 
     Args:
         bundle: the bundle.
@@ -27,15 +35,26 @@ def user_rows_of(bundle: Bundle, wanted: Sequence[str]) -> Tensor:
         UserError: naming the ids that the bundle does not have.
     """
     known = bundle.user_ids
-    try:
-        ids = pa.array(wanted, pa.string()).cast(known.type)
-    except pa.ArrowInvalid as error:
-        raise UserError(f"user ids of this bundle are whole numbers, not '{','.join(wanted)}'") from error
-    rows = pc.index_in(ids, value_set=known)
-    unknown = [name for name, row in zip(wanted, rows.to_pylist(), strict=True) if row is None]
+    if pa.types.is_integer(known.type):
+        others = [text for text in wanted if not _is_id(text)]
+        if others:
+            raise UserError(f"user ids of this bundle are whole numbers, not {_named(others)}")
+    ids = pa.array(wanted, pa.string()).cast(known.type)
+    rows = pc.index_in(ids, value_set=known).to_pylist()
+    unknown = [one for one, row in zip(ids.to_pylist(), rows, strict=True) if row is None]
     if unknown:
-        raise UserError(f"the bundle has no user {', '.join(unknown)}; its ids look like '{known[0]}'")
-    return torch.tensor(rows.to_pylist(), dtype=torch.int64)
+        raise UserError(f"the bundle has no user {_named(unknown)}; its ids look like {shown(known[0].as_py())}")
+    return torch.tensor(list(dict.fromkeys(rows)), dtype=torch.int64)
+
+
+def _is_id(text: str) -> bool:
+    """Tell a whole number that fits 64 bits."""
+    return re.fullmatch(r"-?[0-9]{1,19}", text) is not None and -(2**63) <= int(text) < 2**63
+
+
+def _named(ids: Sequence[str | int]) -> str:
+    more = f" and {len(ids) - _MOST_NAMED:,} more" if len(ids) > _MOST_NAMED else ""
+    return ", ".join(shown(one) for one in ids[:_MOST_NAMED]) + more
 
 
 def recommend(bundle: Bundle, users: Tensor, *, k: int, include_seen: bool = False) -> Iterator[pa.Table]:
@@ -63,15 +82,78 @@ def recommend(bundle: Bundle, users: Tensor, *, k: int, include_seen: bool = Fal
         )
 
 
+def file_format(out: str) -> str:
+    """Return the format in which recommendations are written to a file, by its ending.
+
+    Raises:
+        UserError: it has another ending.
+    """
+    ending = out.rpartition("/")[2].rpartition(".")[2].lower()
+    if ending not in _WRITERS or "." not in out.rpartition("/")[2]:
+        known = ", ".join(f".{name}" for name in _WRITERS)
+        raise UserError(f"--out {out} must end in one of {known}, which says how it is written")
+    return ending
+
+
 def write_recommendations(tables: Iterator[pa.Table], out: str) -> int:
-    """Write tables to one Parquet file, which appears when it is complete; return the number of rows."""
+    """Write tables to one file, which appears when it is complete, in the format of its ending; return the rows.
+
+    Raises:
+        UserError: it has another ending, or cannot be written.
+    """
     rows = 0
-    with storage.replacing_file(out) as file:
-        writer: pq.ParquetWriter | None = None
-        for table in tables:
-            writer = writer or pq.ParquetWriter(file, table.schema, compression="zstd")
-            writer.write_table(table)
+    writer = _WRITERS[file_format(out)]
+    first = next(tables)
+    with storage.replacing_file(out) as file, writer(file, first.schema) as write:
+        for table in chain([first], tables):
+            write(table)
             rows += table.num_rows
-        if writer is not None:
-            writer.close()
     return rows
+
+
+Write = Callable[[pa.Table], Any]
+
+
+@contextmanager
+def _parquet(file: IO[bytes], schema: pa.Schema) -> Iterator[Write]:
+    with pq.ParquetWriter(_sink(file), schema, compression="zstd") as writer:
+        yield writer.write_table
+
+
+@contextmanager
+def _csv(file: IO[bytes], schema: pa.Schema) -> Iterator[Write]:
+    with csv.CSVWriter(_sink(file), schema) as writer:
+        yield writer.write_table
+
+
+@contextmanager
+def _arrow(file: IO[bytes], schema: pa.Schema) -> Iterator[Write]:
+    with pa.ipc.new_file(_sink(file), schema, options=pa.ipc.IpcWriteOptions(compression="zstd")) as writer:
+        yield writer.write_table
+
+
+@contextmanager
+def _jsonl(file: IO[bytes], schema: pa.Schema) -> Iterator[Write]:
+    def write(table: pa.Table) -> None:
+        file.write("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in table.to_pylist()).encode())
+
+    yield write
+
+
+_WRITERS = {"csv": _csv, "parquet": _parquet, "arrow": _arrow, "feather": _arrow, "jsonl": _jsonl}
+
+
+def _sink(file: IO[bytes]) -> pa.PythonFile:
+    """Return a file for a writer, which must not close it: what has failed would appear as if it were complete."""
+    return pa.PythonFile(_NotToBeClosed(file), mode="w")
+
+
+class _NotToBeClosed:
+    closed = False
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self.write = file.write
+        self.flush = file.flush
+
+    def close(self) -> None:
+        """Leave it open."""

@@ -3,13 +3,12 @@
 Shapes: U users, I items, P parts.
 """
 
-from contextlib import redirect_stdout
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from diffmm_dist.graph.hetero import import_dgl
+from diffmm_dist.graph.hetero import import_dgl, quietly
 from diffmm_dist.parallel.random import RandomStream
 from diffmm_dist.sparse import CSR
 
@@ -49,7 +48,7 @@ def metis_parts(pairs: CSR, num_parts: int) -> Parts:
     num_nodes = pairs.num_rows + pairs.num_columns
     graph = dgl.graph((torch.cat([users, items]), torch.cat([items, users])), num_nodes=num_nodes)
     kinds = (torch.arange(num_nodes) >= pairs.num_rows).to(torch.int64)
-    with redirect_stdout(None):  # DGL prints its timings
+    with quietly():  # DGL tells how it went, and METIS too
         part = dgl.metis_partition_assignment(graph, num_parts, balance_ntypes=kinds, balance_edges=True)
     part = part.to(torch.int64)
     return Parts(part[: pairs.num_rows], part[pairs.num_rows :], num_parts)

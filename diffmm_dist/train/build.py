@@ -64,6 +64,7 @@ def load_training_data(config: Config, dataset: Dataset, world: World) -> Traini
         interactions=shard_interactions(dataset, "train", shard),
         num_interactions=dataset.manifest.num_interactions("train"),
         features={name: dataset.features(name, shard.items.own).to(world.device) for name in modalities},
+        name_of_user=lambda row: dataset.name_of("users", shard.users.own.start + row),
     )
 
 

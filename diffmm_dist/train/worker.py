@@ -67,7 +67,6 @@ def run_worker(
     """
     threads = prepare_process(config.cluster.threads_per_worker)
     world = World.current(choose_device(config.cluster.device), timeout=timedelta(seconds=config.cluster.timeout_s))
-    _log_threads(threads, world)
     processes = worker_counts(os.getpid(), world)
     if world.size > 1 and world.is_first:
         logger.info("%d workers, by rank processes %s", world.size, ", ".join(map(str, processes)))
@@ -80,6 +79,7 @@ def run_worker(
         if result is not None and result["epochs"] >= num_epochs(config):
             logger.info("%s has already finished; its result stands in result.json", folder.uri)
             return result
+        _log_threads(threads, world)
         agree(lambda: _check_memory(config, dataset, world), world)
         _check_shared(folder, world)
         return _train_in(folder, config, dataset, world, stop_requested, recorders, show_progress)

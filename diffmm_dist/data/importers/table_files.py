@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from glob import has_magic
 from urllib.parse import unquote
 
 from diffmm_dist import storage
@@ -68,7 +69,7 @@ def find_files(uri: str, *, delimited: bool = False) -> TableFiles:
         found = _in_folder(uri, delimited)
     elif storage.exists(uri):
         found = TableFiles((_part(uri, {}, delimited),))
-    elif storage.is_pattern(uri):
+    elif has_magic(uri):
         found = _matching(uri, delimited)
     else:
         raise UserError(
@@ -78,6 +79,11 @@ def find_files(uri: str, *, delimited: bool = False) -> TableFiles:
     if len(formats) > 1:
         raise UserError(f"{uri} mixes files of {' and '.join(formats)}; give a folder or a pattern of one format")
     return found
+
+
+def is_table(uri: str) -> bool:
+    """Tell a table from another file by its ending."""
+    return _part_or_none(uri, {}, delimited=False) is not None
 
 
 def _known() -> str:

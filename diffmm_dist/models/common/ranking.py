@@ -128,7 +128,7 @@ class RankingPhase(Phase):
         *,
         extra: Callable[[], dict[str, float]] = dict,
     ) -> None:
-        agree(lambda: check_negatives_exist(data.interactions, data.shard.user_ids), data.shard.world)
+        agree(lambda: check_negatives_exist(data.interactions, data.name_of_user), data.shard.world)
         self.num_examples = data.num_interactions
         self._data = data
         self._losses = losses

@@ -177,7 +177,7 @@ def test_features_on_disk_are_checked_too(path):
     column = pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1)), 6)
     field = pa.field("features", pa.list_(pa.float32(), 6), nullable=False)
     replace_table(path, "items/modality=visual/part-*.arrow", pa.table([column], schema=pa.schema([field])))
-    with pytest.raises(UserError, match="modality 'visual'.*item row 17 hold infinity"):
+    with pytest.raises(UserError, match="modality 'visual'.*item 'item_17' \\(row 17\\) hold infinity"):
         Dataset.open(path).features("visual")
 
 

@@ -55,7 +55,7 @@ def test_blocks_make_one_file(tmp_path, monkeypatch):
 
 
 def test_unknown_and_unreadable_ids():
-    with pytest.raises(UserError, match="the bundle has no user 7, 8; its ids look like '100'"):
+    with pytest.raises(UserError, match="the bundle has no user 7, 8; its ids look like 100"):
         user_rows_of(bundle(), ["101", "7", "8"])
     with pytest.raises(UserError, match="whole numbers, not 'bob'"):
         user_rows_of(bundle(), ["bob"])
