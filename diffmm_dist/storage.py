@@ -284,12 +284,7 @@ def _staging(target: str) -> str:
 
 
 def _check_writable(uri: str, probe: str) -> None:
-    """Find out now whether something can be written, and leave nothing behind.
-
-    Args:
-        uri: what the user named.
-        probe: a file that is not there, in the folder that is to be written to.
-    """
+    """Find out now whether ``probe``, a file that is not there, can be written for ``uri``; leave nothing behind."""
     with _explained(uri, "write"):
         if is_remote(probe):
             file_system, path = _resolve(probe)
@@ -313,8 +308,8 @@ def staged_folder(uri: str, *, marker: str, force: bool) -> Iterator[str]:
 
     Yields the address of an empty staging folder. When the block ends without an exception the folder takes its
     place by renaming; otherwise it is removed and whatever stood at ``uri`` is left as it was. A link at ``uri`` stays,
-    and what it points at is replaced. S3 has no rename: there
-    the old folder's ``marker`` is removed first and the new one's moved last, so that a part never counts as a whole.
+    and what it points at is replaced. S3 has no rename: there the old folder's ``marker`` is removed first and the new
+    one's moved last, so that a part never counts as a whole.
 
     Args:
         uri: the folder to make.

@@ -135,7 +135,7 @@ def test_a_signal_while_waiting_withdraws_the_demand_and_says_that_nothing_was_t
 def test_a_run_stopped_early_ends_with_130_and_its_own_words(run_cli, monkeypatch):
     from diffmm_dist import cli
 
-    def stopped():
+    def stopped(**_):
         raise StoppedEarlyError("nothing was trained")
 
     monkeypatch.setattr(cli, "app", stopped)
