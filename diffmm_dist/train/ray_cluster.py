@@ -213,7 +213,8 @@ def _coming(ray: Any) -> Counter[str]:
         report, status = _report(ray), _status(ray)
         coming.update(report.get("pending_launches") or {})
         coming.update(entry[1] for entry in report.get("pending_nodes") or [])
-        coming.update({launch.ray_node_type_name: launch.count for launch in status.pending_launches})
+        for launch in status.pending_launches:
+            coming[launch.ray_node_type_name] += launch.count
         coming.update(node.ray_node_type_name for node in status.pending_nodes)
     return coming
 

@@ -19,11 +19,12 @@ pytestmark = pytest.mark.timeout(600)
 
 both = pytest.mark.parametrize("cluster", [1, 2], indirect=True)
 newer = pytest.mark.parametrize("cluster", [2], indirect=True)
+WHAT_NEVER_COMES = ["cluster.num_workers=1", "cluster.threads_per_worker=8"]
 
 
 @pytest.fixture(scope="module")
 def cluster(request):
-    """A head with one CPU that can become three nodes of one CPU."""
+    """A head with one CPU, to which two more of one CPU can come, and one of eight never does."""
     with GrowingCluster(request.param, most=2) as cluster:
         yield cluster
 
@@ -46,18 +47,18 @@ def refused(cluster, config, tmp_path, *settings):
 
 @both
 def test_what_the_cluster_can_never_become_is_refused_at_once(cluster, config, tmp_path):
-    err = refused(cluster, config, tmp_path, "cluster.num_workers=4")
+    err = refused(cluster, config, tmp_path, "cluster.num_workers=12")
     assert "waiting" not in err
     assert err.splitlines()[-1] == (
-        "error: cluster.num_workers=4 needs room for 4 workers of 1 CPU each, and the cluster has room for 1 (1 node "
-        "of 1 CPU) and can grow to 3 (at most 2 small of 1 CPU); lower it or cluster.threads_per_worker, or let the "
-        "autoscaler start more or larger nodes"
+        "error: cluster.num_workers=12 needs room for 12 workers of 1 CPU each, and the cluster has room for 1 (1 node "
+        "of 1 CPU) and can grow to 11 (at most 2 small of 1 CPU, at most 1 faulty of 8 CPUs); lower it or "
+        "cluster.threads_per_worker, or let the autoscaler start more or larger nodes"
     )
 
 
 @newer
 def test_a_run_that_is_stopped_while_it_waits_has_trained_nothing(cluster, config, tmp_path):
-    words = ["train", "--config", config, f"run.path={tmp_path / 'run'}", "cluster.num_workers=3"]
+    words = ["train", "--config", config, f"run.path={tmp_path / 'run'}", *WHAT_NEVER_COMES]
     with started(*words, env=cluster.driver(), stderr=subprocess.PIPE) as process:
         while "waiting for room" not in (line := process.stderr.readline()):
             assert line, process.wait()
@@ -69,10 +70,10 @@ def test_a_run_that_is_stopped_while_it_waits_has_trained_nothing(cluster, confi
 
 @newer
 def test_nodes_that_do_not_come_in_time_are_one_sentence(cluster, config, tmp_path):
-    err = refused(cluster, config, tmp_path, "cluster.num_workers=3", "cluster.wait_for_nodes_s=0.1")
+    err = refused(cluster, config, tmp_path, *WHAT_NEVER_COMES, "cluster.wait_for_nodes_s=3")
     assert re.search(
-        r"error: cluster.num_workers=3 needs room for 3 workers of 1 CPU each, and after 0.1 s the cluster has room "
-        r"for \d .*; nothing was trained: run the same command again",
+        r"error: cluster.num_workers=1 needs room for 1 worker of 8 CPUs, and after 3 s the cluster has room for 0 "
+        r"\(\d nodes? of 1 CPU\).*; nothing was trained: run the same command again",
         err.splitlines()[-1],
     )
 

@@ -140,7 +140,7 @@ class GrowingCluster(RayCluster):
 
     Args:
         version: of the autoscaler, 1 or 2.
-        most: nodes that it may start, each with one CPU.
+        most: nodes with one CPU that it may start; it may try one with eight, which never starts.
     """
 
     first_host = 1
@@ -155,9 +155,9 @@ class GrowingCluster(RayCluster):
         })  # fmt: skip
 
     def _head_options(self):
-        small = {"resources": {"CPU": 1, "object_store_memory": 80_000_000}, "node_config": {}}
+        small, too_little = ({"object_store_memory": size} for size in (80_000_000, 1))
         config = {
-            "cluster_name": "growing", "max_workers": self._most, "idle_timeout_minutes": 5, "upscaling_speed": 1.0,
+            "cluster_name": "growing", "max_workers": self._most + 1, "idle_timeout_minutes": 5, "upscaling_speed": 1.0,
             "provider": {
                 "type": "external", "gcs_address": self._host, "use_node_id_as_ip": True,
                 "module": "ray.autoscaler._private.fake_multi_node.node_provider.FakeMultiNodeProvider",
@@ -167,7 +167,8 @@ class GrowingCluster(RayCluster):
             "head_node_type": "ray.head.default",
             "available_node_types": {
                 "ray.head.default": {"resources": {"CPU": 1}, "node_config": {}, "max_workers": 0},
-                "small": {**small, "min_workers": 0, "max_workers": self._most},
+                "small": {"resources": {"CPU": 1, **small}, "node_config": {}, "max_workers": self._most},
+                "faulty": {"resources": {"CPU": 8, **too_little}, "node_config": {}, "max_workers": 1},
             },
             **{name: {} for name in ("auth", "docker", "file_mounts")},
             **{name: [] for name in (
