@@ -14,6 +14,7 @@ from diffmm_dist.data.importers.columns import (
     id_array,
     number_array,
     plain,
+    shortened,
     text_array,
     time_array,
 )
@@ -164,7 +165,7 @@ class Cleaner:
         return pa.array(known, pa.int8()).take(pc.index_in(texts, value_set=distinct))
 
     def _refuse_splits(self, unknown: Sequence[str]) -> None:
-        shown = ", ".join(map(repr, sorted(unknown)[:_EXAMPLES]))
+        shown = ", ".join(repr(shortened(text)) for text in sorted(unknown)[:_EXAMPLES])
         raise UserError(
             f"{self._uri}: column '{self._split}' holds {shown}, which is none of {', '.join(self._rule.values)}; give "
             "the values of train, valid and test with --split-values of `prepare tables`"

@@ -107,9 +107,14 @@ def typed_ids(texts: pa.ChunkedArray, *, column: str, uri: str) -> tuple[pa.Chun
     num_alike = pc.sum(pc.match_substring_regex(texts, _LIKE_NUMBER)).as_py() or 0
     note = (
         f"{uri}: the ids of column '{column}' stay text as they stand, as with `prepare tables --string-ids`, since "
-        f"not all are plain whole numbers, such as {least(unlike)!r}"
+        f"not all are plain whole numbers, such as {shortened(least(unlike))!r}"
     )
     return texts, [note] if 2 * num_alike > len(texts) else []
+
+
+def shortened(text: str) -> str:
+    """Return a text as a sentence may show it."""
+    return text if len(text) <= 40 else text[:37] + "..."
 
 
 def least(values: Any) -> Any:

@@ -15,7 +15,7 @@ import pyarrow as pa
 from diffmm_dist.cores import usable_cores
 from diffmm_dist.data.importers.arrow_tables import Table
 from diffmm_dist.data.importers.cleaning import Cleaner, Cleaning, InteractionColumns
-from diffmm_dist.data.importers.columns import typed_ids
+from diffmm_dist.data.importers.columns import shortened, typed_ids
 from diffmm_dist.data.importers.splits import SplitRule, split_query
 from diffmm_dist.data.importers.times import mixed_zones, quoted, time_readings
 from diffmm_dist.data.schema import ROWS_PER_BATCH, SPLITS, Split
@@ -116,7 +116,7 @@ class Interactions:
                 return reading.value
         fitting, words, value = best
         misfits = self._run(f"select distinct timestamp from raw where ({value}) is null order by 1 limit {_EXAMPLES}")
-        shown = ", ".join(repr(text) for (text,) in misfits)
+        shown = ", ".join(repr(shortened(text)) for (text,) in misfits)
         expected = f"times {words}" if timestamp_format else f"{words} like most others" if fitting else "known times"
         raise UserError(
             f"{uri}: column '{name}' holds {shown}, which are not {expected}; mend those rows, or say how all times "

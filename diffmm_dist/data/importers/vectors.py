@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 
 from diffmm_dist.data.checks import refuse_half_integers
 from diffmm_dist.data.importers.arrow_tables import Table
-from diffmm_dist.data.importers.columns import plain, plain_type, text_array
+from diffmm_dist.data.importers.columns import plain, plain_type, shortened, text_array
 from diffmm_dist.errors import UserError, closest
 
 _NUMBERED = re.compile(r"(.*?)([0-9]+)")
@@ -107,8 +107,7 @@ class VectorColumns:
             self._refuse_text(wrong, name, "number")
 
     def _refuse_text(self, text: str, name: str, needed: str) -> NoReturn:
-        shown = text if len(text) <= 40 else text[:37] + "..."
-        raise UserError(f"{self.uri}: column '{name}' holds {shown!r}, which is no {needed}; mend it first")
+        raise UserError(f"{self.uri}: column '{name}' holds {shortened(text)!r}, which is no {needed}; mend it first")
 
 
 def choose_columns(table: Table, *, item: str, modality: str, pattern: str | None) -> VectorColumns:

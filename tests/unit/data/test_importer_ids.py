@@ -62,6 +62,12 @@ def test_the_note_on_ids_that_stay_text_shows_an_example_and_the_option(tmp_path
     assert [note for note in notes if "--string-ids" in note and "'0042'" in note and "'who'" in note]
 
 
+def test_a_note_shows_no_more_of_a_long_id_than_can_be_read(tmp_path):
+    _, notes = load_text(text_of(["9" * 5000, "8"]), tmp_path)
+    assert len(notes) == 1
+    assert len(notes[0]) < 400
+
+
 @pytest.mark.parametrize("users", [["10", "-9", "0"], ["9223372036854775807", "-9223372036854775808"]])
 def test_ids_in_csv_that_are_all_whole_numbers_are_whole_numbers(tmp_path, users):
     dataset, notes = load_text(text_of(users), tmp_path)
