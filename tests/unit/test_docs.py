@@ -25,7 +25,8 @@ PAGES = [
 # What belongs to others: programs, systems, Python, the data that people bring, and the flags of the published program.
 FOREIGN = {
     "kill", "docker", "compose", "make", "assert", "eval", "home", "user", "item", "OTHER", "acoustic", "textual",
-    "taskset", "env_vars", "strptime", "DatasetDict", "save_to_disk", "M_MMAP_MAX", "backoffLimit", "envFrom", "maxReplicas", "minReplicas",
+    "taskset", "env_vars", "strptime", "DatasetDict", "save_to_disk", "M_MMAP_MAX", "backoffLimit", "envFrom",
+    "maxReplicas", "minReplicas",
 }  # fmt: skip
 PUBLISHED_FLAGS = re.compile(r"(?<=\| published flag \| key \|\n)(?:\|.*\n)+")
 
