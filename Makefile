@@ -1,9 +1,10 @@
 # make demo   install, generate data, train DiffMM and a baseline, show recommendations
 # make test   install with the development tools and run the default tests
+# Python 3.11 comes first: DGL, which partitions by METIS and brings a second kernel, has no package beyond it.
 
 VENV ?= .venv
-PYTHON ?= $(shell for p in python3.11 python3.10 python3 python; do \
-	$$p -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] < (3, 12))' 2>/dev/null && echo $$p && break; done)
+PYTHON ?= $(shell for p in python3.11 python3.10 python3.12 python3.13 python3 python; do \
+	$$p -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] < (3, 14))' 2>/dev/null && echo $$p && break; done)
 RUN := $(VENV)/bin/python launch.py
 
 .PHONY: demo test check-python
@@ -34,7 +35,7 @@ $(VENV)/.installed-dev: pyproject.toml | check-python
 	@touch $@ $(VENV)/.installed
 
 check-python:
-	@test -n "$(PYTHON)" || { echo "error: Python 3.10 or 3.11 is needed and was not found; install one or set PYTHON=/path/to/it" >&2; exit 1; }
+	@test -n "$(PYTHON)" || { echo "error: Python 3.10 to 3.13 is needed and was not found; install one or set PYTHON=/path/to/it" >&2; exit 1; }
 
 define install
 test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); \
