@@ -15,9 +15,9 @@ from pathlib import Path
 VARIABLE = "OMP_NUM_THREADS"
 _SPINNING = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
 # How often libgomp looks again before a waiting thread sleeps. Its own 300,000 take some 10 ms, which is free where
-# each thread has a core to itself; where a neighbour has it, all of them are lost at every barrier. 1,000 last about as
-# long as sleeping and waking does, which is at most twice what the best choice would cost (docs/benchmarks/epoch.md).
-SPIN_COUNT = "1000"
+# each thread has a core to itself; where a neighbour has it, all of them are lost at every barrier. 10,000 outlast the
+# waits inside an epoch on a quiet machine, which 1,000 do not (docs/benchmarks/epoch.md).
+SPIN_COUNT = "10000"
 # Taken when the process starts, since OpenMP may bind its first thread to a single core (OMP_PROC_BIND).
 _AFFINITY = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None
 
