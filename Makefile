@@ -21,7 +21,7 @@ demo: $(VENV)/.installed datasets/demo/manifest.json
 	@echo "TensorBoard: $(VENV)/bin/tensorboard --logdir runs/demo"
 
 test: $(VENV)/.installed-dev
-	@$(VENV)/bin/python -m pytest
+	@$(VENV)/bin/python -m pytest --numprocesses 2
 
 datasets/demo/manifest.json: | $(VENV)/.installed
 	@$(RUN) prepare synthetic --out datasets/demo
