@@ -1,7 +1,11 @@
 import sys
 
+import hypothesis
 import pytest
 import torch
+
+hypothesis.settings.register_profile("untimed", deadline=None)  # how fast something is, benchmarks say
+hypothesis.settings.load_profile("untimed")
 
 
 @pytest.fixture(autouse=True)
