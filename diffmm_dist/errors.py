@@ -9,6 +9,10 @@ class UserError(ValueError):
     """
 
 
+class DamagedError(UserError):
+    """A file is not what was written; its text names it and says what to do."""
+
+
 class StoppedError(Exception):
     """The run was asked to stop and has saved a checkpoint; its text says where."""
 

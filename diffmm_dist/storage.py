@@ -10,16 +10,16 @@ import os
 import shutil
 import tempfile
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from typing import IO, Any
+from typing import IO, Any, cast
 
 import fsspec
-import pyarrow as pa
 from pydantic import TypeAdapter, ValidationError
 
 from diffmm_dist import s3
-from diffmm_dist.errors import UserError, one_line
+from diffmm_dist.checksums import check_seal, sealed, unsealed
+from diffmm_dist.errors import DamagedError, UserError, one_line
 from diffmm_dist.places import check_apart as check_apart
 from diffmm_dist.places import check_local_file, settle, target_of
 from diffmm_dist.places import is_remote as is_remote
@@ -93,7 +93,7 @@ def read_json(uri: str) -> Any:
 
 
 def read_record(uri: str, kind: Any, *, remedy: str) -> Any:
-    """Read a JSON file of a known form.
+    """Read a JSON file of a known form; what ``write_record`` wrote is compared with its checksum.
 
     Args:
         uri: the file.
@@ -101,15 +101,19 @@ def read_record(uri: str, kind: Any, *, remedy: str) -> Any:
         remedy: what the user can do about a damaged file.
 
     Raises:
-        UserError: it is missing, no JSON, or of another form.
+        UserError: it is missing.
+        DamagedError: it is no JSON, of another form, or changed since it was written.
     """
     data = read_bytes(uri)
     try:
-        return TypeAdapter(kind).validate_python(json.loads(data))
+        content = json.loads(data)
+        record = TypeAdapter(kind).validate_python(unsealed(content))
+        check_seal(content)
+        return record
     except ValidationError as error:
-        raise UserError(f"{uri} {damage(kind, error)}; {remedy}") from error
+        raise DamagedError(f"{uri} {damage(kind, error)}; {remedy}") from error
     except ValueError as error:
-        raise UserError(f"{uri} is damaged: {one_line(error)}; {remedy}") from error
+        raise DamagedError(f"{uri} is damaged: {one_line(error)}; {remedy}") from error
 
 
 def write_bytes(uri: str, data: bytes) -> None:
@@ -158,15 +162,20 @@ def write_json(uri: str, value: Any) -> None:
     write_bytes(uri, (json.dumps(value, indent=2, allow_nan=False) + "\n").encode())
 
 
+def write_record(uri: str, record: Mapping[str, Any]) -> None:
+    """Write a JSON file at once, with a checksum of its contents as its last key."""
+    write_json(uri, sealed(record))
+
+
 @contextmanager
-def open_input(uri: str) -> Iterator[pa.NativeFile]:
-    """Open a file for random access: memory-mapped on disk, ranged reads on S3."""
+def open_input(uri: str) -> Iterator[IO[bytes]]:
+    """Open a file for random access: ranged reads on S3.
+
+    A file on a disk is read, not mapped: a mapped one that somebody shortens ends the process that looks at it.
+    """
     _, path = _resolve(uri)
     with _explained(uri, "read"):
-        if is_remote(uri):
-            file: pa.NativeFile = pa.PythonFile(s3.BlockReader(path), mode="r")
-        else:
-            file = pa.memory_map(path)
+        file = cast(IO[bytes], s3.BlockReader(path)) if is_remote(uri) else open(path, "rb")
     try:
         yield file
     finally:

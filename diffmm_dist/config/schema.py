@@ -47,6 +47,8 @@ class DataConfig(Section):
     """Record batches (of at most 65,536 rows and 4 MiB of features) fetched from S3 while earlier ones are used."""
     cache: Folder | None = None
     """Local folder that keeps the files read from S3, checked and named by checksum; null fetches them every time."""
+    verify: bool = True
+    """Compare every file with its checksum as it is read; false believes them."""
 
 
 class RunConfig(Section):
@@ -176,8 +178,8 @@ class CheckpointConfig(Section):
     """Epochs between checkpoints; a new best epoch and the last one are always saved."""
     every_steps: Natural = 0
     """Steps between checkpoints inside an epoch; 0 saves at the end of epochs only."""
-    keep: Count = 1
-    """Newest checkpoints to keep, besides the best."""
+    keep: Count = 2
+    """Newest checkpoints to keep, besides the best; the run goes on from the one before where the newest is damaged."""
 
 
 class ClusterConfig(Section):

@@ -12,11 +12,12 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from diffmm_dist import storage
+from diffmm_dist.checksums import check_seal, unsealed
 from diffmm_dist.data import schema
 from diffmm_dist.data.checks import check_finite, check_ids
 from diffmm_dist.data.schema import FileEntry, InteractionFile, Manifest, RowFile, Split
 from diffmm_dist.data.stream import ReadBatch, Reading, read_batches
-from diffmm_dist.errors import UserError, closest
+from diffmm_dist.errors import DamagedError, UserError, closest
 from diffmm_dist.parallel.random import RandomStream
 from diffmm_dist.parallel.ranges import Range
 from diffmm_dist.sparse import CSR
@@ -76,9 +77,13 @@ class Dataset:
                 f"{schema.FORMAT_VERSION}; prepare the dataset again"
             )
         try:
-            return cls(uri, Manifest.model_validate(content), reading)
+            manifest = Manifest.model_validate(unsealed(content))
+            check_seal(content)
         except ValidationError as error:
-            raise UserError(f"{place} {damage(Manifest, error)}; prepare the dataset again") from error
+            raise DamagedError(f"{place} {damage(Manifest, error)}; prepare the dataset again") from error
+        except ValueError as error:
+            raise DamagedError(f"{place} is damaged: {error}; prepare the dataset again") from error
+        return cls(uri, manifest, reading)
 
     @property
     def num_users(self) -> int:

@@ -119,9 +119,12 @@ class Manifest(_Record):
 
     @property
     def fingerprint(self) -> str:
-        """A hash of all contents, independent of where the dataset lies and of who made it when."""
-        contents = [f"{file.path}:{file.sha256}" for file in self.files()]
-        return hashlib.sha256("\n".join([str(self.num_users), str(self.num_items), *contents]).encode()).hexdigest()
+        """A hash of all contents, independent of where the dataset lies and of who made it when.
+
+        It stands for the contents themselves, since what is read is compared with the checksums in here.
+        """
+        contents = self.model_dump_json(exclude={"made_by": True, "partition": {"report"}})
+        return hashlib.sha256(contents.encode()).hexdigest()
 
 
 def feature_schema(width: int, dtype: str) -> pa.Schema:

@@ -4,30 +4,33 @@ import os
 from collections import deque
 from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import NamedTuple, TypeVar
 
 import pyarrow as pa
 
 from diffmm_dist import storage
-from diffmm_dist.data.schema import FileEntry
-from diffmm_dist.errors import UserError, one_line
+from diffmm_dist.data.arrow_files import Promise, read_arrow
+from diffmm_dist.data.schema import MANIFEST, FileEntry
+from diffmm_dist.errors import UserError
+from diffmm_dist.monitoring.log import logger
 
 Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
 class Reading:
-    """How files on S3 are read; those on a disk are mapped.
+    """How files are read.
 
     Attributes:
-        batches_ahead: record batches that a thread fetches while earlier ones are used.
-        cache: folder that keeps whole files, checked and named by checksum; None to fetch ranges every time.
+        batches_ahead: record batches that a thread fetches and checks while earlier ones are used.
+        cache: folder that keeps whole files from S3, named by checksum; None to fetch ranges every time.
+        verify: compare every file with its checksum.
     """
 
     batches_ahead: int = 4
     cache: str | None = None
+    verify: bool = True
 
 
 class ReadBatch(NamedTuple):
@@ -49,49 +52,35 @@ def read_batches(
 ) -> Iterator[ReadBatch]:
     """Yield the record batches of files, one file after the other.
 
-    What lies on S3 is fetched by a thread while earlier batches are used, also across the end of a file.
+    A thread fetches, decodes and checks them while earlier ones are used, also across the end of a file.
 
     Args:
         folder: of the dataset.
         files: which files, and the rows that the manifest promises of each.
         expected: the schema that they must have, metadata aside.
         reading: how to read from S3.
-        skip: record batches of the first file that are not read.
+        skip: record batches of the first file that are not decoded.
 
     Raises:
         UserError: a file is missing, truncated, no Arrow file, of another schema, length or checksum.
     """
     reading = reading or Reading()
-    batches = _chained(folder, files, expected, reading.cache, skip)
-    return fetched_ahead(batches, size=reading.batches_ahead) if storage.is_remote(folder) else batches
+    return fetched_ahead(_chained(folder, files, expected, reading, skip), size=reading.batches_ahead)
 
 
 def _chained(
-    folder: str, files: Sequence[FileEntry], expected: pa.Schema, cache: str | None, skip: int
+    folder: str, files: Sequence[FileEntry], expected: pa.Schema, reading: Reading, skip: int
 ) -> Generator[ReadBatch, None, None]:
     for number, file in enumerate(files):
         uri = storage.join(folder, file.path)
-        place = _cached(uri, file, cache) if cache is not None and storage.is_remote(folder) else uri
-        for index, rows in _batches(place, uri, expected, file.rows, skip):
+        checksum = file.sha256 if reading.verify else None
+        place = uri
+        if reading.cache is not None and storage.is_remote(folder):
+            place, checksum = _cached(uri, file, reading.cache, verify=reading.verify), None
+        promise = Promise([expected], file.rows, checksum, MANIFEST, "prepare the dataset again")
+        for index, rows in read_arrow(uri, promise, place=place, skip=skip):
             yield ReadBatch(number, index, rows)
         skip = 0
-
-
-def _batches(place: str, uri: str, expected: pa.Schema, rows: int, skip: int) -> Iterator[tuple[int, pa.RecordBatch]]:
-    """Yield the batches of a file at ``place``, called ``uri`` in errors; its rows are counted if none is skipped."""
-    seen = 0
-    with storage.open_input(place) as source, _arrow_errors(uri):
-        reader = pa.ipc.open_file(source)
-        if not reader.schema.equals(expected, check_metadata=False):
-            found = ", ".join(f"{field.name}: {field.type}" for field in reader.schema)
-            wanted = ", ".join(f"{field.name}: {field.type}" for field in expected)
-            raise UserError(f"{uri} has columns ({found}) where ({wanted}) are expected; prepare the dataset again")
-        for index in range(skip, reader.num_record_batches):
-            batch = reader.get_batch(index)
-            seen += batch.num_rows
-            yield index, batch
-    if skip == 0 and seen != rows:
-        raise UserError(f"{uri} holds {seen} rows but the manifest says {rows}; prepare the dataset again")
 
 
 def fetched_ahead(items: Generator[Item, None, None], *, size: int) -> Iterator[Item]:
@@ -111,20 +100,14 @@ def fetched_ahead(items: Generator[Item, None, None], *, size: int) -> Iterator[
             thread.submit(items.close)
 
 
-def _cached(uri: str, file: FileEntry, cache: str) -> str:
-    """Return the copy of a file in the cache, fetching it if it is not there yet."""
+def _cached(uri: str, file: FileEntry, cache: str, *, verify: bool) -> str:
+    """Return the copy of a file in the cache, fetching it if it is not there yet or is not what its name says."""
     place = os.path.join(cache, f"{file.sha256}.arrow")
-    if not os.path.exists(place) and storage.download(uri, place) != file.sha256:
+    if os.path.exists(place):
+        if not verify or storage.sha256(place) == file.sha256:
+            return place
+        logger.warning("%s is damaged: its checksum is not the one in its name; fetching it again", place)
+    if storage.download(uri, place) != file.sha256:
         os.remove(place)
-        raise UserError(f"{uri} is not what the manifest says: its checksum differs; prepare the dataset again")
+        raise UserError(f"{uri} is damaged: its checksum is not the one in {MANIFEST}; prepare the dataset again")
     return place
-
-
-@contextmanager
-def _arrow_errors(uri: str) -> Iterator[None]:
-    try:
-        yield
-    except (pa.ArrowException, OSError) as error:
-        raise UserError(
-            f"{uri} is truncated or not an Arrow file ({one_line(error)}); prepare the dataset again"
-        ) from error

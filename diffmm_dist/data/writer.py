@@ -36,7 +36,7 @@ def dataset_writer(uri: str, *, num_users: int, num_items: int, force: bool = Fa
         writer = DatasetWriter(staging, files, num_users=num_users, num_items=num_items)
         yield writer
         files.close()
-        storage.write_json(storage.join(staging, schema.MANIFEST), writer.manifest().model_dump(mode="json"))
+        storage.write_record(storage.join(staging, schema.MANIFEST), writer.manifest().model_dump(mode="json"))
 
 
 class DatasetWriter:

@@ -7,21 +7,24 @@ numbers that users know already, ``config.arrow`` the run's settings, ``weights.
 
 import json
 from dataclasses import dataclass
+from typing import Annotated
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import safetensors.torch
 import torch
+from pydantic import Field
 from torch import Tensor
 from typing_extensions import TypedDict
 
 from diffmm_dist import storage
 from diffmm_dist.config.render import flatten
-from diffmm_dist.data.checks import check_ids
-from diffmm_dist.data.schema import ROWS_PER_BATCH
+from diffmm_dist.data.arrow_files import Promise, read_arrow
+from diffmm_dist.data.checks import check_ids, first_not_finite
+from diffmm_dist.data.schema import ID_TYPES, ROWS_PER_BATCH
 from diffmm_dist.data.training import shard_interactions
-from diffmm_dist.errors import UserError, one_line
+from diffmm_dist.errors import DamagedError, UserError
 from diffmm_dist.sparse import CSR
 from diffmm_dist.train.trained import TrainedRun
 
@@ -31,6 +34,8 @@ FORMAT_VERSION = 1
 USERS, ITEMS, SEEN, CONFIG, WEIGHTS = (
     "users.arrow", "items.arrow", "seen.arrow", "config.arrow", "weights.safetensors"
 )  # fmt: skip
+_SEEN_SCHEMA = pa.schema([pa.field("user", pa.int64()), pa.field("item", pa.int64())])
+_REMEDY = "export the run again"
 
 
 def export_bundle(run: TrainedRun, out: str, *, force: bool = False) -> None:
@@ -39,7 +44,7 @@ def export_bundle(run: TrainedRun, out: str, *, force: bool = False) -> None:
     Seen are the training and the validation interactions: what was known when the best epoch was chosen.
 
     Raises:
-        UserError: the place is taken or cannot be written.
+        UserError: the place is taken or cannot be written, or the embeddings are not finite.
     """
     shard = run.data.shard
     # A partitioned dataset's rows go back into the order of their ids, so that the bundle does not depend on it.
@@ -47,6 +52,8 @@ def export_bundle(run: TrainedRun, out: str, *, force: bool = False) -> None:
     user_embeddings, item_embeddings = (
         rows[order] for rows, order in zip(run.model.embeddings(), (user_rows, item_rows), strict=True)
     )
+    for kind, rows in (("user", user_embeddings), ("item", item_embeddings)):
+        _check_finite(rows, f"the {kind}s of the run's best epoch {run.best_epoch}")
     valid = shard_interactions(run.dataset, "valid", shard)
     seen = _union(run.data.interactions, valid).to(torch.device("cpu")).select(user_rows.cpu())
     ids = {
@@ -67,7 +74,7 @@ def export_bundle(run: TrainedRun, out: str, *, force: bool = False) -> None:
         )
         storage.write_bytes(storage.join(staging, WEIGHTS), safetensors.torch.save(weights))
         names = (USERS, ITEMS, SEEN, CONFIG, WEIGHTS)
-        storage.write_json(
+        storage.write_record(
             storage.join(staging, MARKER),
             Marker(
                 format=FORMAT_NAME,
@@ -83,6 +90,9 @@ def export_bundle(run: TrainedRun, out: str, *, force: bool = False) -> None:
         )
 
 
+Count = Annotated[int, Field(ge=1, lt=2**31)]
+
+
 class Marker(TypedDict):
     """bundle.json."""
 
@@ -90,9 +100,9 @@ class Marker(TypedDict):
     version: int
     model: str
     best_epoch: int
-    num_users: int
-    num_items: int
-    embedding_dim: int
+    num_users: Count
+    num_items: Count
+    embedding_dim: Count
     dataset: str
     files: dict[str, str]
 
@@ -117,32 +127,46 @@ class Bundle:
 
 
 def read_bundle(uri: str) -> Bundle:
-    """Read a bundle.
+    """Read a bundle, comparing each file with its checksum.
 
     Raises:
-        UserError: there is none, or a file of it is missing or damaged.
+        UserError: there is none, or a file of it is missing.
+        DamagedError: a file of it is not what was exported, or its embeddings are not finite.
     """
     place = storage.join(uri, MARKER)
     if not storage.exists(place):
         raise UserError(f"{uri} is not a complete bundle (it has no {MARKER}); make one with `export`")
-    marker: Marker = storage.read_record(place, Marker, remedy="export the run again")
+    marker: Marker = storage.read_record(place, Marker, remedy=_REMEDY)
     if (marker["format"], marker["version"]) != (FORMAT_NAME, FORMAT_VERSION):
-        raise UserError(f"{place} is not a bundle of this version of diffmm_dist; export the run again")
-    users, items = (_read_table(storage.join(uri, name), "id", "embedding") for name in (USERS, ITEMS))
-    seen = _read_table(storage.join(uri, SEEN), "user", "item")
-    if (users.num_rows, items.num_rows) != (marker["num_users"], marker["num_items"]):
-        raise UserError(f"{uri} holds other numbers of users and items than its {MARKER} says; export the run again")
+        raise UserError(f"{place} is not a bundle of this version of diffmm_dist; {_REMEDY}")
+    width = marker["embedding_dim"]
+    users, items = (
+        _read_table(uri, name, marker, _embedding_schemas(width), count)
+        for name, count in ((USERS, marker["num_users"]), (ITEMS, marker["num_items"]))
+    )
+    seen = _read_table(uri, SEEN, marker, [_SEEN_SCHEMA], None)
     pairs = [seen.column(name).to_numpy() for name in ("user", "item")]
     for kind, ids, count in zip(("user", "item"), pairs, (users.num_rows, items.num_rows), strict=True):
         check_ids(ids, count, kind=kind, where=storage.join(uri, SEEN))
-    rows, columns = (torch.from_numpy(ids.copy()) for ids in pairs)
+    user_embeddings, item_embeddings = (_matrix(table, width) for table in (users, items))
+    for name, rows in ((USERS, user_embeddings), (ITEMS, item_embeddings)):
+        _check_finite(rows, storage.join(uri, name))
+    seen_users, seen_items = (torch.from_numpy(ids.copy()) for ids in pairs)
     return Bundle(
         users.column("id"),
         items.column("id"),
-        _matrix(users),
-        _matrix(items),
-        CSR.from_pairs(rows, columns, num_rows=users.num_rows, num_columns=items.num_rows),
+        user_embeddings,
+        item_embeddings,
+        CSR.from_pairs(seen_users, seen_items, num_rows=users.num_rows, num_columns=items.num_rows),
     )
+
+
+def _check_finite(rows: Tensor, what: str) -> None:
+    """Raise a ``DamagedError`` naming the first row that holds NaN or infinity."""
+    found = first_not_finite(rows.cpu().numpy())
+    if found is not None:
+        row, kind, count = found
+        raise DamagedError(f"{what}: the embedding in row {row} holds {kind} ({count} such rows); train the run again")
 
 
 def _embedding_table(ids: pa.ChunkedArray, rows: Tensor) -> pa.Table:
@@ -151,12 +175,18 @@ def _embedding_table(ids: pa.ChunkedArray, rows: Tensor) -> pa.Table:
     return pa.table({"id": ids, "embedding": embeddings})
 
 
-def _matrix(table: pa.Table) -> Tensor:
-    column = table.column("embedding")
-    values: npt.NDArray[np.float32] = np.concatenate(
-        [np.empty(0, np.float32), *(chunk.flatten().to_numpy(zero_copy_only=False) for chunk in column.chunks)]
-    )
-    return torch.from_numpy(values.reshape(table.num_rows, column.type.list_size))
+def _embedding_schemas(width: int) -> list[pa.Schema]:
+    """Return the schemas that a table of embeddings may have, by the type of its ids."""
+    return [
+        pa.schema([pa.field("id", kind), pa.field("embedding", pa.list_(pa.float32(), width))])
+        for kind in ID_TYPES.values()
+    ]
+
+
+def _matrix(table: pa.Table, width: int) -> Tensor:
+    chunks = [chunk.flatten().to_numpy(zero_copy_only=False) for chunk in table.column("embedding").chunks]
+    values: npt.NDArray[np.float32] = np.concatenate([np.empty(0, np.float32), *chunks])
+    return torch.from_numpy(values.reshape(table.num_rows, width))
 
 
 def _union(first: CSR, second: CSR) -> CSR:
@@ -178,12 +208,9 @@ def _write_table(uri: str, table: pa.Table) -> None:
         writer.write_table(table, max_chunksize=ROWS_PER_BATCH)
 
 
-def _read_table(uri: str, *columns: str) -> pa.Table:
-    try:
-        with storage.open_input(uri) as source:
-            table = pa.ipc.open_file(source).read_all()
-    except (pa.ArrowException, OSError) as error:
-        raise UserError(f"{uri} is damaged ({one_line(error)}); export the run again") from error
-    if table.column_names != list(columns):
-        raise UserError(f"{uri} has columns {', '.join(table.column_names)}; export the run again")
-    return table
+def _read_table(uri: str, name: str, marker: Marker, schemas: list[pa.Schema], rows: int | None) -> pa.Table:
+    if name not in marker["files"]:
+        raise DamagedError(f"{storage.join(uri, MARKER)} has no checksum of {name}; {_REMEDY}")
+    promise = Promise(schemas, rows, marker["files"][name], MARKER, _REMEDY)
+    batches = [batch for _, batch in read_arrow(storage.join(uri, name), promise)]
+    return pa.Table.from_batches(batches, schema=batches[0].schema if batches else schemas[0])

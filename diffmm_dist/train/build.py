@@ -42,7 +42,7 @@ def open_dataset(config: Config) -> Dataset:
     Raises:
         UserError: there is none.
     """
-    return Dataset.open(config.data.path, Reading(config.data.batches_ahead, config.data.cache))
+    return Dataset.open(config.data.path, Reading(config.data.batches_ahead, config.data.cache, config.data.verify))
 
 
 def load_training_data(config: Config, dataset: Dataset, world: World) -> TrainingData:

@@ -53,7 +53,7 @@ class Result(TypedDict):
 # What may change between two commands on one run folder: where it runs and what is written, never which run it is. Of
 # these only the device and the number of threads can reach a number, and then its last bits alone.
 RESUMABLE_SECTIONS = frozenset({"cluster", "checkpoint", "monitoring", "graph"})
-RESUMABLE_KEYS = frozenset({"run.path", "data.path", "data.batches_ahead", "data.cache", "train.epochs"})
+RESUMABLE_KEYS = frozenset({"run.path", "data.path", "data.batches_ahead", "data.cache", "data.verify", "train.epochs"})
 
 
 def blocking_differences(old: Config, new: Config) -> list[str]:

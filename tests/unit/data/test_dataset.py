@@ -12,6 +12,7 @@ from diffmm_dist.data.writer import dataset_writer
 from diffmm_dist.errors import UserError
 from diffmm_dist.parallel.ranges import Range
 from tests.support.builders import synthetic_dataset
+from tests.support.damage import forge
 from tests.support.reference import dense
 
 
@@ -164,9 +165,10 @@ def test_another_schema_length_or_id_is_named(path):
     with pytest.raises(UserError, match=r"has columns \(uid: int64\) where \(user: int64, item: int64\) are expected"):
         Dataset.open(path).interactions("train")
     replace_table(path, TRAIN, interactions_table([0], [0]))
-    with pytest.raises(UserError, match=rf"holds 1 rows but the manifest says {rows}"):
+    with pytest.raises(UserError, match=rf"holds 1 rows but manifest.json says {rows}"):
         Dataset.open(path).interactions("train")
     replace_table(path, TRAIN, interactions_table([0] * (rows - 1) + [60], [0] * rows))
+    forge(path, schema.MANIFEST)
     with pytest.raises(UserError, match=rf"user id 60 in row {rows - 1} is out of range; there are 60 users"):
         Dataset.open(path).interactions("train")
 
@@ -177,6 +179,7 @@ def test_features_on_disk_are_checked_too(path):
     column = pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1)), 6)
     field = pa.field("features", pa.list_(pa.float32(), 6), nullable=False)
     replace_table(path, "items/modality=visual/part-*.arrow", pa.table([column], schema=pa.schema([field])))
+    forge(path, schema.MANIFEST)
     with pytest.raises(UserError, match="modality 'visual'.*item 'item_17' \\(row 17\\) hold infinity"):
         Dataset.open(path).features("visual")
 

@@ -13,6 +13,7 @@ from diffmm_dist.data.stream import Reading, fetched_ahead
 from diffmm_dist.errors import UserError
 from diffmm_dist.parallel.ranges import Range
 from diffmm_dist.train.partitioning import partition_dataset
+from tests.support import damage
 from tests.support.builders import synthetic_dataset
 
 
@@ -98,9 +99,28 @@ class TestFromAfar:
         assert names == [f"{Dataset.open(uri).manifest.interactions['train'][0].sha256}.arrow"]
         with open(f"{uri}/interactions/split=test/part-00000.arrow", "ab") as file:
             file.write(b"more")
-        with pytest.raises(UserError, match=r"split=test/part-00000\.arrow is not what the manifest says"):
+        with pytest.raises(UserError, match=r"split=test/part-00000\.arrow is damaged: its checksum"):
             Dataset.open(uri, reading).interactions("test")
         assert len(list((tmp_path / "cache").iterdir())) == 1
+
+    @pytest.mark.parametrize("change", ["a bit", "another file's name", *sorted(damage.WHOLE.keys() - {"a folder"})])
+    def test_a_copy_that_is_not_what_its_name_says_is_fetched_again(self, uri, tmp_path, caplog, change):
+        reading = Reading(cache=str(tmp_path / "cache"))
+        before = {split: Dataset.open(uri, reading).interactions(split).keys.tolist() for split in ("train", "valid")}
+        copies = {
+            split: tmp_path / "cache" / f"{Dataset.open(uri).manifest.interactions[split][0].sha256}.arrow"
+            for split in before
+        }
+        if change == "a bit":
+            damage.flip(copies["train"], 0.5)
+        elif change == "another file's name":
+            damage.swap(copies["train"], copies["valid"])
+        else:
+            damage.WHOLE[change](copies["train"])
+        for split, keys in before.items():
+            assert Dataset.open(uri, reading).interactions(split).keys.tolist() == keys
+        warned = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+        assert [str(copies["train"]) in text for text in warned][:1] == ([] if change == "deleted" else [True])
 
 
 class TestEpochs:

@@ -1,0 +1,100 @@
+"""Checksums that are made while something is written or read anyway."""
+
+import hashlib
+import io
+import json
+from collections.abc import Mapping
+from typing import IO, Any
+
+_SEAL = "sha256"
+_PIECE = 1 << 20
+
+
+class HashedReader(io.RawIOBase):
+    """A file that is hashed as it is read, so that its checksum costs no second pass.
+
+    Arrow's reader takes the end of a file first and then goes through it. From ``follow`` on every byte is hashed once,
+    in the order of the file; what a reader jumps over is read for the hash alone.
+
+    Args:
+        source: the file, which can seek.
+    """
+
+    def __init__(self, source: IO[bytes]) -> None:
+        self._source = source
+        self._digest = hashlib.sha256()
+        self._hashed = 0  # bytes from the file's start
+        self._following = False
+
+    def readable(self) -> bool:
+        """Return True."""
+        return True
+
+    def seekable(self) -> bool:
+        """Return True."""
+        return True
+
+    def tell(self) -> int:
+        """Return the place of the next byte."""
+        return self._source.tell()
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        """Move to a place counted from the file's start, this place or the file's end; return it."""
+        return self._source.seek(offset, whence)
+
+    def read(self, size: int = -1) -> bytes:
+        """Return the next bytes, as many as asked for unless the file ends."""
+        start = self._source.tell()
+        data = self._source.read(size)
+        if self._following:
+            if start > self._hashed:
+                self._hash_until(start)
+                self._source.seek(start + len(data))
+            self._take_in(memoryview(data)[self._hashed - start :])
+        return data
+
+    def follow(self) -> None:
+        """Begin to hash what is read."""
+        self._following = True
+
+    def hexdigest(self) -> str:
+        """Return the SHA-256 of the whole file, in hexadecimal, reading what is still to be hashed."""
+        self._hash_until(None)
+        return self._digest.hexdigest()
+
+    def _hash_until(self, stop: int | None) -> None:
+        self._source.seek(self._hashed)
+        while stop is None or self._hashed < stop:
+            piece = self._source.read(_PIECE if stop is None else min(_PIECE, stop - self._hashed))
+            if not piece:
+                return
+            self._take_in(piece)
+
+    def _take_in(self, data: bytes | memoryview) -> None:
+        self._digest.update(data)
+        self._hashed += len(data)
+
+
+def sealed(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a JSON record with a checksum of its contents, as the last of its keys."""
+    return {**record, _SEAL: _content_hash(record)}
+
+
+def unsealed(record: Any) -> Any:
+    """Return a JSON record without its checksum."""
+    return {key: value for key, value in record.items() if key != _SEAL} if isinstance(record, dict) else record
+
+
+def check_seal(record: Any) -> None:
+    """Compare a JSON record with its checksum; one that was written without passes.
+
+    Raises:
+        ValueError: the contents are not those that the checksum was made of.
+    """
+    if isinstance(record, dict) and _SEAL in record and record[_SEAL] != _content_hash(unsealed(record)):
+        raise ValueError("its contents do not match its checksum")
+
+
+def _content_hash(record: Mapping[str, Any]) -> str:
+    """Return a hash that neither the order of keys nor white space reaches."""
+    return hashlib.sha256(json.dumps(record, sort_keys=True, separators=(",", ":")).encode()).hexdigest()

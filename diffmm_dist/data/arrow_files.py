@@ -1,0 +1,102 @@
+"""The one place that reads our Arrow IPC files: nothing in them is used before it is checked.
+
+Arrow's reader believes what a file says of its own offsets and lengths. So every record batch is validated in full
+before anybody sees it, and the file is compared with the checksum that was written beside it, as it is read.
+"""
+
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import pyarrow as pa
+
+from diffmm_dist import storage
+from diffmm_dist.checksums import HashedReader
+from diffmm_dist.errors import DamagedError, one_line
+
+
+class Promise(NamedTuple):
+    """What is known of a file before it is read.
+
+    Attributes:
+        schemas: one of these, metadata aside, is the file's.
+        rows: how many it holds; None where nothing says so.
+        sha256: its checksum; None to believe it.
+        source: what says so, for errors.
+        remedy: what the user can do about a damaged file.
+    """
+
+    schemas: Collection[pa.Schema]
+    rows: int | None
+    sha256: str | None
+    source: str
+    remedy: str
+
+
+def read_arrow(
+    uri: str, promise: Promise, *, place: str | None = None, skip: int = 0
+) -> Iterator[tuple[int, pa.RecordBatch]]:
+    """Yield the record batches of a file with their numbers, each one validated.
+
+    The last one comes when the checksum was found right: who has had all of them has had the file that was written.
+
+    Args:
+        uri: the file, as errors name it.
+        promise: what it must be.
+        place: where to read it, if a copy lies elsewhere.
+        skip: record batches that are not decoded; their bytes count for the checksum all the same.
+
+    Raises:
+        UserError: the file is missing.
+        DamagedError: it is no Arrow file, or not what is promised.
+    """
+    held: tuple[int, pa.RecordBatch] | None = None
+    seen = 0
+    with storage.open_input(place or uri) as source, _explained(uri, promise.remedy):
+        hashed = HashedReader(source)
+        reader = pa.ipc.open_file(pa.PythonFile(hashed if promise.sha256 else source, mode="r"))
+        _check_schema(reader.schema, promise)
+        hashed.follow()
+        for index in range(skip, reader.num_record_batches):
+            if held is not None:
+                yield held
+            held = index, _checked(reader.get_batch(index))
+            seen += held[1].num_rows
+            if promise.rows is not None and seen > promise.rows:
+                break
+        if promise.rows is not None and seen != promise.rows and (skip == 0 or seen > promise.rows):
+            raise _Unlike(f"holds {seen} rows but {promise.source} says {promise.rows}")
+        if promise.sha256 is not None and hashed.hexdigest() != promise.sha256:
+            raise _Unlike(f"is damaged: its checksum is not the one in {promise.source}")
+        if held is not None:
+            yield held
+
+
+class _Unlike(Exception):
+    """A file is not what is promised; the text says in which respect."""
+
+
+def _check_schema(found: pa.Schema, promise: Promise) -> None:
+    if not any(found.equals(schema, check_metadata=False) for schema in promise.schemas):
+        columns, *others = (", ".join(f"{field.name}: {field.type}" for field in s) for s in (found, *promise.schemas))
+        raise _Unlike(f"has columns ({columns}) where ({') or ('.join(others)}) are expected")
+
+
+def _checked(batch: pa.RecordBatch) -> pa.RecordBatch:
+    """Return a record batch whose offsets and lengths stay inside its buffers, and which holds no nulls."""
+    batch.validate(full=True)
+    for name, column in zip(batch.schema.names, batch.columns, strict=True):
+        values = column.flatten() if pa.types.is_fixed_size_list(column.type) else column
+        if column.null_count or values.null_count:
+            raise _Unlike(f"holds nulls in column '{name}'")
+    return batch
+
+
+@contextmanager
+def _explained(uri: str, remedy: str) -> Iterator[None]:
+    try:
+        yield
+    except _Unlike as error:
+        raise DamagedError(f"{uri} {error}; {remedy}") from None
+    except (pa.ArrowException, OSError) as error:
+        raise DamagedError(f"{uri} is truncated or not an Arrow file ({one_line(error)}); {remedy}") from error
