@@ -7,10 +7,11 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cache
 from typing import Any
 
-from diffmm_dist.errors import one_line
+from diffmm_dist.errors import UserError, one_line
 
 _ATTEMPTS = 8  # about half a minute
 _BLOCK = 4 << 20  # bytes of one ranged read
+_REPLACED = "another object took its place while it was read"
 _BLOCKS_AHEAD = 2  # that are asked for before they are needed, both at once
 
 
@@ -24,13 +25,14 @@ def file_system(*, counted: bool = True) -> Any:
 class BlockReader(io.RawIOBase):
     """A file on S3 for reading, whose next blocks are fetched by threads while earlier ones are used.
 
+    All blocks are of one object: a block of another one that took its place in between is refused (``options``).
     Raises what the file system raises where a block is needed that could not be fetched.
     """
 
     def __init__(self, path: str) -> None:
-        self._file_system = file_system()
+        self._file = file_system().open(path, "rb", cache_type="none")
         self._path = path
-        self._size = int(self._file_system.info(path)["size"])
+        self._size = int(self._file.size)
         self._place = 0
         self._blocks: dict[int, Future[bytes]] = {}
         self._threads = ThreadPoolExecutor(max_workers=2, thread_name_prefix="s3-block")
@@ -74,12 +76,18 @@ class BlockReader(io.RawIOBase):
 
     def _fetch(self, number: int) -> bytes:
         start = number * _BLOCK
-        return bytes(self._file_system.cat_file(self._path, start=start, end=min(start + _BLOCK, self._size)))
+        try:
+            return bytes(self._file._fetch_range(start, min(start + _BLOCK, self._size)))
+        except OSError as error:
+            if _was_replaced(error):
+                raise UserError(f"cannot read s3://{self._path}: {_REPLACED}; run the same command again") from error
+            raise
 
     def close(self) -> None:
         """Give up what is still to be fetched."""
         self._threads.shutdown(wait=False, cancel_futures=True)
         self._blocks.clear()
+        self._file.close()
         super().close()
 
 
@@ -100,7 +108,14 @@ def options() -> dict[str, Any]:
     logger = logging.getLogger("s3fs")
     logger.setLevel(logging.DEBUG)
     logger.addFilter(_retries.message)
-    return {"session": session, "use_listings_cache": False}
+    # Not every server honours If-Match, so s3fs compares the ETag of each answer with that of the first.
+    return {"session": session, "use_listings_cache": False, "local_expiry_check": True}
+
+
+def _was_replaced(error: BaseException) -> bool:
+    from s3fs.utils import FileExpired
+
+    return isinstance(error, FileExpired)
 
 
 def _expect_nothing(request: Any, **_: Any) -> None:
@@ -132,6 +147,8 @@ _retries = _Retries()
 
 def reason(path: str, error: Exception) -> Exception:
     """Return why S3 refused; an answer to HEAD has no room for that, so another question is asked."""
+    if _was_replaced(error):
+        return OSError(_REPLACED)
     if one_line(error) not in ("Forbidden", "Bad Request"):
         return error
     try:

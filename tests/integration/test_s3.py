@@ -11,6 +11,7 @@ from diffmm_dist.errors import UserError
 from diffmm_dist.export.bundle import read_bundle
 from diffmm_dist.s3 import file_system
 from tests.contracts.storage_contract import StorageContract
+from tests.support import damage
 from tests.support.builders import launch, published_folder, synthetic_dataset, write_config
 from tests.support.processes import assert_same_result, started, wait_until
 
@@ -87,6 +88,28 @@ def test_a_published_folder_is_imported_from_s3(place, environment, tmp_path):
         assert "text_feat.npy" in shown
     fingerprints = {Dataset.open(str(data)).manifest.fingerprint for data in (tmp_path / "d", f"{place}/data")}
     assert len(fingerprints) == 1
+
+
+def test_an_object_that_is_replaced_between_two_reads_is_one_error(place):
+    """The server here does not honour If-Match."""
+    storage.write_bytes(f"{place}/x", b"a" * (30 << 20))
+    with storage.open_input(f"{place}/x") as file:
+        assert bytes(file.read(10)) == b"a" * 10
+        storage.write_bytes(f"{place}/x", b"b" * (30 << 20))
+        file.seek(28 << 20)
+        with pytest.raises(UserError, match=f"read {place}/x: another object took its place while it was read"):
+            file.read(10)
+
+
+@pytest.mark.parametrize("kind", ["interactions/split=train", "items/modality=visual"])
+def test_damage_on_s3_is_refused(place, tmp_path, kind):
+    data = synthetic_dataset(tmp_path / "d", users=400, items=60, interactions=1500)
+    damage.rotate_rows(f"{data}/{kind}/part-00000.arrow")
+    file_system().put(data, f"{place}/data", recursive=True)
+    dataset = Dataset.open(f"{place}/data")
+    with pytest.raises(UserError, match=f"{place}/data/{kind}/part-00000.arrow is damaged: its checksum"):
+        dataset.interactions("train")
+        dataset.features("visual")
 
 
 def test_a_wrong_key_is_one_sentence(place, environment):

@@ -364,5 +364,7 @@ def test_bad_options(run_cli, tmp_path, config):
     one_sentence(run_cli("recommend", tmp_path / "bundle", "--users", "user_0"), "bundle.json is damaged at 'format'")
     run_cli("export", tmp_path / "run", "--out", tmp_path / "bundle", "--force")
     (tmp_path / "bundle" / "users.arrow").write_bytes(b"x")
-    one_sentence(run_cli("recommend", tmp_path / "bundle", "--users", "user_0"), "users.arrow is truncated or not an Arrow file")
+    one_sentence(
+        run_cli("recommend", tmp_path / "bundle", "--users", "user_0"), "users.arrow is truncated or not an Arrow file"
+    )
     assert len(metrics_of(tmp_path / "run")) == 1

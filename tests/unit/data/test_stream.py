@@ -173,10 +173,17 @@ class TestBlocks:
             def __init__(self):
                 self.requests = []
 
-            def info(self, path):
-                return {"size": len(content)}
+            def open(self, path, mode, cache_type):
+                return self
 
-            def cat_file(self, path, start, end):
+            @property
+            def size(self):
+                return len(content)
+
+            def close(self):
+                pass
+
+            def _fetch_range(self, start, end):
                 self.requests.append((start, end))
                 return content[start:end]
 
@@ -210,12 +217,12 @@ class TestBlocks:
         ]
 
     def test_what_a_block_raises_is_raised_where_it_is_needed(self, content, monkeypatch):
-        def refuse(self, path, start, end):
+        def refuse(self, start, end):
             if start >= 200:
                 raise OSError("gone")
             return content[start:end]
 
-        monkeypatch.setattr(type(self.files), "cat_file", refuse)
+        monkeypatch.setattr(type(self.files), "_fetch_range", refuse)
         with s3.BlockReader("x") as reader:
             assert bytes(reader.read(200)) == content[:200]
             with pytest.raises(OSError, match="gone"):
