@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import IO, Any
 
 _SEAL = "sha256"
+_COMMENT = "# sha256: "
 _PIECE = 1 << 20
 
 
@@ -75,6 +76,14 @@ class HashedReader(io.RawIOBase):
         self._hashed += len(data)
 
 
+def file_sha256(file: IO[bytes]) -> str:
+    """Return the SHA-256 of what is left of a file, in hexadecimal."""
+    digest = hashlib.sha256()
+    while piece := file.read(_PIECE):
+        digest.update(piece)
+    return digest.hexdigest()
+
+
 def sealed(record: Mapping[str, Any]) -> dict[str, Any]:
     """Return a JSON record with a checksum of its contents, as the last of its keys."""
     return {**record, _SEAL: _content_hash(record)}
@@ -93,6 +102,22 @@ def check_seal(record: Any) -> None:
     """
     if isinstance(record, dict) and _SEAL in record and record[_SEAL] != _content_hash(unsealed(record)):
         raise ValueError("its contents do not match its checksum")
+
+
+def sealed_text(text: str) -> str:
+    """Return a YAML text, which ends with a line break, with its checksum as a comment in its last line."""
+    return f"{text}{_COMMENT}{hashlib.sha256(text.encode()).hexdigest()}\n"
+
+
+def check_text(text: str) -> None:
+    """Compare a YAML text with its checksum.
+
+    Raises:
+        ValueError: it has none, or is not the text that the checksum was made of.
+    """
+    content, comment, checksum = text.rpartition(_COMMENT)
+    if not comment or checksum.strip() != hashlib.sha256(content.encode()).hexdigest():
+        raise ValueError("it is not what was written")
 
 
 def _content_hash(record: Mapping[str, Any]) -> str:

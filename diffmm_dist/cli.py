@@ -83,6 +83,8 @@ def _show_result(result: Mapping[str, Any], path: str) -> None:
         ["", *tables[0][0]],
         [row for _, rows in tables for row in rows],
     )
+    for note in result.get("notes", []):
+        print(f"note: {note}")
     phases = ", ".join(f"{name} {value:.2f} s" for name, value in result["seconds_per_phase"].items())
     print(f"an epoch takes {result['seconds_per_epoch']:.2f} s ({phases})")
     print(f"peak memory {result['peak_rss_gib']:.2f} GiB; run folder {path}; watch it with tensorboard --logdir {path}")

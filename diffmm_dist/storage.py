@@ -18,7 +18,7 @@ import fsspec
 from pydantic import TypeAdapter, ValidationError
 
 from diffmm_dist import s3
-from diffmm_dist.checksums import check_seal, sealed, unsealed
+from diffmm_dist.checksums import check_seal, file_sha256, sealed, unsealed
 from diffmm_dist.errors import DamagedError, UserError, one_line
 from diffmm_dist.places import check_apart as check_apart
 from diffmm_dist.places import check_local_file, settle, target_of
@@ -104,7 +104,11 @@ def read_record(uri: str, kind: Any, *, remedy: str) -> Any:
         UserError: it is missing.
         DamagedError: it is no JSON, of another form, or changed since it was written.
     """
-    data = read_bytes(uri)
+    return parse_record(uri, read_bytes(uri), kind, remedy=remedy)
+
+
+def parse_record(uri: str, data: bytes, kind: Any, *, remedy: str) -> Any:
+    """Return what ``read_record`` does, of a file that has been read."""
     try:
         content = json.loads(data)
         record = TypeAdapter(kind).validate_python(unsealed(content))
@@ -203,11 +207,8 @@ def open_output(uri: str) -> IO[bytes]:
 
 def sha256(uri: str) -> str:
     """Return the SHA-256 of a file, in hexadecimal."""
-    digest = hashlib.sha256()
     with open_file(uri) as file:
-        for _ in _hashed(file, digest):
-            pass
-    return digest.hexdigest()
+        return file_sha256(file)
 
 
 def download(uri: str, path: str) -> str:

@@ -4,9 +4,11 @@ import json
 import math
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from diffmm_dist.checksums import check_seal, sealed, unsealed
 from diffmm_dist.errors import UserError, one_line
 from diffmm_dist.monitoring.recorder import Recorder
 
@@ -15,17 +17,35 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
     """Return the records of a file, without a last line that a killed process left unfinished.
 
     Raises:
-        UserError: a line is no record of an epoch.
+        UserError: a line is no record of an epoch, or not the one that was written.
     """
-    if not path.exists():
-        return []
-    lines = path.read_bytes().split(b"\n")[:-1]
-    return [_record(line, f"{path}, line {number}") for number, line in enumerate(lines, start=1)]
+    return [_record(line, f"{path}, line {number}") for number, line in enumerate(_lines(path), start=1)]
+
+
+def lost_epochs(path: Path, *, before: int) -> list[int]:
+    """Return the epochs ``0 .. before - 1`` of which a file has no readable record."""
+    kept = {record["epoch"] for record in _readable(path)}
+    return [epoch for epoch in range(before) if epoch not in kept]
+
+
+def _lines(path: Path) -> list[bytes]:
+    return path.read_bytes().split(b"\n")[:-1] if path.exists() else []
+
+
+def _readable(path: Path) -> list[dict[str, Any]]:
+    """Return the records of the lines that are what was written."""
+    records = []
+    for line in _lines(path):
+        with suppress(UserError):
+            records.append(_record(line, str(path)))
+    return records
 
 
 def _record(line: bytes, place: str) -> dict[str, Any]:
     try:
-        record: dict[str, Any] = json.loads(line)
+        content = json.loads(line)
+        check_seal(content)
+        record: dict[str, Any] = unsealed(content)
         int(record["epoch"])
     except (ValueError, TypeError, KeyError) as error:
         raise UserError(f"{place} is not the record of an epoch ({one_line(error)}); remove that line") from error
@@ -38,11 +58,12 @@ class JsonlRecorder(Recorder):
     Args:
         path: the file; its folder exists.
         start_epoch: first epoch that this process will record. Lines of later epochs, which a killed process wrote
-            after its last checkpoint, are dropped, so the file holds every epoch once.
+            after its last checkpoint, are dropped, so the file holds every epoch once; so are damaged ones, of which
+            ``lost_epochs`` tells.
     """
 
     def __init__(self, path: Path, *, start_epoch: int = 0) -> None:
-        kept = [record for record in read_jsonl(path) if record["epoch"] < start_epoch]
+        kept = [record for record in _readable(path) if record["epoch"] < start_epoch]
         partial = path.with_name(path.name + ".partial")
         partial.write_text("".join(_line(record) for record in kept), encoding="utf-8")
         os.replace(partial, path)
@@ -60,4 +81,4 @@ class JsonlRecorder(Recorder):
 
 
 def _line(record: Mapping[str, Any]) -> str:
-    return json.dumps(record, allow_nan=False) + "\n"
+    return json.dumps(sealed(record), allow_nan=False) + "\n"

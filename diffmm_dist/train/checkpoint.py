@@ -12,16 +12,13 @@ import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
-from torch.distributed.checkpoint._fsspec_filesystem import FsspecReader, FsspecWriter
 from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
 from torch.distributed.checkpoint.metadata import (
     ChunkStorageMetadata,
-    Metadata,
     MetadataIndex,
     TensorProperties,
     TensorStorageMetadata,
@@ -29,18 +26,22 @@ from torch.distributed.checkpoint.metadata import (
 from torch.distributed.checkpoint.planner import TensorWriteData, WriteItem, WriteItemType
 from torch.distributed.checkpoint.state_dict_loader import load as load_distributed
 from torch.distributed.checkpoint.state_dict_saver import save as save_distributed
-from torch.distributed.checkpoint.storage import WriteResult
+from typing_extensions import TypedDict
 
-from diffmm_dist import s3, storage
-from diffmm_dist.errors import UserError, one_line
-from diffmm_dist.parallel.collectives import any_worker
+from diffmm_dist import storage
+from diffmm_dist.errors import DamagedError, UserError, one_line
+from diffmm_dist.monitoring.log import logger
+from diffmm_dist.parallel.collectives import agree, any_worker
 from diffmm_dist.parallel.ranges import Ownership
 from diffmm_dist.parallel.world import World
-from diffmm_dist.train.checkpoint_index import read_index, write_index
+from diffmm_dist.train.checkpoint_index import REMEDY, Checksum, index_sha256
+from diffmm_dist.train.checkpoint_storage import reader_of, writer_to
 from diffmm_dist.train.state import Progress
 
 STATE_FILE = "state.json"
 _PREFIX = "epoch-"
+_LOST = (FileNotFoundError, IsADirectoryError, NotADirectoryError)
+Read = TypeVar("Read")
 
 
 class Checkpoints:
@@ -50,6 +51,9 @@ class Checkpoints:
         folder: where they are, on storage that all workers share: a path or an s3:// address.
         keep: how many of the newest to keep.
         world: the workers.
+
+    Attributes:
+        damaged: checkpoints that were found so.
     """
 
     def __init__(self, folder: str, *, keep: int, world: World) -> None:
@@ -57,6 +61,7 @@ class Checkpoints:
         self._remote = storage.is_remote(folder)
         self._keep = keep
         self._world = world
+        self.damaged: list[str] = []
 
     @staticmethod
     def name(epoch: int, phase: int = 0, step: int = 0) -> str:
@@ -65,9 +70,12 @@ class Checkpoints:
         return f"{_PREFIX}{epoch:05d}{inside}"
 
     def names(self) -> list[str]:
-        """Return the complete checkpoints, the oldest first."""
-        names = [name for name in storage.list_names(self._folder) if name.startswith(_PREFIX)]
+        """Return the complete checkpoints that are not known to be damaged, the oldest first."""
+        names = [name for name in self._all_names() if name not in self.damaged]
         return [name for name in names if not self._remote or storage.exists(self._path(name, STATE_FILE))]
+
+    def _all_names(self) -> list[str]:
+        return [name for name in storage.list_names(self._folder) if name.startswith(_PREFIX)]
 
     def _path(self, *parts: str) -> str:
         return storage.join(self._folder, *parts)
@@ -90,6 +98,7 @@ class Checkpoints:
         self._together(name, lambda: storage.remove_folder(partial), undo=partial, on_first=True)
         self._together(name, lambda: self._write_tensors(partial, tensors, owners), undo=partial)
         self._together(name, lambda: self._complete(partial, name, progress), undo=partial, on_first=True)
+        self.damaged = [other for other in self.damaged if other != name]
         if self._world.is_first:
             self._remove_old(progress)
 
@@ -111,16 +120,13 @@ class Checkpoints:
         alone = self._world.size == 1
         shards = dict(tensors) if alone else {key: _shard(value, owners.get(key)) for key, value in tensors.items()}
         with _quiet():
-            save_distributed(shards, storage_writer=self._writer(folder), no_dist=alone)
-
-    def _writer(self, folder: str) -> FileSystemWriter:
-        if not self._remote:
-            return _LocalWriter(folder, sync_files=True)
-        return _RemoteWriter(folder, sync_files=False, **s3.options())
+            save_distributed(shards, storage_writer=writer_to(folder), no_dist=alone)
 
     def _complete(self, partial: str, name: str, progress: Progress) -> None:
-        storage.write_json(storage.join(partial, STATE_FILE), asdict(progress))
+        state = {**asdict(progress), "index": index_sha256(partial)}
+        storage.write_record(storage.join(partial, STATE_FILE), state)
         if not self._remote:
+            storage.remove_folder(self._path(name))  # a damaged one, which is not gone on from
             os.rename(partial, self._path(name))
 
     def _cannot_write(self, name: str, failure: BaseException | None) -> UserError:
@@ -137,25 +143,74 @@ class Checkpoints:
         return error
 
     def _remove_old(self, progress: Progress) -> None:
-        for old in self.names()[: -self._keep]:
-            if progress.best is None or old != progress.best.checkpoint:
+        kept = self.names()[-self._keep :]
+        if progress.best is not None:
+            kept.append(progress.best.checkpoint)
+        for old in self._all_names():
+            if old not in kept:
                 with contextlib.suppress(UserError):  # it is only in the way
                     storage.remove_folder(self._path(old), marker=STATE_FILE)
+
+    def newest(self, read: Callable[[str], Read]) -> tuple[str, Read] | None:
+        """Read the newest checkpoint that is not damaged; every worker calls it at the same time and gets the same one.
+
+        Those that are damaged are named in the log, do not count from here on, and go when the next one is saved.
+
+        Args:
+            read: what to read of a checkpoint, by its name.
+
+        Returns:
+            its name and what was read, None where there is no checkpoint.
+
+        Raises:
+            UserError: all are damaged, or one cannot be reached.
+        """
+        for name in reversed(self.names()):
+            found = self.unless_damaged(lambda name=name: read(name))  # type: ignore[misc]
+            if not isinstance(found, DamagedError):
+                return name, found
+            self.damaged.append(name)
+        if self.damaged:
+            raise UserError(
+                f"no checkpoint in {self._folder} can be read; restore one of them, or remove that folder to train "
+                "from the beginning"
+            )
+        return None
+
+    def unless_damaged(self, read: Callable[[], Read]) -> Read | DamagedError:
+        """Read something of a checkpoint on all workers; where a file is damaged for any, say so and return what is."""
+
+        def attempt() -> Read | DamagedError:
+            try:
+                return read()
+            except DamagedError as error:
+                logger.warning("%s", error)
+                return error
+
+        found = agree(attempt, self._world)
+        if any_worker(isinstance(found, DamagedError), self._world) and not isinstance(found, DamagedError):
+            return DamagedError("another worker has found a damaged file; its message says which")
+        return found
 
     def progress(self, name: str) -> Progress:
         """Return what is no tensor.
 
         Raises:
-            UserError: the checkpoint is missing or damaged.
+            DamagedError: the checkpoint is damaged.
+            UserError: it cannot be reached.
         """
-        remedy = f"remove the checkpoint {self._path(name)} to go on from an earlier one"
-        progress: Progress = storage.read_record(self._path(name, STATE_FILE), Progress, remedy=remedy)
-        return progress
+        return self._state(name, Progress)
+
+    def _state(self, name: str, kind: type[Read]) -> Read:
+        """Return a part of what stands in the state."""
+        with _explained(self._path(name)):
+            part: Read = storage.read_record(self._path(name, STATE_FILE), kind, remedy=REMEDY)
+            return part
 
     def tensors(
         self, name: str, owners: Mapping[str, Ownership], *, wanted: Callable[[str], bool] = lambda _: True
     ) -> dict[str, Tensor]:
-        """Return the tensors whose names are wanted; every worker calls it at the same time.
+        """Return the tensors whose names are wanted, each compared with its checksum.
 
         Args:
             name: the checkpoint.
@@ -163,23 +218,25 @@ class Checkpoints:
             wanted: whether a tensor is wanted, by its name.
 
         Raises:
-            UserError: the checkpoint is missing, damaged, or holds something other than tensors.
+            DamagedError: the checkpoint is damaged.
+            UserError: it cannot be reached, or holds something other than tensors.
         """
         path = self._path(name)
-        try:
-            reader = _RemoteReader(path, **s3.options()) if self._remote else _LocalReader(path)
+        index = self._state(name, _Pointer)["index"]
+        with _explained(path):
+            reader = reader_of(path, index_sha256=index)
             entries = reader.read_metadata().state_dict_metadata
             tensors = {key: _empty(entry, owners.get(key)) for key, entry in entries.items() if wanted(key)}
             with _quiet():
                 # Without a process group: what a worker reads does not depend on the others.
                 load_distributed(tensors, storage_reader=reader, no_dist=True)
-        except UserError:
-            raise
-        except (Exception, CheckpointException) as error:  # a damaged file can fail anywhere inside DCP
-            raise UserError(
-                f"the checkpoint {path} cannot be read: {_reason(error)}; remove it to go on from an earlier one"
-            ) from error
         return {key: tensor.local if isinstance(tensor, _RowShard) else tensor for key, tensor in tensors.items()}
+
+
+class _Pointer(TypedDict):
+    """The part of state.json that says which index belongs to it."""
+
+    index: Checksum
 
 
 class _RowShard(Tensor):
@@ -225,42 +282,6 @@ def _shard(local: Tensor, ownership: Ownership | None) -> Tensor:
     return shard
 
 
-class _WithOurIndex(FileSystemWriter):
-    """DCP's writer, with an index in JSON instead of a pickle."""
-
-    def finish(self, metadata: Metadata, results: list[list[WriteResult]]) -> None:
-        """Write the index; the first worker does so when all have written their files."""
-        write_index(str(self.path), metadata, results)
-
-
-class _LocalWriter(_WithOurIndex):
-    """Writes to a disk."""
-
-
-class _RemoteWriter(_WithOurIndex, FsspecWriter):
-    """Writes to S3."""
-
-
-class _ByOurIndex(FileSystemReader):
-    """DCP's reader, which finds the tensors by our index; it reads them weights-only."""
-
-    def read_metadata(self) -> Metadata:
-        """Read the index once."""
-        if self._index is None:
-            self._index = read_index(str(self.path))
-        return self._index
-
-    _index: Metadata | None = None
-
-
-class _LocalReader(_ByOurIndex):
-    """Reads from a disk."""
-
-
-class _RemoteReader(_ByOurIndex, FsspecReader):
-    """Reads from S3, the wanted ranges alone."""
-
-
 def _empty(entry: Any, ownership: Ownership | None) -> Tensor:
     assert isinstance(entry, TensorStorageMetadata)
     if ownership is None:
@@ -275,22 +296,49 @@ def _quiet() -> Iterator[None]:
     """Silence DCP's warning that no process group means a single process; it does."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
-        logger = logging.getLogger("torch.distributed.checkpoint")
-        level = logger.level
-        logger.setLevel(logging.ERROR)
+        chatty = logging.getLogger("torch.distributed.checkpoint")
+        level = chatty.level
+        chatty.setLevel(logging.ERROR)
         try:
             yield
         finally:
-            logger.setLevel(level)
+            chatty.setLevel(level)
+
+
+@contextlib.contextmanager
+def _explained(path: str) -> Iterator[None]:
+    """Turn what reading a checkpoint raises into one sentence.
+
+    It is a ``DamagedError`` where another checkpoint may be better. A storage that cannot be reached is none, nor is
+    anything that the checksums do not explain.
+    """
+    try:
+        yield
+    except (Exception, CheckpointException) as wrapped:  # DCP's own is no Exception
+        error = _inner(wrapped)
+        if isinstance(error, DamagedError):
+            raise error from None
+        refused = _system_error(error)
+        kind = DamagedError if isinstance(refused, _LOST) else UserError
+        if isinstance(error, UserError):
+            raise error if kind is UserError else kind(f"{error}; {REMEDY}") from error.__cause__
+        place = getattr(refused, "filename", None) or f"the checkpoint {path}"
+        raise kind(f"{place} cannot be read: {_reason(error)}; {REMEDY}") from error
+
+
+def _inner(error: BaseException) -> BaseException:
+    """Return an exception from inside DCP's wrapping, which holds those of each rank with their tracebacks."""
+    return next(iter(error.failures.values()))[0] if isinstance(error, CheckpointException) else error
+
+
+def _system_error(error: BaseException | None) -> OSError | None:
+    """Return the operating system's error behind another one."""
+    while error is not None and not isinstance(error, OSError):
+        error = error.__cause__ or error.__context__
+    return error
 
 
 def _reason(error: BaseException) -> str:
     """Return the operating system's reason, from inside DCP's wrapping, or the exception's text."""
-    if isinstance(error, CheckpointException):  # what went wrong on each rank, with its traceback
-        error = next(iter(error.failures.values()))[0]
-    inner: BaseException | None = error
-    while inner is not None:
-        if isinstance(inner, OSError):
-            return one_line(inner)
-        inner = inner.__cause__ or inner.__context__
-    return one_line(error)
+    error = _inner(error)
+    return one_line(_system_error(error) or error)

@@ -4,8 +4,10 @@ torch.distributed.checkpoint would pickle its own classes, in a form that follow
 is plain text that any of them reads, and every field of it is checked.
 """
 
+import hashlib
 import math
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Annotated, Literal, get_args
 
 import torch
@@ -22,13 +24,15 @@ from torch.distributed.checkpoint.storage import WriteResult
 from typing_extensions import TypedDict
 
 from diffmm_dist import storage
-from diffmm_dist.errors import UserError
+from diffmm_dist.errors import DamagedError, UserError
 
 INDEX_FILE = "index.json"
+REMEDY = "restore it, or let `train` go on without this checkpoint"
 _EARLIER_INDEX = ".metadata"  # of torch.distributed.checkpoint
 
 Dtype = Literal["float64", "float32", "float16", "bfloat16", "int64", "int32", "bool"]
 Number = Annotated[int, Field(strict=True, ge=0, le=2**62)]
+Checksum = Annotated[str, Field(pattern=r"\A[0-9a-f]{64}\z")]
 FileName = Annotated[str, Field(pattern=r"\A__[0-9]+_[0-9]+\.distcp\z")]  # inside the folder, as DCP names them
 
 
@@ -36,7 +40,7 @@ class Chunk(TypedDict):
     """Some rows of a tensor.
 
     ``offset`` is that of the first value, one number per dimension, ``size`` the shape; the bytes ``start`` to
-    ``start + length`` of ``file`` are what ``torch.save`` wrote.
+    ``start + length`` of ``file`` are what ``torch.save`` wrote, and ``sha256`` is their checksum.
     """
 
     offset: list[Number]
@@ -44,6 +48,7 @@ class Chunk(TypedDict):
     file: FileName
     start: Number
     length: Number
+    sha256: Checksum
 
 
 class Entry(TypedDict):
@@ -59,6 +64,13 @@ class Index(TypedDict):
 
     format: Literal[1]
     tensors: dict[str, Entry]
+
+
+@dataclass
+class StoredChunk(_StorageInfo):
+    """Where a chunk lies, and its checksum, in the form in which DCP hands it around."""
+
+    sha256: str = ""
 
 
 def write_index(folder: str, metadata: Metadata, results: Iterable[Sequence[WriteResult]]) -> None:
@@ -83,21 +95,32 @@ def write_index(folder: str, metadata: Metadata, results: Iterable[Sequence[Writ
     storage.write_json(storage.join(folder, INDEX_FILE), Index(format=1, tensors=tensors))
 
 
-def _chunk(chunk: ChunkStorageMetadata, place: _StorageInfo) -> Chunk:
+def index_sha256(folder: str) -> str:
+    """Return the checksum of a checkpoint's index."""
+    return storage.sha256(storage.join(folder, INDEX_FILE))
+
+
+def _chunk(chunk: ChunkStorageMetadata, place: StoredChunk) -> Chunk:
     return {
         "offset": list(chunk.offsets),
         "size": list(chunk.sizes),
         "file": place.relative_path,
         "start": place.offset,
         "length": place.length,
+        "sha256": place.sha256,
     }
 
 
-def read_index(folder: str) -> Metadata:
+def read_index(folder: str, *, sha256: str) -> Metadata:
     """Read and check the index, in the form in which DCP wants it.
 
+    Args:
+        folder: the checkpoint's.
+        sha256: the index's checksum.
+
     Raises:
-        UserError: it is missing, of another version of the program, or damaged.
+        UserError: it is missing, or of another version of the program.
+        DamagedError: it is not what was written.
     """
     path = storage.join(folder, INDEX_FILE)
     if not storage.exists(path) and storage.exists(storage.join(folder, _EARLIER_INDEX)):
@@ -105,17 +128,21 @@ def read_index(folder: str) -> Metadata:
             f"the checkpoint {folder} was written by an earlier version of this program, whose index this one does not "
             "read; go on with that version, or choose another run.path and train again"
         )
-    remedy = "remove the checkpoint to go on from an earlier one"
-    index: Index = storage.read_record(path, Index, remedy=remedy)
+    data = storage.read_bytes(path)
+    index: Index = storage.parse_record(path, data, Index, remedy=REMEDY)
+    if hashlib.sha256(data).hexdigest() != sha256:
+        raise DamagedError(f"{path} is damaged: its checksum is not the one in the checkpoint's state; {REMEDY}")
     for name, entry in index["tensors"].items():
         problem = _problem(entry)
         if problem:
-            raise UserError(f"{path} is damaged at '{name}': {problem}; {remedy}")
+            raise DamagedError(f"{path} is damaged at '{name}': {problem}; {REMEDY}")
     chunks = [(name, chunk) for name, entry in index["tensors"].items() for chunk in entry["chunks"]]
     return Metadata(
         state_dict_metadata={name: _entry(entry) for name, entry in index["tensors"].items()},
         storage_data={
-            MetadataIndex(name, chunk["offset"]): _StorageInfo(chunk["file"], chunk["start"], chunk["length"])
+            MetadataIndex(name, chunk["offset"]): StoredChunk(
+                chunk["file"], chunk["start"], chunk["length"], sha256=chunk["sha256"]
+            )
             for name, chunk in chunks
         },
     )

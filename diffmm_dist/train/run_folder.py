@@ -10,10 +10,11 @@ from typing import Any
 from typing_extensions import NotRequired, TypedDict
 
 from diffmm_dist import __version__, storage
+from diffmm_dist.checksums import check_text, sealed_text
 from diffmm_dist.config.load import config_from_text
 from diffmm_dist.config.render import flatten, to_yaml
 from diffmm_dist.config.schema import Config
-from diffmm_dist.errors import UserError, one_line
+from diffmm_dist.errors import DamagedError, UserError, one_line
 from diffmm_dist.graph.hetero import Kernel
 from diffmm_dist.train.lock import LEASE_S, FileLock, LeaseLock, RunLock
 
@@ -47,6 +48,7 @@ class Result(TypedDict):
     seconds_per_epoch: float
     seconds_per_phase: dict[str, float]
     peak_rss_gib: float
+    notes: NotRequired[list[str]]
     config: dict[str, Any]
 
 
@@ -128,9 +130,19 @@ class RunFolder:
         return folder
 
     def config(self) -> Config:
-        """Return the run's configuration."""
-        text = storage.read_bytes(self._at(CONFIG)).decode("utf-8", errors="replace")
-        return config_from_text(text, source=self._at(CONFIG))
+        """Return the run's configuration.
+
+        Raises:
+            UserError: it is missing.
+            DamagedError: it is not what the run has written.
+        """
+        place = self._at(CONFIG)
+        text = storage.read_bytes(place).decode("utf-8", errors="replace")
+        try:
+            check_text(text)
+        except ValueError as error:
+            raise DamagedError(f"{place} is damaged: {error}; restore it, or choose another run.path") from error
+        return config_from_text(text, source=place)
 
     def claim(self, config: Config, *, fingerprint: str, patience_s: float = 0) -> None:
         """Make the folder this run's, or check that it is, and keep other processes out until this one ends.
@@ -170,8 +182,8 @@ class RunFolder:
                 "one; choose another run.path or remove the folder"
             )
         else:
-            storage.write_json(self._at(IDENTITY), Identity(dataset=fingerprint, version=__version__))
-        storage.write_bytes(self._at(CONFIG), to_yaml(config).encode())
+            storage.write_record(self._at(IDENTITY), Identity(dataset=fingerprint, version=__version__))
+        storage.write_bytes(self._at(CONFIG), sealed_text(to_yaml(config)).encode())
         if self._remote and storage.exists(self._at(METRICS)):
             self.metrics.write_bytes(storage.read_bytes(self._at(METRICS)))
 
@@ -249,7 +261,7 @@ class RunFolder:
 
     def remember_kernel(self, kernel: Kernel) -> None:
         """Note which sparse kernel `auto` has chosen, so that the run goes on with it."""
-        storage.write_json(self._at(IDENTITY), {**self.identity(), "kernel": kernel})
+        storage.write_record(self._at(IDENTITY), {**self.identity(), "kernel": kernel})
 
     def result(self) -> Result | None:
         """Return result.json, or None before the run has ended."""
@@ -261,4 +273,4 @@ class RunFolder:
 
     def write_result(self, result: Result) -> None:
         """Write result.json at once."""
-        storage.write_json(self._at(RESULT), result)
+        storage.write_record(self._at(RESULT), result)

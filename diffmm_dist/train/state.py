@@ -10,6 +10,7 @@ from torch.optim import Optimizer
 
 from diffmm_dist.errors import UserError, one_line
 from diffmm_dist.models.base import Phase, Recommender
+from diffmm_dist.monitoring.log import logger
 from diffmm_dist.monitoring.timing import Stopwatch
 from diffmm_dist.parallel.collectives import all_reduce_sum, any_worker
 from diffmm_dist.parallel.ranges import Ownership
@@ -62,6 +63,7 @@ class Progress:
         sums: sums of the current phase's step values.
         scalars: of the phases of this epoch already finished, by tag.
         seconds: by phase of this epoch.
+        notes: what was damaged and gone around, a sentence each.
     """
 
     cursor: Cursor
@@ -69,6 +71,7 @@ class Progress:
     sums: dict[str, float]
     scalars: dict[str, float]
     seconds: dict[str, float]
+    notes: list[str] = field(default_factory=list)
 
 
 @dataclass
@@ -129,7 +132,14 @@ class TrainState:
         self.world = world
         self.cursor = Cursor()
         self.best: Best | None = None
+        self.notes: list[str] = []
         self.epoch_values = EpochValues()
+
+    def note(self, sentence: str) -> None:
+        """Log something that was damaged and gone around, and keep it for the run's result."""
+        if self.world.is_first:
+            logger.warning("%s", sentence)
+        self.notes.append(sentence)
 
     def check_finite(self, phase: Phase) -> None:
         """Raise a ``NonFiniteError`` naming the phase, on all workers, if a parameter holds NaN or infinity."""
@@ -191,11 +201,11 @@ class TrainState:
         """Return everything but the tensors, the same on all workers; floats survive JSON exactly."""
         values = self.epoch_values
         totals = values.totals(self.world)
-        return Progress(self.cursor, self.best, totals, values.scalars, values.stopwatch.seconds)
+        return Progress(self.cursor, self.best, totals, values.scalars, values.stopwatch.seconds, self.notes)
 
     def load_progress(self, progress: Progress) -> None:
         """Take over what ``progress`` returned; the first worker goes on with the sums of all."""
-        self.cursor, self.best = progress.cursor, progress.best
+        self.cursor, self.best, self.notes = progress.cursor, progress.best, list(progress.notes)
         mine, device = float(self.world.is_first), self.world.device
         self.epoch_values = EpochValues(
             {name: torch.tensor(mine * v, dtype=torch.float64, device=device) for name, v in progress.sums.items()},

@@ -46,12 +46,13 @@ def load_trained(run_path: str) -> TrainedRun:
 
     Raises:
         UserError: there is no such run, it has no best epoch yet, or its dataset is gone or changed.
+        DamagedError: the checkpoint of its best epoch is damaged.
     """
     folder = RunFolder.existing(run_path)
     config = folder.config()
     checkpoints = Checkpoints(folder.checkpoints, keep=config.checkpoint.keep, world=World.single())
-    names = checkpoints.names()
-    best = checkpoints.progress(names[-1]).best if names else None
+    newest = checkpoints.newest(checkpoints.progress)
+    best = newest[1].best if newest is not None else None
     if best is None:
         raise UserError(f"run {run_path} has not evaluated an epoch yet; let `train` go on until it has")
     dataset = open_dataset(config)

@@ -35,6 +35,7 @@ from diffmm_dist.train.build import (
 from diffmm_dist.train.checkpoint import Checkpoints
 from diffmm_dist.train.estimate import available_memory, check_memory, estimate
 from diffmm_dist.train.loop import TrainingRun, train
+from diffmm_dist.train.restore import restore
 from diffmm_dist.train.run_folder import Result, RunFolder
 from diffmm_dist.train.selection import Evaluation
 from diffmm_dist.train.state import TrainState, is_of_model, load_model
@@ -125,7 +126,7 @@ def _train_in(
     recipe = _build(folder, config, data)
     state = TrainState(recipe.model, recipe.phases, world)
     checkpoints = Checkpoints(folder.checkpoints, keep=config.checkpoint.keep, world=world)
-    _read_newest(state, checkpoints, folder)
+    restore(state, checkpoints, folder)
     done, wanted = state.cursor.epoch, num_epochs(config)
     if done > wanted or (done == wanted and state.best is None):
         raise UserError(
@@ -247,35 +248,17 @@ def _build(folder: RunFolder, config: Config, data: TrainingData) -> Recipe:
     return recipe
 
 
-def _read_newest(state: TrainState, checkpoints: Checkpoints, folder: RunFolder) -> None:
-    """Go on from the newest checkpoint, if there is one."""
-    names = checkpoints.names()
-    if not names:
-        return
-    world = state.world
-    state.load_tensors(agree(lambda: checkpoints.tensors(names[-1], state.row_owners()), world))
-    state.load_progress(agree(lambda: checkpoints.progress(names[-1]), world))
-    if not world.is_first:
-        return
-    cursor = state.cursor
-    logger.info(
-        "resuming %s from checkpoint %s: epoch %d, phase %d, step %d (%d steps done)",
-        folder.uri,
-        names[-1],
-        cursor.epoch,
-        cursor.phase,
-        cursor.step,
-        cursor.global_step,
-    )
-
-
 def _conclude(
     state: TrainState, checkpoints: Checkpoints, evaluation: Evaluation, folder: RunFolder, config: Config
 ) -> Result:
     """Measure the best epoch and summarise the run."""
     assert state.best is not None
     metrics = {evaluation.selection_split: state.best.metrics}
-    load_model(state.model, checkpoints.tensors(state.best.checkpoint, state.row_owners(), wanted=is_of_model))
+    best = state.best.checkpoint
+    load_model(
+        state.model,
+        agree(lambda: checkpoints.tensors(best, state.row_owners(), wanted=is_of_model), state.world),
+    )
     peak = all_reduce_max(peak_rss_gib(), state.world)
     records = read_jsonl(folder.metrics)
     times = {tag for record in records for tag in record if tag.startswith("time/")} - {"time/epoch_s"}
@@ -289,6 +272,7 @@ def _conclude(
         "seconds_per_epoch": _median(records, "time/epoch_s"),
         "seconds_per_phase": {tag[5:-2]: _median(records, tag) for tag in sorted(times)},
         "peak_rss_gib": max([peak, *(record["mem/peak_gib"] for record in records)]),
+        "notes": state.notes,
         "config": config.model_dump(mode="json"),
     }
 

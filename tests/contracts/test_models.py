@@ -7,6 +7,7 @@ import pyarrow as pa
 import pytest
 import torch
 
+from diffmm_dist.checksums import unsealed
 from diffmm_dist.config.schema import ModelConfig
 from diffmm_dist.errors import StoppedError
 from diffmm_dist.export.bundle import export_bundle, read_bundle
@@ -65,9 +66,9 @@ def test_result_and_run_folder(dataset, tmp_path, sections):
     result = train(dataset, tmp_path / "run", sections)
     assert list(result) == [
         "protocol", "seed", "best_epoch", "epochs", "valid", "test", "seconds_per_epoch", "seconds_per_phase",
-        "peak_rss_gib", "config",
+        "peak_rss_gib", "notes", "config",
     ]  # fmt: skip
-    assert json.loads((tmp_path / "run" / "result.json").read_text()) == result
+    assert unsealed(json.loads((tmp_path / "run" / "result.json").read_text())) == result
     names = {f"{name}@{k}" for name in ("recall", "ndcg", "precision", "hit_rate", "mrr", "coverage") for k in (5, 20)}
     for split in ("valid", "test"):
         assert set(result[split]) == names

@@ -14,6 +14,7 @@ from diffmm_dist.models.diffmm import phases
 from diffmm_dist.train.build import item_shards
 from diffmm_dist.train.worker import run_worker
 from tests.support.builders import checkpoint_tensors, metrics_of, small_config, synthetic_dataset
+from tests.support.damage import flip
 from tests.support.workers import on_workers
 
 MODELS = {
@@ -104,6 +105,25 @@ def check_errors(world, dataset, folder):
 
 def test_errors_are_raised_on_every_worker(dataset, tmp_path):
     on_workers(2, partial(check_errors, dataset=dataset, folder=tmp_path))
+
+
+def check_damage(world, dataset, folder):
+    """Every worker goes on from the same checkpoint, though one alone reads the damaged file."""
+    run = folder / "run"
+    sections = {"model": {"name": "lightgcn"}, "graph": {"kernel": "csr"}, "checkpoint": {"keep": 2}}
+    train(world, dataset, run, {**sections, "train": {"epochs": 2}})
+    if world.is_first:
+        flip(run / "checkpoints" / "epoch-00002" / "__1_0.distcp", 0.5)
+    torch.distributed.barrier()
+    for path in (run, folder / "whole"):
+        train(world, dataset, path, {**sections, "train": {"epochs": 3}})
+    if world.is_first:
+        assert result_of(run)["notes"] == ["checkpoint epoch-00002 was damaged; the run went on from epoch-00001"]
+        assert metrics_of(run) == metrics_of(folder / "whole")
+
+
+def test_workers_agree_on_the_newest_good_checkpoint(dataset, tmp_path):
+    on_workers(2, partial(check_damage, dataset=dataset, folder=tmp_path))
 
 
 def hang(world, dataset, folder):

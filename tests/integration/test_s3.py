@@ -4,12 +4,16 @@ import json
 import subprocess
 
 import pytest
+import torch
 
 from diffmm_dist import storage
 from diffmm_dist.data.dataset import Dataset
 from diffmm_dist.errors import UserError
 from diffmm_dist.export.bundle import read_bundle
+from diffmm_dist.parallel.world import World
 from diffmm_dist.s3 import file_system
+from diffmm_dist.train.checkpoint import Checkpoints
+from diffmm_dist.train.state import Cursor, Progress
 from tests.contracts.storage_contract import StorageContract
 from tests.support import damage
 from tests.support.builders import launch, published_folder, synthetic_dataset, write_config
@@ -110,6 +114,18 @@ def test_damage_on_s3_is_refused(place, tmp_path, kind):
     with pytest.raises(UserError, match=f"{place}/data/{kind}/part-00000.arrow is damaged: its checksum"):
         dataset.interactions("train")
         dataset.features("visual")
+
+
+@pytest.mark.parametrize("file", ["__0_0.distcp", "index.json", "state.json"])
+def test_a_damaged_checkpoint_on_s3_is_passed_over(s3, place, file):
+    tensors = {"model/table": torch.arange(4000.0).view(1000, 4), "model/count": torch.tensor(7)}
+    checkpoints = Checkpoints(f"{place}/checkpoints", keep=2, world=World.single())
+    for epoch in (1, 2):
+        checkpoints.save(Checkpoints.name(epoch), tensors, Progress(Cursor(epoch), None, {}, {}, {}), {})
+    damage.flip(s3.on_disk(place) / "checkpoints" / "epoch-00002" / file, 0.4)
+    name, loaded = checkpoints.newest(lambda name: (checkpoints.progress(name), checkpoints.tensors(name, {}))[1])
+    assert (name, checkpoints.damaged) == ("epoch-00001", ["epoch-00002"])
+    assert all(torch.equal(loaded[key], value) for key, value in tensors.items())
 
 
 def test_a_wrong_key_is_one_sentence(place, environment):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from diffmm_dist.checksums import sealed, unsealed
+from diffmm_dist.checksums import sealed, sealed_text, unsealed
 
 
 def flip(path, place, bit=0):
@@ -78,6 +78,32 @@ def forge(folder, marker):
     record = unsealed(json.loads(place.read_text()))
     _forge_entries(Path(folder), record)
     place.write_text(json.dumps(sealed(record)))
+
+
+def forge_config(run, old, new):
+    """Change a run's configuration and the checksum in it."""
+    place = Path(run) / "config.yaml"
+    text = place.read_text().rpartition("# sha256: ")[0]
+    assert old in text
+    place.write_text(sealed_text(text.replace(old, new)))
+
+
+def forge_checkpoint(folder):
+    """Make a checkpoint's index agree with its files as they are now, and its state with the index."""
+    index = json.loads((folder / "index.json").read_text())
+    for entry in index["tensors"].values():
+        for chunk in entry["chunks"]:
+            data = (folder / chunk["file"]).read_bytes()[chunk["start"] : chunk["start"] + chunk["length"]]
+            chunk["sha256"] = hashlib.sha256(data).hexdigest()
+    (folder / "index.json").write_text(json.dumps(index))
+    forge_state(folder)
+
+
+def forge_state(folder):
+    """Make a checkpoint's state agree with its index as it is now."""
+    state = unsealed(json.loads((folder / "state.json").read_text()))
+    state["index"] = hashlib.sha256((folder / "index.json").read_bytes()).hexdigest()
+    (folder / "state.json").write_text(json.dumps(sealed(state)))
 
 
 def _forge_entries(folder, value):

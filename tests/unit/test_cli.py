@@ -14,6 +14,7 @@ import scipy.sparse as sp
 from diffmm_dist.data.dataset import Dataset
 from diffmm_dist.data.writer import dataset_writer
 from tests.support.builders import metrics_of, published_folder, synthetic_dataset, write_config
+from tests.support.damage import forge_config
 from tests.support.evil import evil_pickle
 
 
@@ -253,9 +254,7 @@ def test_a_loss_that_is_not_finite(run_cli, tmp_path, config):
     assert run_cli("train", "--config", config, "train.epochs=1")[0] == 0
     # The same run, made to explode.
     run = tmp_path / "run"
-    (run / "config.yaml").write_text(
-        (run / "config.yaml").read_text().replace("learning_rate: 0.01", "learning_rate: 1e+25")
-    )
+    forge_config(run, "learning_rate: 0.01", "learning_rate: 1e+25")
     outcome = run_cli("train", "--config", config, "train.epochs=3", "train.learning_rate=1e25")
     one_sentence(outcome, "became nan", "phase 'recommend'", "epoch 1", "the last good checkpoint is epoch-00001")
     assert [path.name for path in (run / "checkpoints").iterdir()] == ["epoch-00001"]
@@ -294,18 +293,23 @@ def test_fewer_epochs_than_trained_are_refused(run_cli, tmp_path, config):
     one_sentence(run_cli("train", "--config", config, "train.epochs=1"), "has trained 2 epochs already")
 
 
-@pytest.mark.parametrize("content", [b"garbage\n", b"{}\n", b"null\n", b"\xff\xfe\n"])
+@pytest.mark.parametrize("content", [b"garbage\n", b"{}\n", b"null\n", b"\xff\xfe\n", b"", None])
 def test_damaged_metrics(run_cli, tmp_path, config, content):
     run_cli("train", "--config", config, "train.epochs=1")
-    (tmp_path / "run" / "metrics.jsonl").write_bytes(content)
-    outcome = run_cli("train", "--config", config, "train.epochs=2")
-    one_sentence(outcome, "metrics.jsonl, line 1 is not the record of an epoch", "remove that line")
+    (tmp_path / "run" / "metrics.jsonl").unlink()
+    if content is not None:
+        (tmp_path / "run" / "metrics.jsonl").write_bytes(content)
+    status, out, _ = run_cli("train", "--config", config, "train.epochs=2")
+    assert status == 0
+    said = "metrics.jsonl has lost the records of epochs 0; it was damaged, shortened or removed"
+    assert f"note: {said}" in " ".join(out.split())
+    assert json.loads((tmp_path / "run" / "result.json").read_text())["notes"] == [said]
+    assert [record["epoch"] for record in metrics_of(tmp_path / "run")] == [1]
 
 
 def test_a_checkpoint_of_another_model(run_cli, tmp_path, config):
     run_cli("train", "--config", config, "train.epochs=1")
-    text = (tmp_path / "run" / "config.yaml").read_text().replace("embedding_dim: 8", "embedding_dim: 9")
-    (tmp_path / "run" / "config.yaml").write_text(text)
+    forge_config(tmp_path / "run", "embedding_dim: 8", "embedding_dim: 9")
     one_sentence(run_cli("evaluate", tmp_path / "run"), "the checkpoint's tensors are not those of this model")
 
 

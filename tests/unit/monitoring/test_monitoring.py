@@ -25,7 +25,7 @@ def test_values_that_json_cannot_hold_become_null(tmp_path):
     recorder = JsonlRecorder(tmp_path / "m.jsonl")
     recorder.scalars({"a/b": float("nan"), "a/c": float("inf")}, epoch=0)
     recorder.close()
-    assert json.loads((tmp_path / "m.jsonl").read_text()) == {"epoch": 0, "a/b": None, "a/c": None}
+    assert json.loads((tmp_path / "m.jsonl").read_text()).items() >= {"epoch": 0, "a/b": None, "a/c": None}.items()
 
 
 def test_no_file_has_no_lines(tmp_path):

@@ -2,14 +2,16 @@ import io
 import json
 import os
 import resource
+import shutil
 
 import pytest
 import torch
 
-from diffmm_dist.errors import UserError
+from diffmm_dist.errors import DamagedError, UserError
 from diffmm_dist.parallel.world import World
 from diffmm_dist.train.checkpoint import Checkpoints
 from diffmm_dist.train.state import Best, Cursor, Progress
+from tests.support import damage
 from tests.support.evil import evil_pickle
 
 TENSORS = {
@@ -55,7 +57,7 @@ def test_the_newest_and_the_best_are_kept(tmp_path):
 def test_a_half_written_checkpoint_is_no_checkpoint(tmp_path, monkeypatch):
     checkpoints = Checkpoints(str(tmp_path), keep=1, world=World.single())
     save(checkpoints, "epoch-00001")
-    monkeypatch.setattr("diffmm_dist.train.checkpoint.storage.write_json", lambda *_: os._exit(9))
+    monkeypatch.setattr("diffmm_dist.train.checkpoint.storage.write_record", lambda *_: os._exit(9))
     if (child := os.fork()) == 0:  # killed between the tensors and the state
         save(checkpoints, "epoch-00002")
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
@@ -90,19 +92,120 @@ def test_a_place_that_cannot_be_written(tmp_path):
         save(Checkpoints(str(tmp_path / "file" / "checkpoints"), keep=1, world=World.single()), "epoch-00001")
 
 
-@pytest.mark.parametrize("file", ["__0_0.distcp", "index.json", "state.json"])
-@pytest.mark.parametrize("change", ["missing", "truncated"])
+FILES = ["__0_0.distcp", "index.json", "state.json"]
+
+
+def read(checkpoints, name):
+    return checkpoints.progress(name), {key: value.tolist() for key, value in checkpoints.tensors(name, {}).items()}
+
+
+@pytest.mark.parametrize("file", FILES)
+@pytest.mark.parametrize("change", damage.WHOLE)
 def test_a_damaged_checkpoint_is_named(tmp_path, file, change):
     checkpoints = Checkpoints(str(tmp_path), keep=1, world=World.single())
     save(checkpoints, "epoch-00001")
-    path = tmp_path / "epoch-00001" / file
-    if change == "missing":
-        path.unlink()
-    else:
-        path.write_bytes(path.read_bytes()[: path.stat().st_size // 3])
-    with pytest.raises(UserError, match="epoch-00001"):
-        checkpoints.progress("epoch-00001")
-        checkpoints.tensors("epoch-00001", {})
+    before = read(checkpoints, "epoch-00001")
+    damage.WHOLE[change](tmp_path / "epoch-00001" / file)
+    if change == "longer" and file == "__0_0.distcp":  # what lies behind the last chunk belongs to none
+        assert read(checkpoints, "epoch-00001") == before
+        return
+    with pytest.raises(DamagedError, match=f"epoch-00001/{file}") as error:
+        read(checkpoints, "epoch-00001")
+    assert "restore it, or let `train` go on without" in str(error.value)
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_any_flipped_bit_is_refused_or_changes_nothing(tmp_path, file):
+    checkpoints = Checkpoints(str(tmp_path), keep=1, world=World.single())
+    save(checkpoints, "epoch-00001")
+    before, place = read(checkpoints, "epoch-00001"), tmp_path / "epoch-00001" / file
+    intact = place.read_bytes()
+    unseen = 0
+    for index in range(0, len(intact), max(1, len(intact) // 150)):
+        damage.flip(place, index, index % 8)
+        sentence = sentence_or_equal(checkpoints, before)
+        unseen += sentence is None
+        assert sentence is None or "epoch-00001/" in sentence
+        place.write_bytes(intact)
+    assert unseen == 0 or file == "state.json"  # its white space
+
+
+def sentence_or_equal(checkpoints, before):
+    """The error with which a checkpoint is refused, or None where it is read and is what it was before."""
+    try:
+        assert read(checkpoints, "epoch-00001") == before
+    except DamagedError as error:
+        return str(error)
+    return None
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_a_file_of_another_checkpoint_is_refused(tmp_path, file):
+    """Each of them is intact by itself."""
+    checkpoints = Checkpoints(str(tmp_path), keep=2, world=World.single())
+    save(checkpoints, "epoch-00001")
+    checkpoints.save("epoch-00002", {name: value + 1 for name, value in TENSORS.items()}, PROGRESS, {})
+    shutil.copy(tmp_path / "epoch-00001" / file, tmp_path / "epoch-00002" / file)
+    with pytest.raises(DamagedError, match="epoch-00002/.* its checksum is not the one in"):
+        read(checkpoints, "epoch-00002")
+
+
+class TestNewest:
+    @pytest.fixture
+    def checkpoints(self, tmp_path):
+        checkpoints = Checkpoints(str(tmp_path), keep=3, world=World.single())
+        for epoch in (1, 2, 3):
+            save(checkpoints, Checkpoints.name(epoch))
+        return checkpoints
+
+    @pytest.mark.parametrize("file", FILES)
+    @pytest.mark.parametrize("num_damaged", [0, 1, 2])
+    def test_damaged_ones_are_named_and_passed_over(self, checkpoints, tmp_path, caplog, file, num_damaged):
+        damaged = ["epoch-00003", "epoch-00002"][:num_damaged]
+        for name in damaged:
+            damage.truncate(tmp_path / name / file)
+        name, _ = checkpoints.newest(lambda name: read(checkpoints, name))
+        assert name == f"epoch-0000{3 - num_damaged}"
+        assert checkpoints.damaged == damaged
+        said = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+        assert len(said) == num_damaged
+        assert all(f"{name}/{file}" in sentence for name, sentence in zip(damaged, said, strict=True))
+
+    def test_they_do_not_count_any_more_and_go_with_the_next_save(self, checkpoints, tmp_path):
+        damage.truncate(tmp_path / "epoch-00003" / "__0_0.distcp")
+        checkpoints.newest(lambda name: read(checkpoints, name))
+        assert checkpoints.names() == ["epoch-00001", "epoch-00002"]
+        checkpoints.save("epoch-00002-phase-1-step-0000004", TENSORS, PROGRESS, {})
+        left = ["epoch-00001", "epoch-00002", "epoch-00002-phase-1-step-0000004"]
+        assert sorted(path.name for path in tmp_path.iterdir()) == left
+
+    def test_one_is_written_anew_under_its_name(self, checkpoints, tmp_path):
+        damage.truncate(tmp_path / "epoch-00003" / "__0_0.distcp")
+        checkpoints.newest(lambda name: read(checkpoints, name))
+        save(checkpoints, "epoch-00003")
+        assert checkpoints.names()[-1] == "epoch-00003"
+        read(checkpoints, "epoch-00003")
+
+    def test_none_is_good(self, checkpoints, tmp_path):
+        for path in tmp_path.iterdir():
+            damage.empty(path / "state.json")
+        with pytest.raises(
+            UserError, match="no checkpoint in .* can be read; restore one of them, or remove that folder"
+        ):
+            checkpoints.newest(checkpoints.progress)
+
+    def test_there_is_none(self, tmp_path):
+        assert Checkpoints(str(tmp_path / "no"), keep=1, world=World.single()).newest(lambda name: 1 / 0) is None
+
+    @pytest.mark.parametrize("error", [PermissionError(13, "Permission denied"), TimeoutError("no answer")])
+    def test_a_storage_that_cannot_be_reached_is_no_damage(self, checkpoints, monkeypatch, error):
+        def refuse(*_, **__):
+            raise error
+
+        monkeypatch.setattr("torch.distributed.checkpoint.filesystem.FileSystem.create_stream", refuse)
+        with pytest.raises(UserError, match="epoch-00003 cannot be read: (Permission denied|no answer)") as raised:
+            checkpoints.newest(lambda name: read(checkpoints, name))
+        assert not isinstance(raised.value, DamagedError)
 
 
 def test_the_only_pickles_of_a_checkpoint_are_those_of_its_tensors(tmp_path):
@@ -131,6 +234,7 @@ def test_tensors_that_would_run_code_are_refused(tmp_path):
         entry["chunks"][0] |= {"start": 0, "length": len(evil)}
     del index["tensors"]["model/table"], index["tensors"]["model/generated"]  # larger than the pickle
     (folder / "index.json").write_text(json.dumps(index))
+    damage.forge_checkpoint(folder)
     with pytest.raises(UserError, match="epoch-00001 cannot be read"):
         checkpoints.tensors("epoch-00001", {})
     assert not (tmp_path / "was-here").exists()

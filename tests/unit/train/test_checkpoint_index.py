@@ -1,14 +1,16 @@
 import copy
 import json
+import shutil
 
 import pytest
 import torch
 
-from diffmm_dist.errors import UserError
+from diffmm_dist.errors import DamagedError, UserError
 from diffmm_dist.parallel.world import World
 from diffmm_dist.train.checkpoint import Checkpoints
-from diffmm_dist.train.checkpoint_index import INDEX_FILE, read_index
+from diffmm_dist.train.checkpoint_index import INDEX_FILE, index_sha256, read_index
 from diffmm_dist.train.state import Cursor, Progress
+from tests.support.damage import forge_state
 
 TENSORS = {
     "table": torch.arange(12.0).view(3, 4),
@@ -30,7 +32,7 @@ def folder(tmp_path_factory):
 
 
 def test_it_names_every_tensor_with_its_form(folder):
-    entries = read_index(str(folder)).state_dict_metadata
+    entries = read(str(folder)).state_dict_metadata
     assert {name: (entry.properties.dtype, entry.size) for name, entry in entries.items()} == {
         name: (tensor.dtype, tensor.shape) for name, tensor in TENSORS.items()
     }
@@ -43,6 +45,11 @@ def damaged(folder, tmp_path, damage):
     assert index != before
     (tmp_path / INDEX_FILE).write_text(json.dumps(index))
     return str(tmp_path)
+
+
+def read(folder):
+    """Read an index whose checksum is right, also where it was forged."""
+    return read_index(str(folder), sha256=index_sha256(str(folder)))
 
 
 def chunk(index, name="table"):
@@ -59,7 +66,7 @@ def two_halves(index, first, second):
 
 def test_chunks_of_several_workers_in_any_order_are_one_table(folder, tmp_path):
     path = damaged(folder, tmp_path, lambda index: two_halves(index, (2, 3), (0, 2)))
-    assert len(read_index(path).state_dict_metadata["table"].chunks) == 2
+    assert len(read(path).state_dict_metadata["table"].chunks) == 2
 
 
 DAMAGE = {
@@ -104,15 +111,17 @@ DAMAGE = {
 @pytest.mark.parametrize("kind", DAMAGE)
 def test_damage_is_one_sentence_that_names_the_place(kind, folder, tmp_path):
     path = damaged(folder, tmp_path, DAMAGE[kind])
-    with pytest.raises(UserError, match=r"index\.json is damaged at '.+': .+; remove the checkpoint to go on from an"):
-        read_index(path)
+    with pytest.raises(
+        UserError, match=r"index\.json is damaged at '.+': .+; restore it, or let `train` go on without"
+    ):
+        read(path)
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"null", b"[]", b"\x80\x05.", b'{"format": NaN, "tensors": {}}'])
 def test_what_is_no_index_is_one_sentence(content, tmp_path):
     (tmp_path / INDEX_FILE).write_bytes(content)
-    with pytest.raises(UserError, match=r"index\.json is damaged.*; remove the checkpoint to go on from an"):
-        read_index(str(tmp_path))
+    with pytest.raises(UserError, match=r"index\.json is damaged.*; restore it, or let `train` go on without"):
+        read(str(tmp_path))
 
 
 @pytest.mark.parametrize(
@@ -122,9 +131,8 @@ def test_what_is_no_index_is_one_sentence(content, tmp_path):
 )
 def test_a_place_where_no_tensor_is_found_is_one_sentence(change, folder, tmp_path):
     copied = tmp_path / "epoch-00001"
-    copied.mkdir()
-    for path in folder.iterdir():
-        (copied / path.name).write_bytes(path.read_bytes())
+    shutil.copytree(folder, copied)
     damaged(folder, copied, lambda index: chunk(index).update(change))
-    with pytest.raises(UserError, match="epoch-00001 cannot be read: .+; remove it to go on from an earlier one"):
+    forge_state(copied)
+    with pytest.raises(DamagedError, match="epoch-00001/__._0.distcp .+; restore it, or let `train` go on without"):
         Checkpoints(str(tmp_path), keep=1, world=World.single()).tensors("epoch-00001", {})
