@@ -117,7 +117,7 @@ def check_text(text: str) -> None:
     """
     content, comment, checksum = text.rpartition(_COMMENT)
     if not comment or checksum.strip() != hashlib.sha256(content.encode()).hexdigest():
-        raise ValueError("it is not what was written")
+        raise ValueError("its last line is not its checksum")
 
 
 def _content_hash(record: Mapping[str, Any]) -> str:

@@ -13,8 +13,8 @@ _ENOUGH_BITS = 32  # values, before a pattern is seen in them
 
 def check_ids(ids: npt.NDArray[np.int64], count: int, *, kind: str, where: str) -> None:
     """Raise a ``UserError`` naming the first id that is not in ``0 .. count - 1``."""
-    bad = np.flatnonzero((ids < 0) | (ids >= count))
-    if bad.size:
+    if ids.size and (ids.min() < 0 or ids.max() >= count):
+        bad = np.flatnonzero((ids < 0) | (ids >= count))
         raise UserError(
             f"{where}: {kind} id {ids[bad[0]]} in row {bad[0]} is out of range; there are {count} {kind}s, "
             f"numbered from 0 ({bad.size} such rows)"
@@ -46,9 +46,10 @@ def check_finite(
 
 def first_not_finite(rows: npt.NDArray[Any]) -> tuple[int, str, int] | None:
     """Return the first row that holds NaN or infinity, which of them, and how many rows do; None if there is none."""
-    bad = np.flatnonzero(~np.isfinite(rows).all(axis=1))
-    if not bad.size:
+    finite = np.isfinite(rows)
+    if finite.all():
         return None
+    bad = np.flatnonzero(~finite.all(axis=1))
     return int(bad[0]), "NaN" if np.isnan(rows[bad[0]]).any() else "infinity", int(bad.size)
 
 

@@ -141,7 +141,9 @@ class RunFolder:
         try:
             check_text(text)
         except ValueError as error:
-            raise DamagedError(f"{place} is damaged: {error}; restore it, or choose another run.path") from error
+            raise DamagedError(
+                f"{place} is damaged or of an earlier version: {error}; restore it, or choose another run.path"
+            ) from error
         return config_from_text(text, source=place)
 
     def claim(self, config: Config, *, fingerprint: str, patience_s: float = 0) -> None:
