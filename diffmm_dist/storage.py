@@ -15,15 +15,14 @@ from contextlib import contextmanager, suppress
 from typing import IO, Any, cast
 
 import fsspec
-from pydantic import TypeAdapter, ValidationError
 
 from diffmm_dist import s3
-from diffmm_dist.checksums import check_seal, file_sha256, sealed, unsealed
-from diffmm_dist.errors import DamagedError, UserError, one_line
+from diffmm_dist.checksums import file_sha256
+from diffmm_dist.errors import UserError, one_line
 from diffmm_dist.places import check_apart as check_apart
 from diffmm_dist.places import check_local_file, settle, target_of
 from diffmm_dist.places import is_remote as is_remote
-from diffmm_dist.words import damage
+from diffmm_dist.records import parse_record, sealed
 
 _PIECE = 1 << 20
 
@@ -93,31 +92,12 @@ def read_json(uri: str) -> Any:
 
 
 def read_record(uri: str, kind: Any, *, remedy: str) -> Any:
-    """Read a JSON file of a known form; what ``write_record`` wrote is compared with its checksum.
-
-    Args:
-        uri: the file.
-        kind: its type, such as a TypedDict; what it holds is checked and converted.
-        remedy: what the user can do about a damaged file.
+    """Read a JSON file of a known form; the arguments, and the errors of what it holds, are those of ``parse_record``.
 
     Raises:
         UserError: it is missing.
-        DamagedError: it is no JSON, of another form, or changed since it was written.
     """
     return parse_record(uri, read_bytes(uri), kind, remedy=remedy)
-
-
-def parse_record(uri: str, data: bytes, kind: Any, *, remedy: str) -> Any:
-    """Return what ``read_record`` does, of a file that has been read."""
-    try:
-        content = json.loads(data)
-        record = TypeAdapter(kind).validate_python(unsealed(content))
-        check_seal(content)
-        return record
-    except ValidationError as error:
-        raise DamagedError(f"{uri} {damage(kind, error)}; {remedy}") from error
-    except ValueError as error:
-        raise DamagedError(f"{uri} is damaged: {one_line(error)}; {remedy}") from error
 
 
 def write_bytes(uri: str, data: bytes) -> None:

@@ -12,7 +12,6 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from diffmm_dist import storage
-from diffmm_dist.checksums import check_seal, unsealed
 from diffmm_dist.data import schema
 from diffmm_dist.data.checks import check_finite, check_ids
 from diffmm_dist.data.schema import FileEntry, InteractionFile, Manifest, RowFile, Split
@@ -20,6 +19,7 @@ from diffmm_dist.data.stream import ReadBatch, Reading, read_batches
 from diffmm_dist.errors import DamagedError, UserError, closest
 from diffmm_dist.parallel.random import RandomStream
 from diffmm_dist.parallel.ranges import Range
+from diffmm_dist.records import check_seal, unsealed
 from diffmm_dist.sparse import CSR
 from diffmm_dist.words import damage, shown
 

@@ -8,9 +8,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from diffmm_dist.checksums import check_seal, sealed, unsealed
 from diffmm_dist.errors import UserError, one_line
 from diffmm_dist.monitoring.recorder import Recorder
+from diffmm_dist.records import check_seal, sealed, unsealed
 
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:

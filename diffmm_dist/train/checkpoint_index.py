@@ -25,6 +25,7 @@ from typing_extensions import TypedDict
 
 from diffmm_dist import storage
 from diffmm_dist.errors import DamagedError, UserError
+from diffmm_dist.records import parse_record
 
 INDEX_FILE = "index.json"
 REMEDY = "restore it, or let `train` go on without this checkpoint"
@@ -129,7 +130,7 @@ def read_index(folder: str, *, sha256: str) -> Metadata:
             "read; go on with that version, or choose another run.path and train again"
         )
     data = storage.read_bytes(path)
-    index: Index = storage.parse_record(path, data, Index, remedy=REMEDY)
+    index: Index = parse_record(path, data, Index, remedy=REMEDY)
     if hashlib.sha256(data).hexdigest() != sha256:
         raise DamagedError(f"{path} is damaged: its checksum is not the one in the checkpoint's state; {REMEDY}")
     for name, entry in index["tensors"].items():

@@ -10,12 +10,12 @@ from typing import Any
 from typing_extensions import NotRequired, TypedDict
 
 from diffmm_dist import __version__, storage
-from diffmm_dist.checksums import check_text, sealed_text
 from diffmm_dist.config.load import config_from_text
 from diffmm_dist.config.render import flatten, to_yaml
 from diffmm_dist.config.schema import Config
 from diffmm_dist.errors import DamagedError, UserError, one_line
 from diffmm_dist.graph.hetero import Kernel
+from diffmm_dist.records import check_text, sealed_text
 from diffmm_dist.train.lock import LEASE_S, FileLock, LeaseLock, RunLock
 
 CONFIG = "config.yaml"

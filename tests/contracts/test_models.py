@@ -7,12 +7,12 @@ import pyarrow as pa
 import pytest
 import torch
 
-from diffmm_dist.checksums import unsealed
 from diffmm_dist.config.schema import ModelConfig
 from diffmm_dist.errors import StoppedError
 from diffmm_dist.export.bundle import export_bundle, read_bundle
 from diffmm_dist.export.recommend import recommend
 from diffmm_dist.models.diffmm import phases
+from diffmm_dist.records import unsealed
 from diffmm_dist.train.build import MODELS
 from diffmm_dist.train.trained import load_trained
 from diffmm_dist.train.worker import run_worker

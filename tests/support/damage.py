@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from diffmm_dist.checksums import sealed, sealed_text, unsealed
+from diffmm_dist.records import sealed, sealed_text, unsealed
 
 
 def flip(path, place, bit=0):

@@ -8,12 +8,13 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from diffmm_dist.checksums import HashedReader, sealed, unsealed
+from diffmm_dist.checksums import HashedReader
 from diffmm_dist.data import schema
 from diffmm_dist.data.dataset import Cursor, Dataset
 from diffmm_dist.data.stream import Reading
 from diffmm_dist.data.writer import dataset_writer
 from diffmm_dist.errors import UserError
+from diffmm_dist.records import sealed, unsealed
 from diffmm_dist.train.partitioning import partition_dataset
 from tests.support import damage
 from tests.support.builders import synthetic_dataset
