@@ -26,7 +26,8 @@ from diffmm_dist.cli_usage import UsageError, usage_sentence
 from diffmm_dist.config import render
 from diffmm_dist.cores import tell_libraries
 from diffmm_dist.errors import StoppedEarlyError, StoppedError, UserError, one_line, system_sentence
-from diffmm_dist.monitoring.log import logger, metric_rows, print_table, set_up_logging
+from diffmm_dist.monitoring.log import logger, metric_rows, print_table, say, set_up_logging
+from diffmm_dist.safe_text import check_word, message
 
 # Commands import what they need when they run: `--help` and a misspelt key must not wait for torch.
 
@@ -86,8 +87,8 @@ def _show_result(result: Mapping[str, Any], path: str) -> None:
     for note in result.get("notes", []):
         print(f"note: {note}")
     phases = ", ".join(f"{name} {value:.2f} s" for name, value in result["seconds_per_phase"].items())
-    print(f"an epoch takes {result['seconds_per_epoch']:.2f} s ({phases})")
-    print(f"peak memory {result['peak_rss_gib']:.2f} GiB; run folder {path}; watch it with tensorboard --logdir {path}")
+    say(f"an epoch takes {result['seconds_per_epoch']:.2f} s ({phases})")
+    say(f"peak memory {result['peak_rss_gib']:.2f} GiB; run folder {path}; watch it with tensorboard --logdir {path}")
 
 
 def _protocol(name: str) -> str:
@@ -144,7 +145,7 @@ def export(run: Run, out: Out, force: Force = False) -> None:
     check_place(out, marker=MARKER, force=force, sources=[run])  # before the run is read
     trained = load_trained(run)
     export_bundle(trained, out, force=force)
-    print(f"{out}: {trained.config.model.name}, epoch {trained.best_epoch} of {run}")
+    say(f"{out}: {trained.config.model.name}, epoch {trained.best_epoch} of {run}")
 
 
 @app.command()
@@ -192,7 +193,7 @@ def recommend(
         rows = user_rows_of(source, _ids(users) if users is not None else read_users(str(users_from), source))
     tables = recommend_blocks(source, rows, k=k, include_seen=include_seen)
     if out is not None:
-        print(f"{out}: {write_recommendations(tables, out):,} recommendations to {rows.numel():,} users")
+        say(f"{out}: {write_recommendations(tables, out):,} recommendations to {rows.numel():,} users")
         return
     cells = [
         [str(row["user"]), str(row["rank"]), str(row["item"]), f"{row['score']:.4f}"]
@@ -213,13 +214,13 @@ def _ids(text: str) -> list[str]:
 @config_app.command("show")
 def config_show(overrides: Overrides = None, config: ConfigFile = None) -> None:
     """Print the resolved configuration."""
-    print(render.to_yaml(configured(config, overrides)), end="")
+    say(render.to_yaml(configured(config, overrides)), end="")
 
 
 @config_app.command("reference")
 def config_reference() -> None:
     """Print docs/configuration.md."""
-    print(render.reference_markdown(), end="")
+    say(render.reference_markdown(), end="")
 
 
 def main() -> None:
@@ -229,10 +230,14 @@ def main() -> None:
     after Ctrl-C.
     """
     set_up_logging()
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     mistake = tell_libraries()  # before any of them is loaded
     if mistake is not None:
         logger.warning("%s", mistake)
     try:
+        for word in sys.argv[1:]:
+            check_word(word)
         status = app(standalone_mode=False)
         if status == _INTERRUPTED:
             raise KeyboardInterrupt
@@ -255,5 +260,5 @@ def main() -> None:
 def _fail(text: str, status: int) -> None:
     if os.environ.get("DIFFMM_DEBUG") == "1":
         raise
-    print(text, file=sys.stderr)
+    print(message(text), file=sys.stderr)
     sys.exit(status)

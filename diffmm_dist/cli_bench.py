@@ -7,6 +7,7 @@ import typer
 
 from diffmm_dist.cli_options import ConfigFile, JsonOut, Overrides, configured, file_to_write, place, positive_numbers
 from diffmm_dist.errors import UserError
+from diffmm_dist.monitoring.log import say
 
 if TYPE_CHECKING:
     from diffmm_dist.bench.operations import Case
@@ -28,7 +29,7 @@ def bench_train(
 
     settings = configured(config, overrides)
     bench_seeds(settings, positive_numbers(seeds, "--seeds"), out)
-    print(out)
+    say(out)
 
 
 Sizes = Annotated[
@@ -45,7 +46,7 @@ def _measure(case: "Case[Any]", sizes: list[str] | None, *, out: str, repeats: i
     from diffmm_dist.bench.report import markdown
 
     bench_case(case, sizes or [next(iter(case.presets))], repeats=repeats, out=out, device=device, threads=threads)
-    print(markdown([out]), end="")
+    say(markdown([out]), end="")
 
 
 def _add_case(name: str, *, repeats: int, text: str) -> None:
@@ -99,7 +100,7 @@ def bench_propagate(
     if size:
         raise UserError("--size is for random graphs, and a dataset has its own; leave one of the two out")
     cases.bench_propagate(dataset, width, out)
-    print(out)
+    say(out)
 
 
 @bench_app.command("epoch")
@@ -114,7 +115,7 @@ def bench_epoch(
     from diffmm_dist.bench.report import markdown
 
     run(configured(config, overrides), repeats=repeats, out=out)
-    print(markdown([out]), end="")
+    say(markdown([out]), end="")
 
 
 @bench_app.command("threads")
@@ -146,7 +147,7 @@ def bench_growth(
     from diffmm_dist.bench.report import markdown
 
     run(configured(config, overrides), out, repeats=repeats, plot=plot)
-    print(markdown([out]), end="")
+    say(markdown([out]), end="")
 
 
 @bench_app.command("profile")
@@ -159,7 +160,7 @@ def bench_profile(
     """List what the steps of each phase spend their time on, operator by operator."""
     from diffmm_dist.bench.profile import bench_profile as run
 
-    print(run(configured(config, overrides), num_steps=steps, out=out), end="")
+    say(run(configured(config, overrides), num_steps=steps, out=out), end="")
 
 
 @bench_app.command("scaling")
@@ -184,7 +185,7 @@ def bench_scaling(
     settings = configured(config, overrides)
     sizes = positive_numbers(workers, "--workers")
     run(settings, sizes, num_steps=steps, repeats=repeats, out=out, datasets=dataset or [])
-    print(out)
+    say(out)
 
 
 @bench_app.command("comm")
@@ -201,7 +202,7 @@ def bench_comm(
     settings = configured(config, overrides)
     sizes, real = positive_numbers(predict, "--predict"), positive_numbers(measure, "--measure")
     run(settings, predicted=sizes, measured=real, out=out)
-    print(out)
+    say(out)
 
 
 @bench_app.command("gpus")
@@ -221,7 +222,7 @@ def bench_gpus(
 
     settings = configured(config, overrides)
     run(settings, positive_numbers(workers, "--workers"), Assumptions(tflops, memory, network, latency), out=out)
-    print(out)
+    say(out)
 
 
 @bench_app.command("stream")
@@ -238,7 +239,7 @@ def bench_stream(
     from diffmm_dist.bench.stream import bench_stream as run
 
     run(datasets, out, repeats=repeats, batches_ahead=batches_ahead, threads=threads)
-    print(out)
+    say(out)
 
 
 @bench_app.command("report")
@@ -248,7 +249,7 @@ def bench_report(
     """Print the tables of docs/benchmarks from JSON files."""
     from diffmm_dist.bench.report import markdown
 
-    print(markdown(files), end="")
+    say(markdown(files), end="")
 
 
 @bench_app.command("compare")
@@ -261,4 +262,4 @@ def bench_compare(
     """Print the times of two files side by side, also in units of each one's own matrix product."""
     from diffmm_dist.bench.compare import compare
 
-    print(compare(before, after), end="")
+    say(compare(before, after), end="")

@@ -1,12 +1,14 @@
 """The commands that make datasets and show them."""
 
+import math
+from collections import defaultdict
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 import typer
 
 from diffmm_dist.cli_options import Dataset, Force, Out, one_of, place
-from diffmm_dist.monitoring.log import print_table
+from diffmm_dist.monitoring.log import print_table, say
 
 if TYPE_CHECKING:
     from diffmm_dist.data.importers.features import FeatureSource
@@ -165,9 +167,9 @@ def _show_import(out: str, report: "ImportReport", source: str) -> None:
     """Show the dataset that an import has made, and what it says."""
     _show_dataset(out)
     for name in report.missing:
-        print(f"left out: {source}/{name} is not there")
+        say(f"left out: {source}/{name} is not there")
     for note in report.notes:
-        print(f"note: {note}")
+        say(f"note: {note}")
 
 
 @prepare_app.command("synthetic")
@@ -262,11 +264,13 @@ def _show_dataset(uri: str, *, verify: bool = False) -> None:
 
 def _show_partition(partition: "Partition") -> None:
     def row(method: str, report: Mapping[str, float]) -> list[str]:
+        figures = defaultdict(lambda: math.nan, report)  # a manifest from elsewhere may lack some
         halos = [
-            f"{report[f'{name}_mean']:,.0f} / {report[f'{name}_max']:,.0f}" for name in ("halo_rows", "item_halo_rows")
+            f"{figures[f'{name}_mean']:,.0f} / {figures[f'{name}_max']:,.0f}"
+            for name in ("halo_rows", "item_halo_rows")
         ]
-        balances = [f"{report[f'{name}_balance']:.3f}" for name in ("users", "items", "edges")]
-        return [method, f"{report['cut_edges']:,.0f}", f"{report['cut_share']:.1%}", *halos, *balances]
+        balances = [f"{figures[f'{name}_balance']:.3f}" for name in ("users", "items", "edges")]
+        return [method, f"{figures['cut_edges']:,.0f}", f"{figures['cut_share']:.1%}", *halos, *balances]
 
     columns = [
         "method", "cut edges", "share", "halo rows (mean / max)", "of them items", "users balance", "items", "edges"

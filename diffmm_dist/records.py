@@ -7,6 +7,7 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
+from diffmm_dist import json_text
 from diffmm_dist.errors import DamagedError, one_line
 from diffmm_dist.words import damage
 
@@ -27,7 +28,7 @@ def parse_record(uri: str, data: bytes, kind: Any, *, remedy: str) -> Any:
         DamagedError: it is no JSON, of another form, or changed since it was written.
     """
     try:
-        content = json.loads(data)
+        content = json_text.parse(data)
         record = TypeAdapter(kind).validate_python(unsealed(content))
         check_seal(content)
         return record

@@ -16,13 +16,14 @@ from typing import IO, Any, cast
 
 import fsspec
 
-from diffmm_dist import s3
+from diffmm_dist import json_text, s3
 from diffmm_dist.checksums import file_sha256
 from diffmm_dist.errors import UserError, one_line
 from diffmm_dist.places import check_apart as check_apart
 from diffmm_dist.places import check_local_file, settle, target_of
 from diffmm_dist.places import is_remote as is_remote
 from diffmm_dist.records import parse_record, sealed
+from diffmm_dist.regular_files import open_regular, read_regular, size_text
 
 _PIECE = 1 << 20
 
@@ -35,6 +36,19 @@ def join(uri: str, *parts: str) -> str:
 def name(uri: str) -> str:
     """Return the last part of a path or an address."""
     return (uri if is_remote(uri) else os.path.abspath(uri)).rstrip("/").rpartition("/")[2]
+
+
+def check_inside(uri: str, folder: str) -> None:
+    """Check that a local file lies in a folder, also where links lead; the folder itself may be a link.
+
+    Raises:
+        UserError: it does not.
+    """
+    if is_remote(uri):
+        return
+    place, root = os.path.realpath(_resolve(uri)[1]), os.path.realpath(_resolve(folder)[1])
+    if not place.startswith(root.rstrip("/") + "/"):
+        raise UserError(f"{uri} is a link that leads out of {folder}; put the file itself there")
 
 
 def exists(uri: str) -> bool:
@@ -76,17 +90,26 @@ def list_tree(uri: str) -> list[str]:
         return sorted(found.removeprefix(root) for found in file_system.find(path) if found.startswith(root))
 
 
-def read_bytes(uri: str) -> bytes:
-    """Read a whole file."""
+def read_bytes(uri: str, *, limit: int = json_text.LARGEST_BYTES) -> bytes:
+    """Read a whole file.
+
+    Raises:
+        UserError: it cannot be read, or is larger than ``limit`` bytes, which nothing of its kind is.
+    """
     file_system, path = _resolve(uri)
     with _explained(uri, "read"):
+        if not is_remote(uri):
+            return read_regular(path, limit=limit)
+        if int(file_system.info(path)["size"] or 0) > limit:
+            raise UserError(f"{uri} is larger than {size_text(limit)}; is this the right file?")
         return bytes(file_system.cat_file(path))
 
 
 def read_json(uri: str) -> Any:
     """Read a JSON file."""
+    data = read_bytes(uri)
     try:
-        return json.loads(read_bytes(uri))
+        return json_text.parse(data)
     except ValueError as error:
         raise UserError(f"{uri} is not valid JSON: {one_line(error)}") from error
 
@@ -159,7 +182,7 @@ def open_input(uri: str) -> Iterator[IO[bytes]]:
     """
     _, path = _resolve(uri)
     with _explained(uri, "read"):
-        file = cast(IO[bytes], s3.BlockReader(path)) if is_remote(uri) else open(path, "rb")
+        file = cast(IO[bytes], s3.BlockReader(path)) if is_remote(uri) else open_regular(path)
     try:
         yield file
     finally:
@@ -170,7 +193,7 @@ def open_input(uri: str) -> Iterator[IO[bytes]]:
 def open_file(uri: str) -> Iterator[IO[bytes]]:
     """Open a file for reading from its start."""
     file_system, path = _resolve(uri)
-    with _explained(uri, "read"), file_system.open(path, "rb") as file:
+    with _explained(uri, "read"), file_system.open(path, "rb") if is_remote(uri) else open_regular(path) as file:
         yield file
 
 
@@ -197,6 +220,18 @@ def download(uri: str, path: str) -> str:
     with open_file(uri) as source, replacing_file(path) as target:
         target.writelines(_hashed(source, digest))
     return digest.hexdigest()
+
+
+def local_copy(uri: str, folder: str) -> str:
+    """Return the local path of a regular file, or of its copy in a folder if it lies on S3."""
+    if is_remote(uri):
+        place = os.path.join(folder, f"{uuid.uuid4().hex}-{name(uri)}")
+        download(uri, place)
+        return place
+    _, path = _resolve(uri)
+    with _explained(uri, "read"):
+        open_regular(path).close()
+    return str(path)
 
 
 def _hashed(file: IO[bytes], digest: Any) -> Iterator[bytes]:
@@ -375,6 +410,8 @@ def _explained(uri: str, action: str) -> Iterator[None]:
     """Turn what the file system raises into one sentence that names the place."""
     try:
         yield
+    except UserError:
+        raise
     except FileNotFoundError as error:
         whole = action == "write" and is_remote(uri)
         missing = "its bucket does not exist; make it or check its name" if whole else "it does not exist"

@@ -9,6 +9,8 @@ from typing import Any
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
+from diffmm_dist.safe_text import visible
+
 LONGEST = 80  # characters of a value, or of the path to one, that a sentence repeats
 
 
@@ -24,8 +26,8 @@ def shown(value: Any) -> str:
 
 
 def shortened(text: str) -> str:
-    """Return a text on one line that is no longer than a sentence bears, its end kept."""
-    text = " ".join(text.split())
+    """Return a text on one line that is short enough for a sentence, its end kept, nothing invisible."""
+    text = visible(" ".join(text.split()))
     if len(text) <= LONGEST:
         return text
     return f"{text[: LONGEST - 20]} ... {text[-10:]} ({len(text):,} characters)"
@@ -106,6 +108,8 @@ def damage(kind: Any, error: ValidationError) -> str:
     schema = TypeAdapter(kind).json_schema()
     detail = error.errors()[0]
     where = shortened(".".join(str(part) for part in detail["loc"])) or "its top"
+    if detail["type"] == "value_error":
+        return f"is damaged: {detail['ctx']['error']}"
     if detail["type"] == "missing":
         return f"is damaged at '{where}': it is missing"
     if detail["type"] == "extra_forbidden":

@@ -1,21 +1,24 @@
 """Reading a configuration: YAML with ``extends``, then ``section.key=value`` overrides, then one check of it all."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import date
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
-import yaml
 from pydantic import TypeAdapter
 
+from diffmm_dist.config import yaml_text
 from diffmm_dist.config.names import Setting, malformed, settings, unknown_key, unknown_section
 from diffmm_dist.config.schema import Config, broken_rules
 from diffmm_dist.errors import UserError, one_line
 from diffmm_dist.places import settle_local
+from diffmm_dist.regular_files import read_regular
+from diffmm_dist.safe_text import check_word, refuse_secrets
 from diffmm_dist.words import allowed, shortened, shown
 
 Tree = dict[str, Any]
 COMMAND_LINE = "command line"
+_MOST_FILES = 20
 
 
 class Layer(NamedTuple):
@@ -64,11 +67,15 @@ def config_from_tree(tree: Tree, *, source: str) -> Config:
 
 def read_layers(path: Path, seen: tuple[Path, ...]) -> list[Layer]:
     """Read one YAML file and the files that it extends, which come first."""
-    if path.resolve() in seen:
-        raise UserError(f"{path}: 'extends' leads back to this file; remove one of them")
+    check_word(str(path))
+    if len(seen) > _MOST_FILES:
+        raise UserError(f"{path}: more than {_MOST_FILES} files extend one another; put them together")
     try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        place = path.resolve()
+        if place in seen:
+            raise UserError(f"{path}: 'extends' leads back to this file; remove one of them")
+        text = read_regular(path, limit=yaml_text.LARGEST_BYTES).decode("utf-8")
+    except (OSError, UnicodeDecodeError, RuntimeError) as error:  # links in a circle are a RuntimeError
         raise UserError(f"cannot read the configuration {path}: {one_line(error)}") from error
     tree = _parsed(text, str(path))
     base = tree.pop("extends", None)
@@ -77,30 +84,20 @@ def read_layers(path: Path, seen: tuple[Path, ...]) -> list[Layer]:
     if not isinstance(base, str):
         raise UserError(f"{path}: 'extends' must name one YAML file, not {shown(base)}")
     below = path.parent / settle_local(base)
-    return [*read_layers(below, (*seen, path.resolve())), Layer(str(path), tree)]
+    return [*read_layers(below, (*seen, place)), Layer(str(path), tree)]
 
 
 def _parsed(text: str, source: str) -> Tree:
     """Return the sections of a YAML text."""
+    refuse_secrets(text, where=source)
     try:
-        tree = yaml.load(text, Loader=_UniqueKeyLoader)
-    except (yaml.YAMLError, ValueError, RecursionError) as error:  # a date that does not exist is a ValueError
+        tree = yaml_text.parse(text)
+    except ValueError as error:
         raise UserError(f"{source} is not valid YAML: {one_line(error)}") from error
     if not isinstance(tree, dict):
         what = "but is empty" if tree is None else f"not {shown(tree)}"
         raise UserError(f"{source} must hold sections such as 'data:' and 'model:', {what}")
     return tree
-
-
-class _UniqueKeyLoader(yaml.SafeLoader):
-    """SafeLoader that refuses a key written twice instead of dropping the first."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [key.value for key, _ in node.value]
-        for key in keys:
-            if keys.count(key) > 1:
-                raise yaml.constructor.ConstructorError(None, None, f"'{key}' is set twice", node.start_mark)
-        return super().construct_mapping(node, deep)
 
 
 def _parsed_overrides(overrides: Sequence[str]) -> tuple[Tree, list[str]]:
@@ -109,14 +106,15 @@ def _parsed_overrides(overrides: Sequence[str]) -> tuple[Tree, list[str]]:
     problems: list[str] = []
     others: list[str] = []
     for override in overrides:
+        refuse_secrets(override, where=COMMAND_LINE)
         key, equals, text = override.partition("=")
         section, dot, name = key.partition(".")
         if not (equals and dot and section and name) or key != key.strip() or key.startswith("-"):
             others.append(override)
             continue
         try:
-            tree.setdefault(section, {})[name] = yaml.safe_load(text)
-        except (yaml.YAMLError, ValueError, RecursionError):
+            tree.setdefault(section, {})[name] = yaml_text.parse(text)
+        except ValueError:
             problems.append(f"the value of '{shortened(override)}' is not valid YAML")
     return tree, [*problems, *malformed(others)]
 
@@ -144,6 +142,8 @@ class _Check:
         """
         written: dict[str, _Written] = {}
         for place, layer in enumerate(layers):
+            for text in _texts(layer.tree):  # escapes in the file may have hidden it so far
+                refuse_secrets(text, where=layer.source)
             written |= self._known_keys(place, layer)
         values = self._values(written)
         for rule, sentence in broken_rules(values):
@@ -196,6 +196,16 @@ class _Check:
                  if source in self._problems}  # fmt: skip
         if lists:
             raise UserError("; ".join(f"{source}: {'; '.join(problems)}" for source, problems in lists.items()))
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """Yield all texts in a tree."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        yield from (text for part in value.values() for text in _texts(part))
+    elif isinstance(value, list | tuple | set):
+        yield from (text for part in value for text in _texts(part))
 
 
 class _Written(NamedTuple):

@@ -144,11 +144,16 @@ class Dataset:
         files = self.manifest.interactions.get(split, ())
         return [file for file in files if file.user_start < users.stop and users.start < file.user_stop]
 
-    def _of_users(self, rows: pa.RecordBatch, users: Range, file: FileEntry) -> tuple[Ints, Ints]:
+    def _of_users(self, rows: pa.RecordBatch, users: Range, file: InteractionFile) -> tuple[Ints, Ints]:
         """Return the users and items of a record batch that belong to some users."""
         user_ids, item_ids = (column.to_numpy(zero_copy_only=False) for column in rows.columns)
         uri = storage.join(self.uri, file.path)
         check_ids(user_ids, self.num_users, kind="user", where=uri)
+        if user_ids.size and not file.user_start <= user_ids.min() <= user_ids.max() < file.user_stop:
+            raise UserError(
+                f"{uri} holds other users than {file.user_start} to {file.user_stop - 1}, for which the manifest names "
+                "it; prepare the dataset again"
+            )
         check_ids(item_ids, self.num_items, kind="item", where=uri)
         if users.size == self.num_users:
             return user_ids, item_ids
@@ -256,6 +261,8 @@ class Dataset:
         return torch.from_numpy(ids.copy())
 
     def _batches(self, files: Sequence[FileEntry], expected: pa.Schema, *, skip: int = 0) -> Iterator[ReadBatch]:
+        for file in files:
+            storage.check_inside(storage.join(self.uri, file.path), self.uri)
         return read_batches(self.uri, files, expected=expected, reading=self._reading, skip=skip)
 
     def verify(self) -> None:
@@ -273,6 +280,7 @@ class Dataset:
 
     def _matches(self, path: str, checksum: str) -> bool:
         uri = storage.join(self.uri, path)
+        storage.check_inside(uri, self.uri)
         return storage.exists(uri) and storage.sha256(uri) == checksum
 
 

@@ -1,10 +1,13 @@
 """The prepared dataset's format: its manifest and the Arrow schemas of its files (docs/data-format.md)."""
 
 import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from typing import Annotated, Any, Literal
 
 import pyarrow as pa
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 FORMAT_NAME: Literal["diffmm_dist dataset"] = "diffmm_dist dataset"
 FORMAT_VERSION: Literal[1] = 1
@@ -18,7 +21,21 @@ INTERACTIONS = pa.schema([pa.field("user", pa.int64(), nullable=False), pa.field
 
 ID_TYPES = {"int64": pa.int64(), "string": pa.string()}
 
+# A manifest may come from anywhere. What it says becomes paths, sizes of memory and ranges, so every field has a form
+# and a bound, and the whole is checked for contradictions before anything is done with it.
+LARGEST_WIDTH = 1 << 20
+MOST_FILES = 100_000
+_MOST_MODALITIES = 64
+_MOST_FIGURES = 64
+_LARGEST_NOTE = 64 << 10  # characters of made_by
+_LONGEST_PATH = 512
+
 Natural = Annotated[int, Field(ge=0, lt=2**63)]
+Row = Annotated[int, Field(ge=0, lt=2**31)]
+Name = Annotated[str, Field(pattern=r"^\w+$", max_length=64)]
+Figure = Annotated[float, Field(allow_inf_nan=False)]
+Files = Annotated[tuple["RowFile", ...], Field(max_length=MOST_FILES)]
+Bounds = Annotated[tuple[Row, ...], Field(min_length=2, max_length=MOST_FILES + 1)]
 
 
 class _Record(BaseModel):
@@ -28,38 +45,37 @@ class _Record(BaseModel):
 class FileEntry(_Record):
     """One data file: where it is inside the dataset, how much it holds, and its checksum."""
 
-    # A manifest from elsewhere must not lead out of its dataset.
-    path: Annotated[str, Field(pattern=r"^[\w=-][\w=.-]*(/[\w=-][\w=.-]*)*$")]
+    path: Annotated[str, Field(pattern=r"^[\w=-][\w=.-]*(/[\w=-][\w=.-]*)*$", max_length=_LONGEST_PATH)]
     rows: Natural
-    sha256: str
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]  # it becomes a name in the cache
 
 
 class InteractionFile(FileEntry):
     """Interactions of the users ``user_start <= user < user_stop``."""
 
-    user_start: Natural
-    user_stop: Natural
+    user_start: Row
+    user_stop: Row
 
 
 class RowFile(FileEntry):
     """Rows of consecutive users or items, from ``row_start`` on."""
 
-    row_start: Natural
+    row_start: Row
 
 
 class Modality(_Record):
     """Features of one modality: one row of ``width`` numbers per item, in item order."""
 
-    width: Annotated[int, Field(ge=1)]
+    width: Annotated[int, Field(ge=1, le=LARGEST_WIDTH)]
     dtype: Literal["float16", "float32"]
-    files: tuple[RowFile, ...]
+    files: Files
 
 
 class Ids(_Record):
     """Original ids, in internal order."""
 
     dtype: Literal["int64", "string"]
-    files: tuple[RowFile, ...]
+    files: Files
 
 
 class Partition(_Record):
@@ -75,11 +91,11 @@ class Partition(_Record):
     """
 
     method: Literal["metis", "random"]
-    user_bounds: tuple[Natural, ...]
-    item_bounds: tuple[Natural, ...]
-    user_order: tuple[RowFile, ...]
-    item_order: tuple[RowFile, ...]
-    report: dict[str, dict[str, float]]
+    user_bounds: Bounds
+    item_bounds: Bounds
+    user_order: Files
+    item_order: Files
+    report: Annotated[dict[Name, Annotated[dict[Name, Figure], Field(max_length=_MOST_FIGURES)]], Field(max_length=2)]
 
     @property
     def num_parts(self) -> int:
@@ -94,12 +110,55 @@ class Manifest(_Record):
     version: Literal[1] = FORMAT_VERSION
     num_users: Annotated[int, Field(ge=1, lt=2**31)]
     num_items: Annotated[int, Field(ge=1, lt=2**31)]
-    interactions: dict[Split, tuple[InteractionFile, ...]]
-    modalities: dict[Annotated[str, Field(pattern=r"^\w+$")], Modality]
+    interactions: dict[Split, Annotated[tuple[InteractionFile, ...], Field(max_length=MOST_FILES)]]
+    modalities: Annotated[dict[Name, Modality], Field(max_length=_MOST_MODALITIES)]
     user_ids: Ids
     item_ids: Ids
     partition: Partition | None = None
     made_by: dict[str, Any]
+
+    @model_validator(mode="after")
+    def _is_consistent(self) -> "Manifest":
+        wrong = next(self._contradictions(), None)
+        if wrong is not None:
+            raise ValueError(wrong)
+        return self
+
+    def _contradictions(self) -> Iterator[str]:
+        """Yield what the manifest says in one place and denies in another."""
+        paths = [file.path.casefold() for file in self.files()]  # some file systems know no case
+        if len(set(paths)) < len(paths):
+            yield "it names the same file twice"
+        if len(json.dumps(self.made_by, default=str)) > _LARGEST_NOTE:
+            yield f"its made_by is longer than {_LARGEST_NOTE:,} characters"
+        for split, files in self.interactions.items():
+            ranges = [(file.user_start, file.user_stop) for file in files]
+            if files and not _covering(ranges, self.num_users):
+                yield f"the users of its {split} files do not lie one after the other from 0 to {self.num_users:,}"
+        if self.partition is not None:
+            yield from self._broken_bounds(self.partition)
+        for what, row_files, count in self._row_files():
+            if not _covering([(file.row_start, file.row_start + file.rows) for file in row_files], count):
+                yield f"its {what} do not lie one after the other from row 0 to row {count:,}"
+
+    def _row_files(self) -> Iterator[tuple[str, tuple[RowFile, ...], int]]:
+        """Yield all files that hold a row per user or item: what they hold, the files, and how many rows that is."""
+        yield "ids of users", self.user_ids.files, self.num_users
+        yield "ids of items", self.item_ids.files, self.num_items
+        for name, modality in self.modalities.items():
+            yield f"{name} features", modality.files, self.num_items
+        if self.partition is not None:
+            yield "order of users", self.partition.user_order, self.num_users
+            yield "order of items", self.partition.item_order, self.num_items
+
+    def _broken_bounds(self, partition: Partition) -> Iterator[str]:
+        if len(partition.user_bounds) != len(partition.item_bounds):
+            yield "its parts of users and of items are not equally many"
+        for kind, bounds, count in (
+            ("users", partition.user_bounds, self.num_users), ("items", partition.item_bounds, self.num_items),
+        ):  # fmt: skip
+            if not _covering(list(pairwise(bounds)), count):
+                yield f"its bounds of {kind} do not rise from 0 to {count:,}"
 
     def num_interactions(self, split: Split) -> int:
         """Return the number of interactions of a split."""
@@ -125,6 +184,14 @@ class Manifest(_Record):
         """
         contents = self.model_dump_json(exclude={"made_by": True, "partition": {"report"}})
         return hashlib.sha256(contents.encode()).hexdigest()
+
+
+def _covering(ranges: Sequence[tuple[int, int]], count: int) -> bool:
+    """Tell whether ranges follow one another without a gap from 0 to ``count``."""
+    edges = [0, *(edge for range_ in ranges for edge in range_), count]
+    return all(low <= high for low, high in ranges) and all(
+        stop == start for stop, start in zip(edges[::2], edges[1::2], strict=True)
+    )
 
 
 def feature_schema(width: int, dtype: str) -> pa.Schema:

@@ -10,6 +10,8 @@ from rich.logging import RichHandler
 from rich.table import Table
 from rich.text import Text
 
+from diffmm_dist.safe_text import message
+
 logger = logging.getLogger("diffmm_dist")
 
 
@@ -21,9 +23,21 @@ def set_up_logging() -> None:
     else:
         handler = logging.StreamHandler()
         handler.setFormatter(logging.Formatter("%(message)s"))
+    handler.addFilter(_fit)
     logger.handlers[:] = [handler]
     logger.propagate = False
     logger.setLevel(logging.INFO)
+
+
+def _fit(record: logging.LogRecord) -> bool:
+    """Make a record's text fit to be shown."""
+    record.msg, record.args = message(record.getMessage()), None
+    return True
+
+
+def say(text: str, *, end: str = "\n") -> None:
+    """Print lines on standard output, each fit to be shown."""
+    print("\n".join(message(line) for line in text.split("\n")), end=end)
 
 
 def error_console() -> Console:
@@ -34,12 +48,12 @@ def error_console() -> Console:
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Print a table on standard output, the first column to the left and the others to the right."""
     if title:
-        print(title)
+        say(title)
     table = Table(show_header=any(columns), box=SIMPLE_HEAD, pad_edge=False)
     for index, column in enumerate(columns):
-        table.add_column(column, justify="left" if index == 0 else "right", no_wrap=index == 0)
+        table.add_column(Text(message(column)), justify="left" if index == 0 else "right", no_wrap=index == 0)
     for row in rows:
-        table.add_row(*(Text(cell) for cell in row))  # Text: what users name their things is no markup
+        table.add_row(*(Text(message(cell)) for cell in row))  # Text: what users name their things is no markup
     Console(width=None if sys.stdout.isatty() else 160).print(table)
 
 

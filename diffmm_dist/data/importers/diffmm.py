@@ -1,23 +1,22 @@
 """The folders published with DiffMM: pickled SciPy matrices and NumPy features."""
 
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Iterator, Mapping
 from itertools import combinations
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import scipy.sparse as sp
 
 from diffmm_dist import storage
 from diffmm_dist.data.checks import storable
 from diffmm_dist.data.importers.arrays import open_rows
-from diffmm_dist.data.importers.pickled import SPARSE_MATRIX
 from diffmm_dist.data.importers.report import ImportReport, Mistakes
+from diffmm_dist.data.importers.sparse_pickle import Pattern, read_patterns
 from diffmm_dist.data.schema import Split
 from diffmm_dist.data.writer import dataset_writer
-from diffmm_dist.errors import UserError, one_line
-from diffmm_dist.unpickle import load_pickle
+from diffmm_dist.errors import UserError
 
 MATRICES: dict[Split, str] = {"train": "trnMat.pkl", "valid": "valMat.pkl", "test": "tstMat.pkl"}
 FEATURES = {"visual": "image_feat.npy", "textual": "text_feat.npy", "acoustic": "audio_feat.npy"}
@@ -48,13 +47,8 @@ def import_diffmm(folder: str, out: str, *, force: bool = False) -> ImportReport
         for needed in (MATRICES["train"], MATRICES["test"])
         if needed in missing
     )
-    matrices: dict[Split, sp.csr_matrix] = {}
     features: dict[str, npt.NDArray[Any]] = {}
-    notes: list[str] = []
-    for split, name in MATRICES.items():
-        if name not in missing:
-            with wrong.collected():
-                matrices[split] = _read_matrix(paths[name], notes)
+    matrices = _read_matrices({split: paths[name] for split, name in MATRICES.items() if name not in missing}, wrong)
     for modality, name in FEATURES.items():
         if name not in missing:
             with wrong.collected():
@@ -63,11 +57,15 @@ def import_diffmm(folder: str, out: str, *, force: bool = False) -> ImportReport
         wrong += _disagreements(paths, matrices, features)
     wrong.check()
     num_users, num_items = matrices["train"].shape
+    notes = [
+        f"{paths[MATRICES[split]]}: {matrix.num_zeros:,} stored zeros are no interactions"
+        for split, matrix in matrices.items()
+        if matrix.num_zeros
+    ]
     with dataset_writer(out, num_users=num_users, num_items=num_items, force=force) as writer:
         writer.made_by = {"importer": "diffmm", "source": storage.name(folder)}
         for split, matrix in matrices.items():
-            rows = np.repeat(np.arange(num_users), np.diff(matrix.indptr)).astype(np.int64)
-            writer.add_interactions(split, rows, matrix.indices.astype(np.int64))
+            writer.add_interactions(split, matrix.rows, matrix.columns)
         for modality, rows in features.items():
             for start in range(0, num_items, _ROWS_PER_CHUNK):
                 writer.add_features(modality, storable(rows[start : start + _ROWS_PER_CHUNK]))
@@ -77,7 +75,7 @@ def import_diffmm(folder: str, out: str, *, force: bool = False) -> ImportReport
 
 
 def _disagreements(
-    paths: dict[str, str], matrices: dict[Split, sp.csr_matrix], features: dict[str, npt.NDArray[Any]]
+    paths: dict[str, str], matrices: Mapping[Split, Pattern], features: dict[str, npt.NDArray[Any]]
 ) -> Iterator[str]:
     """Yield which files have another shape than the training matrix."""
     num_users, num_items = matrices["train"].shape
@@ -95,54 +93,29 @@ def _disagreements(
             )
 
 
-def _read_matrix(path: str, notes: list[str]) -> sp.csr_matrix:
-    """Read one pickled matrix as CSR of ones, checking its coordinates before SciPy's own code relies on them.
-
-    Args:
-        path: the file.
-        notes: a sentence about zeros that are stored is added here.
-    """
-    with storage.open_file(path) as file:
-        loaded = load_pickle(file, allowed=SPARSE_MATRIX, source=path)
-    if not sp.issparse(loaded):
-        raise UserError(f"{path} holds no sparse matrix; save one with pickle.dump(matrix)")
-    try:
-        if loaded.format in ("bsr", "csc", "csr"):
-            loaded.check_format(full_check=True)
-        matrix = loaded.tocoo()
-        rows, columns, values = (np.asarray(part) for part in (matrix.row, matrix.col, matrix.data))
-        num_rows, num_columns = (int(size) for size in matrix.shape)
-    except Exception as error:  # attributes come from the pickle and can be anything
-        raise UserError(f"{path} holds a damaged sparse matrix: {one_line(error)}") from error
-    if min(num_rows, num_columns) < 1:
-        raise UserError(f"{path} holds a matrix of {num_rows} users and {num_columns} items; both are needed")
-    kinds = (rows.dtype.kind, columns.dtype.kind, values.dtype.kind)
-    if kinds[0] not in "iu" or kinds[1] not in "iu" or kinds[2] not in "iufb":
-        raise UserError(f"{path} holds a sparse matrix of {values.dtype}; numbers are needed")
-    for kind, ids, count in (("user", rows, num_rows), ("item", columns, num_columns)):
-        if ids.size and not 0 <= ids.min() <= ids.max() < count:
-            bad = ids[(ids < 0) | (ids >= count)][0]
-            raise UserError(f"{path}: {kind} id {bad} is out of range; the matrix has {count} {kind}s")
-    unfit = np.flatnonzero(~(np.isfinite(values) & (values >= 0)))
-    if unfit.size:
-        first = unfit[0]
-        raise UserError(
-            f"{path}: the entry of user {rows[first]} and item {columns[first]} is {values[first]} ({unfit.size} such "
-            "entries); an interaction is a positive number, so drop or mend the others"
-        )
-    present = values != 0
-    num_zeros = int(values.size - present.sum())
-    if num_zeros and loaded.format in ("coo", "csc", "csr"):  # blocks and diagonals are padded with zeros
-        notes.append(f"{path}: {num_zeros:,} stored zeros are no interactions")
-    ones = np.ones(int(present.sum()), dtype=np.float32)
-    return sp.csr_matrix((ones, (rows[present], columns[present])), shape=(num_rows, num_columns))
+def _read_matrices(paths: Mapping[Split, str], wrong: Mistakes) -> dict[Split, Pattern]:
+    """Return the pickled matrices of the splits; what is wrong with the others is added to the mistakes."""
+    with tempfile.TemporaryDirectory(prefix="diffmm-import-") as folder:
+        local = {}
+        for uri in paths.values():
+            with wrong.collected():
+                local[uri] = storage.local_copy(uri, folder)
+        found = read_patterns(local, folder)
+    matrices = {}
+    for split, uri in paths.items():
+        matrix = found.get(uri)
+        if isinstance(matrix, Pattern):
+            matrices[split] = matrix
+        elif matrix is not None:
+            wrong.append(matrix)
+    return matrices
 
 
-def _overlaps(matrices: dict[Split, sp.csr_matrix]) -> list[str]:
+def _overlaps(matrices: Mapping[Split, Pattern]) -> list[str]:
     """Say how many interactions stand in two splits, since a masked one can never be ranked."""
     notes = []
     for first, second in combinations(matrices, 2):
-        shared = int(matrices[first].multiply(matrices[second]).nnz)
+        shared = np.intersect1d(matrices[first].keys, matrices[second].keys, assume_unique=True).size
         if shared:
             notes.append(f"{shared} interactions stand in both {first} and {second}; they are masked when ranking")
     return notes
