@@ -85,7 +85,7 @@ def _show_result(result: Mapping[str, Any], path: str) -> None:
         [row for _, rows in tables for row in rows],
     )
     for note in result.get("notes", []):
-        print(f"note: {note}")
+        say(f"note: {note}")
     phases = ", ".join(f"{name} {value:.2f} s" for name, value in result["seconds_per_phase"].items())
     say(f"an epoch takes {result['seconds_per_epoch']:.2f} s ({phases})")
     say(f"peak memory {result['peak_rss_gib']:.2f} GiB; run folder {path}; watch it with tensorboard --logdir {path}")
@@ -229,15 +229,9 @@ def main() -> None:
     Exit with one sentence and 2 for a command line that cannot be read, 1 for what the user can put right, and 130
     after Ctrl-C.
     """
-    set_up_logging()
-    for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
-    mistake = tell_libraries()  # before any of them is loaded
-    if mistake is not None:
-        logger.warning("%s", mistake)
+    _prepare()
     try:
-        for word in sys.argv[1:]:
-            check_word(word)
+        _check_words()
         status = app(standalone_mode=False)
         if status == _INTERRUPTED:
             raise KeyboardInterrupt
@@ -255,6 +249,21 @@ def main() -> None:
         _fail(f"stopped at {error}; a checkpoint is saved, the same command goes on from there", _INTERRUPTED)
     except OSError as error:
         _fail(f"error: {system_sentence(error)}", 1)
+
+
+def _prepare() -> None:
+    """Set up what is said and where, and tell libraries how many threads there are before any of them is loaded."""
+    set_up_logging()
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+    mistake = tell_libraries()
+    if mistake is not None:
+        logger.warning("%s", mistake)
+
+
+def _check_words() -> None:
+    for word in sys.argv[1:]:
+        check_word(word)
 
 
 def _fail(text: str, status: int) -> None:

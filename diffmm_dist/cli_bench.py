@@ -131,7 +131,7 @@ def bench_threads(
     from diffmm_dist.bench.threads import bench_threads as run
 
     run(configured(config, overrides), repeats=repeats, busy=busy, out=out)
-    print(markdown([out]), end="")
+    say(markdown([out]), end="")
 
 
 @bench_app.command("growth")

@@ -1,9 +1,9 @@
 """Two files of the same operation benchmark side by side, such as from two machines or two versions."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from diffmm_dist import storage
-from diffmm_dist.bench.report import OperationBenchmark, size_text, table
+from diffmm_dist.bench.report import OperationBenchmark, complete, size_text, table
 from diffmm_dist.errors import UserError
 
 Key = tuple[str, str, str]
@@ -25,6 +25,11 @@ def compare(before: str, after: str) -> str:
         UserError: a file is not one of these, or the two have no variant of an operation at the same size in common.
     """
     documents = [storage.read_record(file, OperationBenchmark, remedy=_REMEDY) for file in (before, after)]
+    with complete([before, after]):
+        return _compared(before, after, documents)
+
+
+def _compared(before: str, after: str, documents: Sequence[OperationBenchmark]) -> str:
     cases = [document["case"] for document in documents]
     if cases[0] != cases[1]:
         raise UserError(f"{before} is of bench {cases[0]} and {after} of bench {cases[1]}; compare files of one case")

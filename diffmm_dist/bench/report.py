@@ -1,12 +1,14 @@
 """Markdown tables from benchmark files."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from statistics import mean, median
 from typing import Any
 
 from typing_extensions import TypedDict
 
 from diffmm_dist import storage
+from diffmm_dist.errors import UserError
 
 _LATE_EPOCHS = 20
 _LOSS_EPOCHS = (0, 1, 4, 9, 24, 49)
@@ -116,6 +118,22 @@ def markdown(files: Sequence[str]) -> str:
         UserError: a file is not one of ours.
     """
     documents: list[Any] = [storage.read_record(file, Document, remedy=_REMEDY) for file in files]
+    with complete(files):
+        return _tables(files, documents)
+
+
+@contextmanager
+def complete(files: Sequence[str]) -> Iterator[None]:
+    """Explain what fails because a file lacks some of what its tables need."""
+    try:
+        yield
+    except UserError:
+        raise
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
+        raise UserError(f"{' or '.join(files)} is damaged, since something is missing in it; {_REMEDY}") from error
+
+
+def _tables(files: Sequence[str], documents: Sequence[Any]) -> str:
     runs = _labelled([document for document in documents if "runs" in document])
     graphs = [document for document in documents if "graph" in document]
     scaling = [document for document in documents if "scaling" in document]

@@ -89,7 +89,7 @@ def curve(config: Config, records: Sequence[Mapping[str, Any]]) -> list[float]:
 def losses(records: Sequence[Mapping[str, Any]]) -> dict[str, list[float]]:
     """Return the mean of every loss in every epoch."""
     tags = [tag for tag in records[0] if tag.startswith(_LOSSES)] if records else []
-    return {tag: [record[tag] for record in records] for tag in tags}
+    return {tag: [record[tag] for record in records if tag in record] for tag in tags}
 
 
 def in_products(result: Mapping[str, Any], product_seconds: Sequence[float]) -> dict[str, Any]:

@@ -67,7 +67,7 @@ class ModelConfig(Section):
     """Model to train; a model reads only the sections that it needs."""
     embedding_dim: Count = 64
     """Width d of all embeddings."""
-    num_layers: Natural = 1
+    num_layers: Annotated[int, Field(ge=0, le=64)] = 1
     """Propagation layers L over the real graph."""
     modality_projection: Projection | dict[str, Projection] = "matrix"
     """Features to embeddings: `matrix` (no bias, LeakyReLU 0.2) or `affine`, or a map from modality to one of them."""
@@ -80,7 +80,7 @@ class ModelConfig(Section):
 class DiffusionConfig(Section):
     """Diffusion over interaction rows and the graphs generated from it (DiffMM)."""
 
-    num_timesteps: Count = 5
+    num_timesteps: Annotated[int, Field(ge=1, le=100_000)] = 5
     """Diffusion steps T."""
     noise_scale: Positive = 0.1
     """Factor on both ends of the variance schedule."""
@@ -88,13 +88,13 @@ class DiffusionConfig(Section):
     """Lower end of the variance schedule."""
     noise_max: Positive = 0.02
     """Upper end of the variance schedule."""
-    sampling_steps: Natural = 0
+    sampling_steps: Annotated[int, Field(ge=0, le=100_000)] = 0
     """Corruption steps before the reverse chain; 0 starts from the clean row."""
     sampling_noise: bool = False
     """Add posterior noise in the reverse chain."""
     denoiser_hidden_dims: Annotated[tuple[Count, ...], Field(min_length=1)] = (1000,)
     """Widths of the denoiser's hidden layers."""
-    time_embedding_dim: Annotated[int, Field(ge=2, le=LARGEST_COUNT)] = 10
+    time_embedding_dim: Annotated[int, Field(ge=2, le=65_536)] = 10
     """Width of the sinusoidal time embedding."""
     input_dropout_prob: Annotated[Number, Field(ge=0.0, lt=1.0)] = 0.5
     """Dropout on the noisy row while the denoiser trains."""

@@ -9,7 +9,7 @@ from diffmm_dist.errors import one_line
 LARGEST_BYTES = 256 << 10
 _DEEPEST = 20
 _MOST_VALUES = 10_000  # counting what every alias stands for
-_LONGEST = 4_096  # characters of one value
+_LONGEST = 32_768  # characters of one value
 _LARGEST_BITS = 4_096
 _MERGE = "tag:yaml.org,2002:merge"
 

@@ -134,8 +134,11 @@ class HeteroGraph:
             return edges.by_target.weighted_matmul(edges.weights, source_rows)
         graph, weights = self._dgl_relations[id(edges)]
         padding = graph.num_src_nodes() - source_rows.shape[0]
-        summed: Tensor = import_dgl().ops.u_mul_e_sum(graph, F.pad(source_rows, (0, 0, 0, padding)), weights)
-        return summed[: edges.by_target.num_rows]
+        width = source_rows.shape[1]
+        columns = 1 if width == 1 else 0  # DGL's kernel cannot take rows of one column
+        padded = F.pad(source_rows, (0, columns, 0, padding))
+        summed: Tensor = import_dgl().ops.u_mul_e_sum(graph, padded, weights)
+        return summed[: edges.by_target.num_rows, :width]
 
 
 def _csc(edges: Edges, num_targets: int) -> tuple[str, tuple[Tensor, Tensor, list[int]]]:

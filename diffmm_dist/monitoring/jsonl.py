@@ -8,9 +8,13 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from diffmm_dist import json_text
 from diffmm_dist.errors import UserError, one_line
 from diffmm_dist.monitoring.recorder import Recorder
 from diffmm_dist.records import check_seal, sealed, unsealed
+from diffmm_dist.regular_files import read_regular
+
+LARGEST_METRICS = 1 << 30  # bytes; an epoch takes about a thousand
 
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
@@ -29,7 +33,7 @@ def lost_epochs(path: Path, *, before: int) -> list[int]:
 
 
 def _lines(path: Path) -> list[bytes]:
-    return path.read_bytes().split(b"\n")[:-1] if path.exists() else []
+    return read_regular(path, limit=LARGEST_METRICS).split(b"\n")[:-1] if path.exists() else []
 
 
 def _readable(path: Path) -> list[dict[str, Any]]:
@@ -43,12 +47,16 @@ def _readable(path: Path) -> list[dict[str, Any]]:
 
 def _record(line: bytes, place: str) -> dict[str, Any]:
     try:
-        content = json.loads(line)
+        content = json_text.parse(line)
         check_seal(content)
-        record: dict[str, Any] = unsealed(content)
-        int(record["epoch"])
-    except (ValueError, TypeError, KeyError) as error:
+        record = unsealed(content)
+    except ValueError as error:
         raise UserError(f"{place} is not the record of an epoch ({one_line(error)}); remove that line") from error
+    if not isinstance(record, dict) or type(record.get("epoch")) is not int or record["epoch"] < 0:
+        raise UserError(f"{place} is not the record of an epoch (it names none); remove that line")
+    wrong = [tag for tag, value in record.items() if type(value) not in (int, float, type(None))]
+    if wrong:
+        raise UserError(f"{place} is not the record of an epoch ('{wrong[0]}' is no number); remove that line")
     return record
 
 

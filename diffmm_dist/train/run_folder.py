@@ -5,8 +5,9 @@ import tempfile
 import time
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+from pydantic import AfterValidator, Field
 from typing_extensions import NotRequired, TypedDict
 
 from diffmm_dist import __version__, storage
@@ -15,8 +16,10 @@ from diffmm_dist.config.render import flatten, to_yaml
 from diffmm_dist.config.schema import Config
 from diffmm_dist.errors import DamagedError, UserError, one_line
 from diffmm_dist.graph.hetero import Kernel
+from diffmm_dist.monitoring.jsonl import LARGEST_METRICS
 from diffmm_dist.records import check_text, sealed_text
 from diffmm_dist.train.lock import LEASE_S, FileLock, LeaseLock, RunLock
+from diffmm_dist.train.selection import Protocol
 
 CONFIG = "config.yaml"
 IDENTITY = "run.json"
@@ -28,28 +31,42 @@ _STOP_POLL_S = 3.0
 _MARK = "mark-"
 
 
+# What these files say is shown, compared and counted with, so it has a form and bounds like everything that is read.
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+Word = Annotated[str, Field(max_length=100)]
+Metrics = dict[Annotated[str, Field(pattern=r"^[a-z_]{1,20}@[0-9]{1,10}$")], Annotated[float, Field(ge=0, le=1)]]
+Amount = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Whole = Annotated[int, Field(ge=0, lt=2**63)]
+
+
 class Identity(TypedDict):
     """run.json: the fingerprint of the dataset, and the program's version and the sparse kernel at the first start."""
 
-    dataset: str
-    version: str
+    dataset: Sha256
+    version: Word
     kernel: NotRequired[Kernel]
+
+
+def _names_its_model(config: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    if not isinstance(config.get("model", {}).get("name"), str):
+        raise UserError("its config names no model")
+    return config
 
 
 class Result(TypedDict):
     """result.json (docs/evaluation.md)."""
 
-    protocol: str
-    seed: int
-    best_epoch: int
-    epochs: int
-    valid: dict[str, float]
-    test: dict[str, float]
-    seconds_per_epoch: float
-    seconds_per_phase: dict[str, float]
-    peak_rss_gib: float
+    protocol: Protocol
+    seed: Whole
+    best_epoch: Whole
+    epochs: Whole
+    valid: Metrics
+    test: Metrics
+    seconds_per_epoch: Amount
+    seconds_per_phase: dict[Word, Amount]
+    peak_rss_gib: Amount
     notes: NotRequired[list[str]]
-    config: dict[str, Any]
+    config: Annotated[dict[str, dict[str, Any]], AfterValidator(_names_its_model)]
 
 
 # What may change between two commands on one run folder: where it runs and what is written, never which run it is. Of
@@ -187,7 +204,7 @@ class RunFolder:
             storage.write_record(self._at(IDENTITY), Identity(dataset=fingerprint, version=__version__))
         storage.write_bytes(self._at(CONFIG), sealed_text(to_yaml(config)).encode())
         if self._remote and storage.exists(self._at(METRICS)):
-            self.metrics.write_bytes(storage.read_bytes(self._at(METRICS)))
+            self.metrics.write_bytes(storage.read_bytes(self._at(METRICS), limit=LARGEST_METRICS))
 
     def leave_mark(self, rank: int) -> None:
         """Write a small file for this worker.

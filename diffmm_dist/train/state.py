@@ -3,8 +3,10 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Annotated
 
 import torch
+from pydantic import Field
 from torch import Tensor
 from torch.optim import Optimizer
 
@@ -15,6 +17,11 @@ from diffmm_dist.monitoring.timing import Stopwatch
 from diffmm_dist.parallel.collectives import all_reduce_sum, any_worker
 from diffmm_dist.parallel.ranges import Ownership
 from diffmm_dist.parallel.world import World
+
+# A state is read from a file, so what it holds has bounds, and the name in it, which becomes a path, has a form.
+CHECKPOINT_NAME = r"^epoch-[0-9]{5,9}(-phase-[0-9]{1,3}-step-[0-9]{7,18})?$"
+Whole = Annotated[int, Field(ge=0, lt=2**62)]
+Finite = Annotated[float, Field(allow_inf_nan=False)]
 
 
 class NonFiniteError(UserError):
@@ -32,10 +39,10 @@ class Cursor:
         global_step: steps done so far, of all phases and epochs.
     """
 
-    epoch: int = 0
-    phase: int = 0
-    step: int = 0
-    global_step: int = 0
+    epoch: Whole = 0
+    phase: Whole = 0
+    step: Whole = 0
+    global_step: Whole = 0
 
 
 @dataclass
@@ -48,9 +55,9 @@ class Best:
         checkpoint: name of the checkpoint that holds it.
     """
 
-    epoch: int
-    metrics: dict[str, float]
-    checkpoint: str
+    epoch: Whole
+    metrics: dict[str, Finite]
+    checkpoint: Annotated[str, Field(pattern=CHECKPOINT_NAME)]
 
 
 @dataclass
@@ -68,9 +75,9 @@ class Progress:
 
     cursor: Cursor
     best: Best | None
-    sums: dict[str, float]
-    scalars: dict[str, float]
-    seconds: dict[str, float]
+    sums: dict[str, Finite]
+    scalars: dict[str, Finite]
+    seconds: dict[str, Finite]
     notes: list[str] = field(default_factory=list)
 
 

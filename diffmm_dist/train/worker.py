@@ -127,6 +127,10 @@ def _train_in(
     state = TrainState(recipe.model, recipe.phases, world)
     checkpoints = Checkpoints(folder.checkpoints, keep=config.checkpoint.keep, world=world)
     restore(state, checkpoints, folder)
+    if state.best is not None and config.eval.metric not in state.best.metrics:
+        raise UserError(
+            f"the newest checkpoint of {folder.uri} does not say {config.eval.metric} of its best epoch; remove it"
+        )
     done, wanted = state.cursor.epoch, num_epochs(config)
     if done > wanted or (done == wanted and state.best is None):
         raise UserError(
@@ -271,11 +275,16 @@ def _conclude(
         "test": metrics.get("test") or evaluation.measure(state.model, "test"),
         "seconds_per_epoch": _median(records, "time/epoch_s"),
         "seconds_per_phase": {tag[5:-2]: _median(records, tag) for tag in sorted(times)},
-        "peak_rss_gib": max([peak, *(record["mem/peak_gib"] for record in records)]),
+        "peak_rss_gib": max([peak, *_values(records, "mem/peak_gib")]),
         "notes": state.notes,
         "config": config.model_dump(mode="json"),
     }
 
 
 def _median(records: Sequence[dict[str, Any]], tag: str) -> float:
-    return float(median([record[tag] for record in records if tag in record] or [0.0]))
+    return float(median(_values(records, tag) or [0.0]))
+
+
+def _values(records: Sequence[dict[str, Any]], tag: str) -> list[float]:
+    """Return the values of a tag in all epochs that have measured it."""
+    return [record[tag] for record in records if record.get(tag) is not None]
