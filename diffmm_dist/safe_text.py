@@ -6,7 +6,9 @@ from urllib.parse import unquote
 from diffmm_dist.errors import UserError
 
 _START = re.compile(r"(?P<scheme>s3[an]?(?=:)|[A-Za-z][\w+.-]*(?=:/)):/*", re.IGNORECASE)
-_ADDRESS = re.compile(rf"(?<![\w+.-])(?P<start>{_START.pattern})(?P<rest>[^\s'\"<>|]+)", re.IGNORECASE)
+_SIGN = r"[^\s'\"<>|]"
+_FOLDED = rf"(?:[^\s'\"<>|:@/]+:\s+{_SIGN}*@)?"  # a login that a line break has cut in two
+_ADDRESS = re.compile(rf"(?<![\w+.-])(?P<start>{_START.pattern})(?P<rest>{_FOLDED}{_SIGN}+)", re.IGNORECASE)
 _SIGNED = re.compile(r"(key|sign|token|secret|credential|password)[\w-]*=", re.IGNORECASE)
 _HIDDEN = "***"
 

@@ -4,6 +4,7 @@ They are made from the JSON schema of its type, so that the words of a validator
 """
 
 from collections.abc import Mapping
+from itertools import islice
 from typing import Any
 
 import yaml
@@ -11,6 +12,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from diffmm_dist.safe_text import visible
 
+_MEMBERS = 10
 LONGEST = 80  # characters of a value, or of the path to one, that a sentence repeats
 
 
@@ -19,10 +21,25 @@ def shown(value: Any) -> str:
     if isinstance(value, str | float):
         return shortened(repr(value))
     try:
-        text = yaml.safe_dump(value, default_flow_style=True, width=10**9, allow_unicode=True)
+        text = yaml.safe_dump(_beginning(value), default_flow_style=True, width=10**9, allow_unicode=True)
     except yaml.YAMLError:  # no value of YAML
-        text = repr(value)
+        text = repr(_beginning(value))
     return shortened(text.strip().removesuffix("...").strip())
+
+
+def _beginning(value: Any, depth: int = 3) -> Any:
+    """Return as much of a list or a map as a sentence has room for; it may hold anything, any number of times."""
+    if isinstance(value, str):
+        return value if len(value) <= LONGEST else f"{value[:LONGEST]}..."
+    if not isinstance(value, list | tuple | dict):
+        return value
+    if depth == 0:
+        return "..."
+    if isinstance(value, dict):
+        parts = {_beginning(key): _beginning(part, depth - 1) for key, part in islice(value.items(), _MEMBERS)}
+        return parts if len(value) <= _MEMBERS else {**parts, "...": f"{len(value):,} in all"}
+    members = [_beginning(part, depth - 1) for part in value[:_MEMBERS]]
+    return members if len(value) <= _MEMBERS else [*members, f"... {len(value):,} in all"]
 
 
 def shortened(text: str) -> str:

@@ -73,7 +73,7 @@ class Dataset:
             raise UserError(f"{place} is not a manifest of diffmm_dist; make a dataset with `prepare`")
         if content.get("version") != schema.FORMAT_VERSION:
             raise UserError(
-                f"{place} has format version {content.get('version')!r}, this program reads version "
+                f"{place} has format version {shown(content.get('version'))}, this program reads version "
                 f"{schema.FORMAT_VERSION}; prepare the dataset again"
             )
         try:

@@ -1,6 +1,7 @@
 """A run folder: which run it is, and whether this command may continue it."""
 
 import math
+import re
 import tempfile
 import time
 from functools import cached_property
@@ -32,19 +33,26 @@ _MARK = "mark-"
 
 
 # What these files say is shown, compared and counted with, so it has a form and bounds like everything that is read.
-Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Word = Annotated[str, Field(max_length=100)]
-Metrics = dict[Annotated[str, Field(pattern=r"^[a-z_]{1,20}@[0-9]{1,10}$")], Annotated[float, Field(ge=0, le=1)]]
-Amount = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Amount = Annotated[float, Field(allow_inf_nan=False)]
 Whole = Annotated[int, Field(ge=0, lt=2**63)]
 
 
 class Identity(TypedDict):
     """run.json: the fingerprint of the dataset, and the program's version and the sparse kernel at the first start."""
 
-    dataset: Sha256
+    dataset: Word
     version: Word
     kernel: NotRequired[Kernel]
+
+
+def _has_metrics(values: dict[str, float]) -> dict[str, float]:
+    if not all(re.fullmatch("[a-z_]{1,20}@[0-9]{1,10}", name) for name in values):
+        raise UserError("it holds a metric whose name is none")
+    return values
+
+
+Metrics = Annotated[dict[str, Amount], AfterValidator(_has_metrics)]
 
 
 def _names_its_model(config: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
