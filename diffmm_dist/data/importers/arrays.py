@@ -62,7 +62,7 @@ def open_rows(uri: str, *, kinds: str, needed: str) -> npt.NDArray[Any]:
 def _header(uri: str, file: IO[bytes]) -> _Header:
     """Read the header of a .npy file."""
     start = file.read(8)
-    if start[:6] != _MAGIC:
+    if start[:6] != _MAGIC or len(start) < 8:
         what = next((f"; it is {what}" for mark, what in _OTHERS.items() if start.startswith(mark)), "")
         raise UserError(f"{uri} is not a readable .npy file{what}; save the array with numpy.save")
     width = 2 if start[6] == 1 else 4

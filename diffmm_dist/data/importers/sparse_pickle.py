@@ -129,18 +129,21 @@ def read_pattern(path: str, name: str) -> Pattern:
 
     Raises:
         UserError: it is no pickle, or holds anything else than a sparse matrix.
+        MemoryError: this process may not take what it needs.
     """
     try:
         loaded = load(Path(path).read_bytes())
     except RefusedPickle as error:
         raise UserError(f"refusing the pickle {name}: {error}; convert it on a machine where you trust it") from error
+    except MemoryError:
+        raise
     except Exception as error:  # what is no pickle can fail in many ways
         raise UserError(f"{name} is not a readable pickle: {one_line(error)}") from error
     if not isinstance(loaded, PickledMatrix):
         raise UserError(f"{name} holds no sparse matrix; save one with pickle.dump(matrix)")
     try:
         return _pattern(loaded, name)
-    except (_Damage, MemoryError) as error:
+    except _Damage as error:
         raise UserError(f"{name} holds a damaged sparse matrix: {one_line(error)}; save it again") from error
 
 
