@@ -38,12 +38,24 @@ class Pattern:
     Attributes:
         num_rows: R.
         num_columns: C.
+        num_zeros: zeros that are stored, not counting what pads blocks and diagonals.
         keys: ``row * C + column`` of each such place, ascending and each once, int64.
     """
 
     num_rows: int
     num_columns: int
+    num_zeros: int
     keys: Ints
+
+    @classmethod
+    def loaded(cls, num_rows: int, num_columns: int, num_zeros: int, place: str) -> "Pattern":
+        """Return one whose keys lie in a file."""
+        return cls(num_rows, num_columns, num_zeros, np.load(place, mmap_mode="r"))
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(R, C)."""
+        return self.num_rows, self.num_columns
 
     @property
     def rows(self) -> Ints:
@@ -56,45 +68,40 @@ class Pattern:
         return self.keys % self.num_columns
 
 
-def read_patterns(files: Mapping[str, str], folder: str) -> dict[str, Pattern]:
+def read_patterns(files: Mapping[str, str], folder: str) -> dict[str, "Pattern | str"]:
     """Read pickled matrices in another process.
 
     Args:
         files: local paths of the pickles, by what they are called in errors.
         folder: a temporary folder for what comes back.
 
-    Raises:
-        UserError: a file is no pickle, holds anything else, or takes too much memory or time.
+    Returns:
+        For each name the matrix, or a sentence about what is wrong with it.
     """
+    found: dict[str, Pattern | str] = {}
     for name, path in files.items():
         if os.path.getsize(path) > _LARGEST_FILE:
-            raise UserError(
-                f"{name} is larger than {_LARGEST_FILE >> 30} GiB; import tables instead (`prepare tables`)"
-            )
-    size = max((os.path.getsize(path) for path in files.values()), default=0)
+            found[name] = f"{name} is larger than {_LARGEST_FILE >> 30} GiB; use `prepare tables` for so many"
+    wanted = {name: path for name, path in files.items() if name not in found}
+    return found | (_in_another_process(wanted, folder) if wanted else {})
+
+
+def _in_another_process(files: Mapping[str, str], folder: str) -> dict[str, "Pattern | str"]:
+    size = max(os.path.getsize(path) for path in files.values())
     limit = min(_MEMORY + _MEMORY_PER_BYTE * size, os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
-    names = " and ".join(files)
     try:
         done = subprocess.run(
             [sys.executable, "-m", __name__, str(limit), folder, json.dumps(dict(files))],
             env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[3]), "OPENBLAS_NUM_THREADS": "1"},
             stdin=subprocess.DEVNULL, capture_output=True, check=False, timeout=_SECONDS,
         )  # fmt: skip
-    except subprocess.TimeoutExpired as error:
-        raise UserError(f"reading {names} takes longer than {_SECONDS // 60} minutes; is this a matrix?") from error
+    except subprocess.TimeoutExpired:
+        return {name: f"reading {name} takes longer than {_SECONDS // 60} minutes; is this a matrix?" for name in files}
     answer = _answer(done.stdout)
     if answer is None:
-        raise UserError(
-            f"reading {names} failed, within {limit / 2**30:.1f} GiB of memory; save the matrices again with "
-            "pickle.dump(matrix)"
-        )
-    if "error" in answer:
-        raise UserError(answer["error"])
-    patterns = {}
-    for name in files:
-        num_rows, num_columns = answer["shapes"][name]
-        patterns[name] = Pattern(num_rows, num_columns, np.load(answer["keys"][name], mmap_mode="r"))
-    return patterns
+        failed = f"failed, within {limit / 2**30:.1f} GiB of memory; save the matrix again with pickle.dump(matrix)"
+        return {name: f"reading {name} {failed}" for name in files}
+    return {name: told if isinstance(told, str) else Pattern.loaded(*told) for name, told in answer.items()}
 
 
 def _answer(text: bytes) -> Any:
@@ -108,15 +115,16 @@ def _answer(text: bytes) -> Any:
 def _main(limit: str, folder: str, files: str) -> None:
     """Read the pickles in this process and say what came out."""
     resource.setrlimit(resource.RLIMIT_AS, (int(limit), int(limit)))
-    answer: dict[str, Any] = {"keys": {}, "shapes": {}}
-    try:
-        for number, (name, path) in enumerate(json.loads(files).items()):
+    answer: dict[str, Any] = {}
+    for number, (name, path) in enumerate(json.loads(files).items()):
+        try:
             pattern = read_pattern(path, name)
+        except UserError as error:
+            answer[name] = str(error)
+        else:
             place = os.path.join(folder, f"{number}.npy")
             np.save(place, pattern.keys)
-            answer["keys"][name], answer["shapes"][name] = place, (pattern.num_rows, pattern.num_columns)
-    except UserError as error:
-        answer = {"error": str(error)}
+            answer[name] = (*pattern.shape, pattern.num_zeros, place)
     print(json.dumps(answer))
 
 
@@ -157,16 +165,28 @@ def _pattern(matrix: PickledMatrix, name: str) -> Pattern:
         raise UserError(f"{name} holds a matrix of {num_rows} users and {num_columns} items; both are needed")
     if max(shape) > LARGEST_SIDE:
         raise UserError(f"{name} holds a matrix of {num_rows:,} users and {num_columns:,} items, which is too large")
-    data = _numbers(matrix.attributes, "data")
-    if data.dtype.kind == "f" and not np.isfinite(data).all():
-        raise UserError(f"{name} holds values that are NaN or infinite; clean them first")
-    rows, columns = _PLACES[matrix.format](matrix.attributes, data, shape)
+    rows, columns, values = _ENTRIES[matrix.format](matrix.attributes, _numbers(matrix.attributes, "data"), shape)
     for kind, ids, count in (("user", rows, num_rows), ("item", columns, num_columns)):
         if ids.size and not 0 <= ids.min() <= ids.max() < count:
             bad = ids[(ids < 0) | (ids >= count)][0]
             raise UserError(f"{name}: {kind} id {bad} is out of range; the matrix has {count} {kind}s")
-    _check_emptiness(shape, rows.size, name)
-    return Pattern(num_rows, num_columns, np.unique(rows * num_columns + columns))
+    _check_values(rows, columns, values, name)
+    present = values != 0
+    num_entries = int(present.sum())
+    _check_emptiness(shape, num_entries, name)
+    keys = np.unique(rows[present] * num_columns + columns[present])
+    return Pattern(num_rows, num_columns, values.size - num_entries, keys)
+
+
+def _check_values(rows: Ints, columns: Ints, values: npt.NDArray[Any], name: str) -> None:
+    """Refuse what cannot say that there was an interaction."""
+    unfit = np.flatnonzero(~(np.isfinite(values) & (values >= 0)))
+    if unfit.size:
+        first = unfit[0]
+        raise UserError(
+            f"{name}: the entry of user {rows[first]} and item {columns[first]} is {values[first]} ({unfit.size} such "
+            "entries); an interaction is a positive number, so drop or mend the others"
+        )
 
 
 def _check_emptiness(shape: tuple[int, int], entries: int, name: str) -> None:
@@ -204,7 +224,10 @@ def _whole(values: Any, name: str) -> Ints:
     return values.astype(np.int64)
 
 
-def _coo(attributes: Mapping[str, Any], data: npt.NDArray[Any], _: tuple[int, int]) -> tuple[Ints, Ints]:
+Entries = tuple[Ints, Ints, npt.NDArray[Any]]  # rows, columns and values
+
+
+def _coo(attributes: Mapping[str, Any], data: npt.NDArray[Any], _: tuple[int, int]) -> Entries:
     coords = attributes.get("coords")
     if coords is None:  # as SciPy kept them before 1.13
         coords = attributes.get("row"), attributes.get("col")
@@ -213,8 +236,7 @@ def _coo(attributes: Mapping[str, Any], data: npt.NDArray[Any], _: tuple[int, in
     rows, columns = (_whole(ids, name) for ids, name in zip(coords, ("row", "col"), strict=True))
     if data.ndim != 1 or not rows.size == columns.size == data.size:
         raise _Damage(f"it has {rows.size} rows, {columns.size} columns and {data.size} values")
-    present = data != 0
-    return rows[present], columns[present]
+    return rows, columns, data
 
 
 def _compressed(attributes: Mapping[str, Any], data: npt.NDArray[Any], outer: int) -> tuple[Ints, Ints]:
@@ -228,38 +250,38 @@ def _compressed(attributes: Mapping[str, Any], data: npt.NDArray[Any], outer: in
     return np.repeat(np.arange(outer), np.diff(pointers)), inner[:stored]
 
 
-def _csr(attributes: Mapping[str, Any], data: npt.NDArray[Any], shape: tuple[int, int]) -> tuple[Ints, Ints]:
+def _csr(attributes: Mapping[str, Any], data: npt.NDArray[Any], shape: tuple[int, int]) -> Entries:
     _numbers(attributes, "data", 1)
     rows, columns = _compressed(attributes, data, shape[0])
-    present = data[: rows.size] != 0
-    return rows[present], columns[present]
+    return rows, columns, data[: rows.size]
 
 
-def _csc(attributes: Mapping[str, Any], data: npt.NDArray[Any], shape: tuple[int, int]) -> tuple[Ints, Ints]:
-    rows, columns = _csr(attributes, data, (shape[1], shape[0]))
-    return columns, rows
+def _csc(attributes: Mapping[str, Any], data: npt.NDArray[Any], shape: tuple[int, int]) -> Entries:
+    rows, columns, values = _csr(attributes, data, (shape[1], shape[0]))
+    return columns, rows, values
 
 
-def _bsr(attributes: Mapping[str, Any], data: npt.NDArray[Any], shape: tuple[int, int]) -> tuple[Ints, Ints]:
+def _bsr(attributes: Mapping[str, Any], data: npt.NDArray[Any], shape: tuple[int, int]) -> Entries:
     height, width = _numbers(attributes, "data", 3).shape[1:]
     if min(height, width) < 1 or shape[0] % height or shape[1] % width:
         raise _Damage(f"its blocks of {height} x {width} do not fit its shape")
     block_rows, block_columns = _compressed(attributes, data, shape[0] // height)
     blocks, in_rows, in_columns = np.nonzero(data[: block_rows.size])
-    return block_rows[blocks] * height + in_rows, block_columns[blocks] * width + in_columns
+    rows, columns = block_rows[blocks] * height + in_rows, block_columns[blocks] * width + in_columns
+    return rows, columns, data[blocks, in_rows, in_columns]
 
 
-def _dia(attributes: Mapping[str, Any], data: npt.NDArray[Any], shape: tuple[int, int]) -> tuple[Ints, Ints]:
+def _dia(attributes: Mapping[str, Any], data: npt.NDArray[Any], shape: tuple[int, int]) -> Entries:
     offsets = _whole(attributes.get("offsets"), "offsets")
     if _numbers(attributes, "data", 2).shape[0] != offsets.size or np.unique(offsets).size != offsets.size:
         raise _Damage(f"it has {data.shape[0]} diagonals and {offsets.size} different places of diagonals")
     diagonals, columns = np.nonzero(data)
     rows = columns - offsets[diagonals]
     inside = (rows >= 0) & (rows < shape[0]) & (columns < shape[1])
-    return rows[inside], columns[inside]
+    return rows[inside], columns[inside], data[diagonals, columns][inside]
 
 
-_PLACES = {"coo": _coo, "csr": _csr, "csc": _csc, "bsr": _bsr, "dia": _dia}
+_ENTRIES = {"coo": _coo, "csr": _csr, "csc": _csc, "bsr": _bsr, "dia": _dia}
 
 if __name__ == "__main__":
     _main(*sys.argv[1:])

@@ -184,11 +184,11 @@ def test_a_reader_that_needs_too_much_memory_or_dies_is_one_sentence(tmp_path, m
     path.write_bytes(pickle.dumps(coo(coords=(np.zeros(10**6, np.int8),) * 2, data=np.ones(10**6, np.int8))))
     monkeypatch.setattr("diffmm_dist.data.importers.sparse_pickle._MEMORY", 40 << 20)
     monkeypatch.setattr("diffmm_dist.data.importers.sparse_pickle._MEMORY_PER_BYTE", 0)
-    with pytest.raises(UserError, match=r"reading m\.pkl failed, within 0\.0 GiB of memory"):
-        read_patterns({"m.pkl": str(path)}, str(tmp_path))
+    assert (
+        "reading m.pkl failed, within 0.0 GiB of memory" in read_patterns({"m.pkl": str(path)}, str(tmp_path))["m.pkl"]
+    )
     monkeypatch.setattr("diffmm_dist.data.importers.sparse_pickle._SECONDS", 0)
-    with pytest.raises(UserError, match=r"reading m\.pkl takes longer"):
-        read_patterns({"m.pkl": str(path)}, str(tmp_path))
+    assert "reading m.pkl takes longer" in read_patterns({"m.pkl": str(path)}, str(tmp_path))["m.pkl"]
 
 
 @pytest.mark.parametrize("kind", ["pipe", "device", "folder"])
