@@ -1,5 +1,6 @@
 # make demo   install, generate data, train DiffMM and a baseline, show recommendations
 # make test   install with the development tools and run the default tests
+# make fuzz   damage files at random, EXAMPLES=5000 times each
 # Python 3.11 comes first: DGL, which partitions by METIS and brings a second kernel, has no package beyond it.
 
 VENV ?= .venv
@@ -7,7 +8,7 @@ PYTHON ?= $(shell for p in python3.11 python3.10 python3.12 python3.13 python3 p
 	$$p -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] < (3, 14))' 2>/dev/null && echo $$p && break; done)
 RUN := $(VENV)/bin/python launch.py
 
-.PHONY: demo test check-python
+.PHONY: demo test fuzz check-python
 
 demo: $(VENV)/.installed datasets/demo/manifest.json
 	@$(RUN) train --config configs/demo.yaml model.name=popularity run.path=runs/demo/popularity > /dev/null
@@ -22,6 +23,9 @@ demo: $(VENV)/.installed datasets/demo/manifest.json
 
 test: $(VENV)/.installed-dev
 	@$(VENV)/bin/python -m pytest --numprocesses 2
+
+fuzz: $(VENV)/.installed-dev
+	@DIFFMM_FUZZ=$(or $(EXAMPLES),5000) $(VENV)/bin/python -m pytest -q --timeout 7200 tests/unit/test_fuzz.py
 
 datasets/demo/manifest.json: | $(VENV)/.installed
 	@$(RUN) prepare synthetic --out datasets/demo
