@@ -161,6 +161,10 @@ def recommend(
     every_user: Annotated[bool, typer.Option("--all", help="Recommend to every user.")] = False,
     k: Annotated[int, typer.Option(min=1, help="Recommendations per user.")] = 20,
     include_seen: Annotated[bool, typer.Option("--include-seen", help="Recommend known items too.")] = False,
+    raw_ids: Annotated[
+        bool,
+        typer.Option("--raw-ids", help="No apostrophe in .csv before ids that a spreadsheet takes for formulas."),
+    ] = False,
     out: Annotated[
         str | None,
         typer.Option(
@@ -178,7 +182,7 @@ def recommend(
     import torch
 
     from diffmm_dist.export.bundle import read_bundle
-    from diffmm_dist.export.recommend import file_format, user_rows_of, write_recommendations
+    from diffmm_dist.export.recommend import file_format, num_formulas, user_rows_of, write_recommendations
     from diffmm_dist.export.recommend import recommend as recommend_blocks
     from diffmm_dist.export.users import read_users
     from diffmm_dist.storage import check_apart
@@ -193,7 +197,13 @@ def recommend(
         rows = user_rows_of(source, _ids(users) if users is not None else read_users(str(users_from), source))
     tables = recommend_blocks(source, rows, k=k, include_seen=include_seen)
     if out is not None:
-        say(f"{out}: {write_recommendations(tables, out):,} recommendations to {rows.numel():,} users")
+        count = write_recommendations(tables, out, raw_ids=raw_ids)
+        say(f"{out}: {count:,} recommendations to {rows.numel():,} users")
+        formulas = 0 if raw_ids or file_format(out) != "csv" else num_formulas(source)
+        if formulas:
+            say(
+                f"note: {formulas:,} ids look like formulas and have an apostrophe before them; --raw-ids leaves it out"
+            )
         return
     cells = [
         [str(row["user"]), str(row["rank"]), str(row["item"]), f"{row['score']:.4f}"]
@@ -247,7 +257,7 @@ def main() -> None:
         _fail("interrupted", _INTERRUPTED)
     except StoppedError as error:
         _fail(f"stopped at {error}; a checkpoint is saved, the same command goes on from there", _INTERRUPTED)
-    except OSError as error:
+    except (OSError, MemoryError) as error:
         _fail(f"error: {system_sentence(error)}", 1)
 
 

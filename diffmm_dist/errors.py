@@ -36,8 +36,10 @@ def closest(name: str, choices: list[str]) -> str:
     return f"; did you mean '{nearest[0]}'?" if nearest else ""
 
 
-def system_sentence(error: OSError) -> str:
+def system_sentence(error: OSError | MemoryError) -> str:
     """Return what the operating system refused and what to do about it; a full disk can show anywhere."""
+    if isinstance(error, MemoryError):
+        return "this takes more memory than there is; use smaller data or settings, or a larger machine"
     where = f"{error.filename}: " if error.filename else ""
     return f"{where}{one_line(error)}; make room or give access, then run the same command again"
 

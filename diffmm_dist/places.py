@@ -9,6 +9,7 @@ import re
 from collections.abc import Sequence
 
 from diffmm_dist.errors import UserError
+from diffmm_dist.safe_text import refuse_secrets
 from diffmm_dist.words import shortened
 
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):/(/?)(.*)", re.DOTALL)
@@ -32,6 +33,7 @@ def settle(place: str, *, to_write: bool = False, pattern: bool = False) -> str:
     Raises:
         UserError: it is no place; the sentence says what to write instead.
     """
+    refuse_secrets(place)
     if not place.strip():
         raise _refusal(place, "a place must not be empty; name a file or a folder")
     if "\0" in place or not _is_text(place):

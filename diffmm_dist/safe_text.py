@@ -53,9 +53,11 @@ def _holds_secret(rest: str) -> bool:
     """Tell whether what follows the scheme holds credentials: ``USER:PASSWORD@``, also encoded, or a signed query."""
     place, _, query = _decoded(rest).partition("?")
     authority = place.split("/")[0]
-    _, _, password = authority.partition(":")
+    _, colon, password = authority.partition(":")
     is_port = re.match(r"\d{1,5}(?!\w)", password) is not None
-    is_login = "@" in authority or (password != "" and not is_port and not authority.startswith("arn:"))
+    is_login = "@" in authority
+    if colon and not authority.startswith("arn:"):
+        is_login = "@" in place or (password != "" and not is_port)  # a password may hold slashes
     return is_login or _SIGNED.search(query) is not None
 
 

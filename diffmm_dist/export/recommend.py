@@ -21,6 +21,8 @@ from diffmm_dist.export.bundle import Bundle
 from diffmm_dist.words import shown
 
 _USERS_PER_BLOCK = 1024
+# What makes a spreadsheet compute a cell, in both widths of East Asian characters, also behind blanks.
+_FORMULA = "^[\\s\\x00]*[=+\\-@\\t\\r\\n\uff1d\uff0b\uff0d\uff20]|^[\\t\\r\\n']"
 _MOST_NAMED = 5  # ids that a message repeats
 
 
@@ -95,20 +97,45 @@ def file_format(out: str) -> str:
     return ending
 
 
-def write_recommendations(tables: Iterator[pa.Table], out: str) -> int:
+def write_recommendations(tables: Iterator[pa.Table], out: str, *, raw_ids: bool = False) -> int:
     """Write tables to one file, which appears when it is complete, in the format of its ending; return the rows.
+
+    Args:
+        tables: what to write.
+        out: the file.
+        raw_ids: write ids into CSV as they are, also where a spreadsheet would take one for a formula.
 
     Raises:
         UserError: it has another ending, or cannot be written.
     """
     rows = 0
     writer = _WRITERS[file_format(out)]
+    if file_format(out) == "csv" and not raw_ids:
+        tables = map(_for_spreadsheets, tables)
     first = next(tables)
     with storage.replacing_file(out) as file, writer(file, first.schema) as write:
         for table in chain([first], tables):
             write(table)
             rows += table.num_rows
     return rows
+
+
+def num_formulas(bundle: Bundle) -> int:
+    """Return how many ids of a bundle a spreadsheet would take for formulas, and so have an apostrophe in CSV."""
+    texts = (ids for ids in (bundle.user_ids, bundle.item_ids) if pa.types.is_string(ids.type))
+    return sum(pc.sum(pc.match_substring_regex(ids, _FORMULA)).as_py() or 0 for ids in texts)
+
+
+def _for_spreadsheets(table: pa.Table) -> pa.Table:
+    """Put an apostrophe before texts that a spreadsheet would compute, and before those that begin with one.
+
+    So what begins with an apostrophe loses it, and is what it was.
+    """
+    for place, field in enumerate(table.schema):
+        if pa.types.is_string(field.type):
+            column = pc.replace_substring_regex(table.column(place), _FORMULA, "'\\0")
+            table = table.set_column(place, field.name, column)
+    return table
 
 
 Write = Callable[[pa.Table], Any]

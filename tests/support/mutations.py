@@ -23,9 +23,9 @@ import pyarrow.parquet as parquet
 import yaml
 
 from diffmm_dist import cli
-from diffmm_dist.checksums import sealed
 from diffmm_dist.data import stream
 from diffmm_dist.data.dataset import Dataset
+from diffmm_dist.records import sealed
 from diffmm_dist.train.partitioning import partition_dataset
 from tests.support.builders import ROOT, SMALL, metrics_of, published_folder, synthetic_dataset
 
