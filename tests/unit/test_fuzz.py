@@ -31,7 +31,7 @@ from tests.support.builders import ROOT, synthetic_dataset
 
 LONGER = int(os.environ.get("DIFFMM_FUZZ", "0"))
 FUZZ = settings(
-    max_examples=LONGER or 60,
+    max_examples=LONGER or 40,
     derandomize=not LONGER,
     deadline=None,
     database=None,

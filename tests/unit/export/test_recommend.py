@@ -1,4 +1,8 @@
+import csv
+import json
+
 import pyarrow as pa
+import pyarrow.parquet as parquet
 import pytest
 import torch
 
@@ -60,3 +64,37 @@ def test_unknown_and_unreadable_ids():
     with pytest.raises(UserError, match="whole numbers, not 'bob'"):
         user_rows_of(bundle(), ["bob"])
     assert user_rows_of(bundle(2, ids=pa.array(["bob", "eve"])), ["eve"]).tolist() == [1]
+
+
+FORMULAS = ["=1+1", "+1", "-1", "@SUM(A1)", "\t=1", "\r=1", " =1", "\uff1d1", "'=1", "'", '=HYPERLINK("http://x","y")']
+
+
+def recommended(tmp_path, ids, **more):
+    """Write one recommendation of each id to CSV, and return the ids as a program reads them."""
+    table = pa.table({"user": ids, "rank": pa.array([1] * len(ids), pa.int32()), "item": ids})
+    write_recommendations(iter([table]), str(tmp_path / "r.csv"), **more)
+    with (tmp_path / "r.csv").open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def test_what_a_spreadsheet_would_compute_has_an_apostrophe_in_csv(tmp_path):
+    for row, text in zip(recommended(tmp_path, FORMULAS), FORMULAS, strict=True):
+        assert (row["user"], row["item"]) == ("'" + text, "'" + text)
+    plain = ["a=1", "user_1", "é", "a\nb", 'a"b', "1-2", ""]
+    assert [row["user"] for row in recommended(tmp_path, plain)] == plain
+    assert [row["user"] for row in recommended(tmp_path, [-7, 3])] == ["-7", "3"], "numbers are no formulas"
+
+
+def test_ids_can_be_written_as_they_are(tmp_path):
+    assert [row["user"] for row in recommended(tmp_path, FORMULAS, raw_ids=True)] == FORMULAS
+    for ending, read in READERS.items():
+        out = tmp_path / f"r.{ending}"
+        write_recommendations(iter([pa.table({"user": FORMULAS})]), str(out))
+        assert read(out) == FORMULAS
+
+
+READERS = {
+    "parquet": lambda path: parquet.read_table(path)["user"].to_pylist(),
+    "arrow": lambda path: pa.ipc.open_file(path).read_all()["user"].to_pylist(),
+    "jsonl": lambda path: [json.loads(line)["user"] for line in path.read_text().split("\n")[:-1]],
+}

@@ -66,8 +66,9 @@ def test_settings_that_would_never_end_are_refused(run_cli, tmp_path, dataset, k
 
 
 @pytest.mark.parametrize("kind", SIZES)
-@pytest.mark.parametrize("model", ["diffmm", "lightgcn", "popularity"])
-@pytest.mark.parametrize("features", [None, np.ones, np.zeros])
+@pytest.mark.parametrize(
+    ("model", "features"), [("diffmm", np.ones), ("diffmm", np.zeros), ("lightgcn", None), ("popularity", None)]
+)
 def test_the_smallest_data_train_or_are_refused_in_a_sentence(run_cli, tmp_path, kind, model, features):
     users, items, num_users, num_items = SIZES[kind]
     with dataset_writer(str(tmp_path / "d"), num_users=num_users, num_items=num_items) as writer:
@@ -82,4 +83,4 @@ def test_the_smallest_data_train_or_are_refused_in_a_sentence(run_cli, tmp_path,
     if status != 0:
         assert status == 1
         assert err.count("error: ") == 1
-        assert "at least one modality" in err or "no negative item" in err
+        assert "no negative item" in err
