@@ -329,8 +329,8 @@ ARROW_MUTATIONS = {"offsets": _patch_offsets, "forged offsets": _resealed(_patch
 
 def mutations_of(kind):
     """The ways to damage a kind of file."""
-    is_arrow = kind.file.endswith(".arrow") and kind.folder in ("dataset", "bundle")
-    return {**MUTATIONS, **(ARROW_MUTATIONS if is_arrow else {})}
+    is_ours = kind.file.endswith(".arrow") and kind.folder != "cached"
+    return {**MUTATIONS, **(ARROW_MUTATIONS if is_ours else {})}
 
 
 class Laboratory:
