@@ -77,7 +77,7 @@ def submit(
 
 def _show_result(result: Mapping[str, Any], path: str) -> None:
     tables = [metric_rows(f"{split} ", result[split]) for split in ("valid", "test") if result[split]]
-    model = result["config"]["model"]["name"]
+    model = result["config"].get("model", {}).get("name", "a model without a name")
     print_table(
         f"{model}, seed {result['seed']}: epoch {result['best_epoch']} of 0..{result['epochs'] - 1}, "
         f"{_protocol(result['protocol'])}",
@@ -108,7 +108,7 @@ def compare(
     comparison = compare_runs(runs, k=k)
     print_table("", comparison.columns, comparison.rows)
     for note in comparison.notes:
-        print(note)
+        say(note)
 
 
 @app.command()
@@ -161,10 +161,7 @@ def recommend(
     every_user: Annotated[bool, typer.Option("--all", help="Recommend to every user.")] = False,
     k: Annotated[int, typer.Option(min=1, help="Recommendations per user.")] = 20,
     include_seen: Annotated[bool, typer.Option("--include-seen", help="Recommend known items too.")] = False,
-    raw_ids: Annotated[
-        bool,
-        typer.Option("--raw-ids", help="No apostrophe in .csv before ids that a spreadsheet takes for formulas."),
-    ] = False,
+    raw_ids: Annotated[bool, typer.Option("--raw-ids", help="No apostrophe in .csv before ids such as =1.")] = False,
     out: Annotated[
         str | None,
         typer.Option(
@@ -199,11 +196,7 @@ def recommend(
     if out is not None:
         count = write_recommendations(tables, out, raw_ids=raw_ids)
         say(f"{out}: {count:,} recommendations to {rows.numel():,} users")
-        formulas = 0 if raw_ids or file_format(out) != "csv" else num_formulas(source)
-        if formulas:
-            say(
-                f"note: {formulas:,} ids look like formulas and have an apostrophe before them; --raw-ids leaves it out"
-            )
+        _say_formulas(0 if raw_ids or file_format(out) != "csv" else num_formulas(source))
         return
     cells = [
         [str(row["user"]), str(row["rank"]), str(row["item"]), f"{row['score']:.4f}"]
@@ -211,6 +204,11 @@ def recommend(
         for row in table.to_pylist()
     ]
     print_table("", ["user", "rank", "item", "score"], cells)
+
+
+def _say_formulas(count: int) -> None:
+    if count:
+        say(f"note: {count:,} ids look like formulas and have an apostrophe before them; --raw-ids leaves it out")
 
 
 def _ids(text: str) -> list[str]:

@@ -72,6 +72,12 @@ def target_of(uri: str) -> str:
     return uri if is_remote(uri) else os.path.realpath(uri)
 
 
+def check_inside(uri: str, folder: str) -> None:
+    """Raise a ``UserError`` if a local file lies outside a folder because of links; the folder itself may be one."""
+    if not is_remote(uri) and not target_of(uri).startswith(f"{target_of(folder).rstrip('/')}/"):
+        raise UserError(f"{uri} is a link that leads out of {folder}; put the file itself there")
+
+
 def check_local_file(uri: str, path: str) -> None:
     """Refuse to replace what is there if it is no file."""
     if os.path.islink(path):

@@ -38,19 +38,6 @@ def name(uri: str) -> str:
     return (uri if is_remote(uri) else os.path.abspath(uri)).rstrip("/").rpartition("/")[2]
 
 
-def check_inside(uri: str, folder: str) -> None:
-    """Check that a local file lies in a folder, also where links lead; the folder itself may be a link.
-
-    Raises:
-        UserError: it does not.
-    """
-    if is_remote(uri):
-        return
-    place, root = os.path.realpath(_resolve(uri)[1]), os.path.realpath(_resolve(folder)[1])
-    if not place.startswith(root.rstrip("/") + "/"):
-        raise UserError(f"{uri} is a link that leads out of {folder}; put the file itself there")
-
-
 def exists(uri: str) -> bool:
     """Return whether a file or folder is there."""
     file_system, path = _resolve(uri)
@@ -220,18 +207,6 @@ def download(uri: str, path: str) -> str:
     with open_file(uri) as source, replacing_file(path) as target:
         target.writelines(_hashed(source, digest))
     return digest.hexdigest()
-
-
-def local_copy(uri: str, folder: str) -> str:
-    """Return the local path of a regular file, or of its copy in a folder if it lies on S3."""
-    if is_remote(uri):
-        place = os.path.join(folder, f"{uuid.uuid4().hex}-{name(uri)}")
-        download(uri, place)
-        return place
-    _, path = _resolve(uri)
-    with _explained(uri, "read"):
-        open_regular(path).close()
-    return str(path)
 
 
 def _hashed(file: IO[bytes], digest: Any) -> Iterator[bytes]:

@@ -19,6 +19,7 @@ from diffmm_dist.data.stream import ReadBatch, Reading, read_batches
 from diffmm_dist.errors import DamagedError, UserError, closest
 from diffmm_dist.parallel.random import RandomStream
 from diffmm_dist.parallel.ranges import Range
+from diffmm_dist.places import check_inside
 from diffmm_dist.records import check_seal, unsealed
 from diffmm_dist.sparse import CSR
 from diffmm_dist.words import damage, shown
@@ -262,7 +263,7 @@ class Dataset:
 
     def _batches(self, files: Sequence[FileEntry], expected: pa.Schema, *, skip: int = 0) -> Iterator[ReadBatch]:
         for file in files:
-            storage.check_inside(storage.join(self.uri, file.path), self.uri)
+            check_inside(storage.join(self.uri, file.path), self.uri)
         return read_batches(self.uri, files, expected=expected, reading=self._reading, skip=skip)
 
     def verify(self) -> None:
@@ -280,7 +281,7 @@ class Dataset:
 
     def _matches(self, path: str, checksum: str) -> bool:
         uri = storage.join(self.uri, path)
-        storage.check_inside(uri, self.uri)
+        check_inside(uri, self.uri)
         return storage.exists(uri) and storage.sha256(uri) == checksum
 
 

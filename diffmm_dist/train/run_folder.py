@@ -55,12 +55,6 @@ def _has_metrics(values: dict[str, float]) -> dict[str, float]:
 Metrics = Annotated[dict[str, Amount], AfterValidator(_has_metrics)]
 
 
-def _names_its_model(config: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    if not isinstance(config.get("model", {}).get("name"), str):
-        raise UserError("its config names no model")
-    return config
-
-
 class Result(TypedDict):
     """result.json (docs/evaluation.md)."""
 
@@ -74,7 +68,7 @@ class Result(TypedDict):
     seconds_per_phase: dict[Word, Amount]
     peak_rss_gib: Amount
     notes: NotRequired[list[str]]
-    config: Annotated[dict[str, dict[str, Any]], AfterValidator(_names_its_model)]
+    config: dict[str, dict[str, Any]]
 
 
 # What may change between two commands on one run folder: where it runs and what is written, never which run it is. Of

@@ -191,21 +191,17 @@ def _cached(folder):
     return status, found, err
 
 
-def _part(kind):
-    return f"{kind}-00000.arrow"
-
-
 EVALUATED = _shown("evaluate", "{folder}/r", "--k", "5")
 COMPARED = _shown("bench", "compare", "{folder}/a.json", "{folder}/b.json")
 KINDS = [
     Kind("configuration", "configs", "c.yaml", _shown("config", "show", "{folder}/c.yaml"), checked=False),
     Kind("extended configuration", "configs", "base.yaml", _shown("config", "show", "{folder}/c.yaml"), checked=False),
     Kind("manifest", "dataset", "manifest.json", _dataset),
-    Kind("interactions", "dataset", f"interactions/split=train/{_part('part')}", _dataset),
-    Kind("features", "dataset", f"items/modality=visual/{_part('part')}", _dataset),
-    Kind("ids of users", "dataset", f"ids/{_part('users')}", _dataset),
+    Kind("interactions", "dataset", "interactions/split=train/part-00000.arrow", _dataset),
+    Kind("features", "dataset", "items/modality=visual/part-00000.arrow", _dataset),
+    Kind("ids of users", "dataset", "ids/users-00000.arrow", _dataset),
     Kind("ids of items", "dataset", "ids/items-00001.arrow", _dataset),
-    Kind("order of a partition", "dataset", f"order/{_part('users')}", _dataset),
+    Kind("order of a partition", "dataset", "order/users-00000.arrow", _dataset),
     Kind("cached file", "cached", "cache/{sha256}.arrow", _cached),
     Kind("run.json", "run", "r/run.json", EVALUATED),
     Kind("config.yaml of a run", "run", "r/config.yaml", EVALUATED),

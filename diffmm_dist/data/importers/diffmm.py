@@ -1,5 +1,6 @@
 """The folders published with DiffMM: pickled SciPy matrices and NumPy features."""
 
+import os
 import tempfile
 from collections.abc import Iterator, Mapping
 from itertools import combinations
@@ -99,7 +100,7 @@ def _read_matrices(paths: Mapping[Split, str], wrong: Mistakes) -> dict[Split, P
         local = {}
         for uri in paths.values():
             with wrong.collected():
-                local[uri] = storage.local_copy(uri, folder)
+                local[uri] = _local_copy(uri, folder)
         found = read_patterns(local, folder)
     matrices = {}
     for split, uri in paths.items():
@@ -109,6 +110,16 @@ def _read_matrices(paths: Mapping[Split, str], wrong: Mistakes) -> dict[Split, P
         elif matrix is not None:
             wrong.append(matrix)
     return matrices
+
+
+def _local_copy(uri: str, folder: str) -> str:
+    """Return the local path of a regular file, or of its copy in a folder if it lies on S3."""
+    if storage.is_remote(uri):
+        place = os.path.join(folder, storage.name(uri))
+        storage.download(uri, place)
+        return place
+    with storage.open_file(uri):
+        return os.path.abspath(uri)
 
 
 def _overlaps(matrices: Mapping[Split, Pattern]) -> list[str]:
