@@ -235,7 +235,7 @@ def bench_stream(
     batches_ahead: Annotated[int, typer.Option(min=1, help="Record batches fetched from S3 in advance.")] = 4,
     threads: Annotated[int, typer.Option(min=1, help="Threads of the reader's arithmetic.")] = 1,
 ) -> None:
-    """Time reading all training interactions and features, in turns, such as from a disk and from S3."""
+    """Time reading all training interactions and features, in turns, with and without comparing checksums."""
     from diffmm_dist.bench.stream import bench_stream as run
 
     run(datasets, out, repeats=repeats, batches_ahead=batches_ahead, threads=threads)

@@ -14,12 +14,14 @@ from diffmm_dist.monitoring.timing import peak_rss_gib, take_turns
 from diffmm_dist.train.worker import prepare_process
 
 _MIB = 2**20
+_UNCHECKED = "unchecked "
 
 
 def bench_stream(datasets: Sequence[str], out: str, *, repeats: int, batches_ahead: int, threads: int = 1) -> None:
     """Time a pass over all training interactions and features of each dataset, in turns; write a JSON file.
 
-    Peak memory is that of a process of its own for each dataset, the program included.
+    Each is read with and without comparing its files with their checksums. Peak memory is that of a process of its own
+    for each dataset, the program included.
 
     Args:
         datasets: where they are; the first is what the others are compared with.
@@ -30,23 +32,34 @@ def bench_stream(datasets: Sequence[str], out: str, *, repeats: int, batches_ahe
     """
     prepare_process(threads)
     opened = {uri: Dataset.open(uri, Reading(batches_ahead)) for uri in datasets}
-    times = take_turns({uri: partial(read_all, dataset) for uri, dataset in opened.items()}, repeats=repeats)
-    first = times[datasets[0]]
+    unchecked = {f"{_UNCHECKED}{uri}": Dataset.open(uri, Reading(batches_ahead, verify=False)) for uri in datasets}
+    times = take_turns(
+        {name: partial(read_all, dataset) for name, dataset in (opened | unchecked).items()}, repeats=repeats
+    )
     results: dict[str, dict[str, Any]] = {}
-    for uri, seconds in times.items():
-        ratios = [mine / other for mine, other in zip(first, seconds, strict=True)]
-        mib = read_all(opened[uri]) / _MIB
+    for uri, dataset in opened.items():
+        seconds = times[uri]
+        mib = read_all(dataset) / _MIB
         results[uri] = {
-            "interactions": opened[uri].manifest.num_interactions("train"),
+            "interactions": dataset.manifest.num_interactions("train"),
             "mib": mib,
-            "seconds": {"median": median(seconds), "min": min(seconds), "max": max(seconds)},
+            "seconds": _spread(seconds),
             "mib_per_s": mib / median(seconds),
-            "speed_of_first": {"median": median(ratios), "min": min(ratios), "max": max(ratios)},
+            "speed_of_first": _spread(_ratios(times[datasets[0]], seconds)),
+            "speed_of_unchecked": _spread(_ratios(times[f"{_UNCHECKED}{uri}"], seconds)),
             "peak_mib": _peak_mib(uri, batches_ahead, threads),
         }
     storage.write_json(
         out, {"command": command(), "machine": machine(), "batches_ahead": batches_ahead, "streams": results}
     )
+
+
+def _ratios(seconds: Sequence[float], others: Sequence[float]) -> list[float]:
+    return [mine / other for mine, other in zip(seconds, others, strict=True)]
+
+
+def _spread(values: Sequence[float]) -> dict[str, float]:
+    return {"median": median(values), "min": min(values), "max": max(values)}
 
 
 def read_all(dataset: Dataset) -> int:

@@ -147,6 +147,7 @@ def test_streams_are_timed_in_turns(tmp_path):
     streams = json.loads((tmp_path / "s.json").read_text())["streams"]
     assert list(streams) == uris
     assert streams[uris[0]]["speed_of_first"]["median"] == 1
+    assert all(entry["speed_of_unchecked"]["min"] > 0 for entry in streams.values())
     train = Dataset.open(uris[1]).manifest.num_interactions("train")
     assert streams[uris[1]]["mib"] * 2**20 == 16 * train + 40 * (6 + 4) * 4
     assert uris[1] in markdown([str(tmp_path / "s.json")])
