@@ -25,9 +25,10 @@ from diffmm_dist.cli_options import (
 from diffmm_dist.cli_usage import UsageError, usage_sentence
 from diffmm_dist.config import render
 from diffmm_dist.cores import tell_libraries
-from diffmm_dist.errors import StoppedEarlyError, StoppedError, UserError, one_line, system_sentence
+from diffmm_dist.errors import StoppedEarlyError, StoppedError, TakenOverError, UserError, one_line, system_sentence
 from diffmm_dist.monitoring.log import logger, metric_rows, print_table, say, set_up_logging
 from diffmm_dist.safe_text import check_word, message
+from diffmm_dist.train.signals import at_once
 
 # Commands import what they need when they run: `--help` and a misspelt key must not wait for torch.
 
@@ -45,6 +46,8 @@ app.command()(partition)
 app.command()(inspect)
 
 _INTERRUPTED = 130
+_TAKEN_OVER = 3
+_ENDED = "interrupted; nothing is left half-written"
 
 
 @app.command()
@@ -231,18 +234,23 @@ def config_reference() -> None:
     say(render.reference_markdown(), end="")
 
 
+def _run() -> None:
+    with at_once(StoppedEarlyError(_ENDED)):
+        status = app(standalone_mode=False)
+    if status == _INTERRUPTED:
+        raise StoppedEarlyError(_ENDED)
+
+
 def main() -> None:
     """Run the command line.
 
-    Exit with one sentence and 2 for a command line that cannot be read, 1 for what the user can put right, and 130
-    after Ctrl-C.
+    Exit with one sentence and 2 for a command line that cannot be read, 1 for what the user can put right, 130 after
+    Ctrl-C or SIGTERM, which end every command but `train` at once, and 3 for a run that another process has taken over.
     """
     _prepare()
     try:
         _check_words()
-        status = app(standalone_mode=False)
-        if status == _INTERRUPTED:
-            raise KeyboardInterrupt
+        _run()
     except UsageError as error:
         if type(error).__name__ == "NoArgsIsHelpError":  # the help has been shown
             sys.exit(error.exit_code)
@@ -251,8 +259,10 @@ def main() -> None:
         _fail(f"error: {one_line(error)}", 1)
     except StoppedEarlyError as error:
         _fail(str(error), _INTERRUPTED)
-    except (KeyboardInterrupt, typer.Abort):
-        _fail("interrupted", _INTERRUPTED)
+    except typer.Abort:
+        _fail(_ENDED, _INTERRUPTED)
+    except TakenOverError as error:
+        _fail(f"stopped: {error}", _TAKEN_OVER)
     except StoppedError as error:
         _fail(f"stopped at {error}; a checkpoint is saved, the same command goes on from there", _INTERRUPTED)
     except (OSError, MemoryError) as error:

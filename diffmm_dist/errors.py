@@ -18,10 +18,14 @@ class StoppedError(Exception):
 
 
 class StoppedEarlyError(BaseException):
-    """The run was asked to stop before it had trained anything; its text says so in a sentence.
+    """The program was asked to stop at once and has saved nothing more; its text is a sentence.
 
     It ends whatever the main thread waits for, so like ``KeyboardInterrupt`` it is no ``Exception``.
     """
+
+
+class TakenOverError(Exception):
+    """Another process has taken the run over, so this one has stopped without writing; its text is a sentence."""
 
 
 class LostWorkerError(RuntimeError):

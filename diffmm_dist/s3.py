@@ -1,5 +1,6 @@
 """The S3 client: how it repeats requests, and what its errors mean; the only place that imports s3fs."""
 
+import contextlib
 import io
 import logging
 import os
@@ -20,6 +21,87 @@ def file_system(*, counted: bool = True) -> Any:
     import s3fs
 
     return s3fs.S3FileSystem(**options()) if counted else s3fs.S3FileSystem(use_listings_cache=False)
+
+
+def etag(path: str) -> str | None:
+    """Return the tag of an object's present version, None where there is no object."""
+    try:
+        info = file_system().info(path)
+    except FileNotFoundError:
+        return None
+    return None if info["type"] == "directory" else str(info["ETag"])
+
+
+def put_if(path: str, data: bytes, *, tag: str | None) -> str | None:
+    """Write an object if its present version has a tag, or, for None, if there is no object.
+
+    Returns:
+        The new version's tag, or None where the condition does not hold and nothing was written. The answer to a
+        request can get lost; repeated, it finds what the first one has written, and returns None too.
+    """
+    bucket, _, key = path.partition("/")
+    condition = {"IfNoneMatch": "*"} if tag is None else {"IfMatch": tag}
+    try:
+        answer = file_system().call_s3("put_object", Bucket=bucket, Key=key, Body=data, **condition)
+    except Exception as error:  # of the client's many kinds
+        if _status(error) in (404, 409, 412) and _code(error) != "NoSuchBucket":
+            return None
+        raise
+    return str(answer["ETag"])
+
+
+def begun(marker: str) -> str:
+    """Return the name of the file beside a folder's marker that says: it is being put in place and may be replaced."""
+    return f"{marker}.begun"
+
+
+def put_in_place(source: str, target: str, marker: str) -> None:
+    """Move a finished folder; by its marker it counts as complete from the last move on, and the old one no longer."""
+    files = file_system()
+    files.pipe_file(f"{target}/{begun(marker)}", b"")
+    if files.exists(f"{target}/{marker}"):
+        files.rm_file(f"{target}/{marker}")
+    old = [path for path in files.find(target) if path != f"{target}/{begun(marker)}"]
+    if old:
+        files.rm(old)
+    paths = [path for path in files.find(source) if path != f"{source}/{marker}"]
+    for path in [*paths, f"{source}/{marker}"]:
+        files.mv(path, target + path[len(source) :])
+    files.rm_file(f"{target}/{begun(marker)}")
+    files.invalidate_cache()
+
+
+def honours_conditions(path: str) -> bool:
+    """Return whether the store refuses writes whose condition does not hold, tried on an object that nobody has."""
+    try:
+        first = put_if(path, b"1", tag=None)
+        kept = put_if(path, b"2", tag=None) is None and put_if(path, b"3", tag=f'"{"0" * 32}"') is None
+        return first is not None and kept and put_if(path, b"4", tag=first) is not None
+    except Exception as error:  # of the client's many kinds
+        if _status(error) == 501 or type(error).__name__ == "ParamValidationError":  # the store, the client: too old
+            return False
+        raise
+    finally:
+        with contextlib.suppress(Exception):
+            file_system().rm_file(path)
+
+
+def _answer(error: BaseException | None) -> dict[str, Any]:
+    """Return the store's answer behind an error, from inside s3fs's wrapping."""
+    while error is not None:
+        answer = getattr(error, "response", None)
+        if isinstance(answer, dict):
+            return answer
+        error = error.__cause__
+    return {}
+
+
+def _status(error: BaseException) -> int:
+    return int(_answer(error).get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
+
+
+def _code(error: BaseException) -> str:
+    return str(_answer(error).get("Error", {}).get("Code", ""))
 
 
 class BlockReader(io.RawIOBase):

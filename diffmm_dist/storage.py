@@ -3,15 +3,12 @@
 Endpoint and credentials of S3 come from the environment or the usual AWS profile, never from a configuration.
 """
 
-import errno
 import hashlib
 import json
 import os
 import shutil
-import tempfile
-import uuid
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from typing import IO, Any, cast
 
 import fsspec
@@ -24,6 +21,7 @@ from diffmm_dist.places import check_local_file, settle, target_of
 from diffmm_dist.places import is_remote as is_remote
 from diffmm_dist.records import parse_record, sealed
 from diffmm_dist.regular_files import open_regular, read_regular, size_text
+from diffmm_dist.staging import at_work_in, check_writable, partial_folder, partial_name, put_in_place, remove_dead
 
 _PIECE = 1 << 20
 
@@ -134,7 +132,7 @@ def replacing_file(uri: str) -> Iterator[IO[bytes]]:
         path = os.path.realpath(path)  # a link stays, and what it points at is replaced
         check_local_file(uri, path)
         os.makedirs(os.path.dirname(path), exist_ok=True)
-        partial = f"{path}.partial-{uuid.uuid4().hex[:8]}"
+        partial = partial_name(path)
         try:
             with open(partial, "wb") as local:
                 yield local  # writers on top of it may close it
@@ -153,7 +151,19 @@ def _sync(path: str) -> None:
 
 def write_json(uri: str, value: Any) -> None:
     """Write a JSON file at once."""
-    write_bytes(uri, (json.dumps(value, indent=2, allow_nan=False) + "\n").encode())
+    write_bytes(uri, json_bytes(value))
+
+
+def json_bytes(value: Any) -> bytes:
+    """Return a value as the contents of a JSON file."""
+    return (json.dumps(value, indent=2, allow_nan=False) + "\n").encode()
+
+
+@contextmanager
+def path_on_s3(uri: str, action: str) -> Iterator[str]:
+    """Yield the path of an address for the functions of s3.py; what they raise becomes one sentence."""
+    with _explained(uri, action):
+        yield _resolve(uri)[1]
 
 
 def write_record(uri: str, record: Mapping[str, Any]) -> None:
@@ -245,6 +255,8 @@ def remove_folder(uri: str, *, marker: str | None = None) -> None:
 def check_place(uri: str, *, marker: str, force: bool, sources: Sequence[str] = ()) -> None:
     """Raise a ``UserError`` unless a folder may and can be made or replaced.
 
+    What killed commands have left of such a folder is removed.
+
     Args:
         uri: the folder.
         marker: as in ``staged_folder``.
@@ -253,10 +265,13 @@ def check_place(uri: str, *, marker: str, force: bool, sources: Sequence[str] = 
     """
     settle(uri, to_write=True)
     check_apart(uri, sources)
+    if not is_remote(uri):
+        remove_dead(target_of(uri))
     is_ours = exists(join(uri, marker))
     if is_ours and not force:
         raise UserError(f"{uri} already exists; choose another place or pass --force to replace it")
-    if not is_ours and list_names(uri):
+    names = [] if is_ours else list_names(uri)
+    if names and s3.begun(marker) not in names:
         raise UserError(f"{uri} holds other files (no {marker} among them); choose an empty or new folder")
     path = target_of(uri)
     if not is_remote(uri):
@@ -264,7 +279,7 @@ def check_place(uri: str, *, marker: str, force: bool, sources: Sequence[str] = 
             raise UserError(f"{uri} is a file; choose an empty or new folder")
         if os.path.ismount(path) or path == os.path.realpath(os.curdir):
             raise UserError(f"{uri} cannot be replaced as a whole, since it is in use; choose a folder inside it")
-    _check_writable(uri, f"{_staging(path)}/{marker}")
+    _check_writable(uri, f"{partial_folder(path)}/{marker}")
 
 
 def check_file(uri: str, sources: Sequence[str] = ()) -> None:
@@ -274,13 +289,7 @@ def check_file(uri: str, sources: Sequence[str] = ()) -> None:
     path = target_of(uri)
     if not is_remote(uri):
         check_local_file(uri, path)
-    _check_writable(uri, f"{path}.partial-{uuid.uuid4().hex[:8]}")
-
-
-def _staging(target: str) -> str:
-    """Return a new hidden place beside the target."""
-    parent, slash, name = target.rpartition("/")
-    return f"{parent}{slash}.{name}.partial-{uuid.uuid4().hex[:8]}"
+    _check_writable(uri, partial_name(path))
 
 
 def _check_writable(uri: str, probe: str) -> None:
@@ -291,15 +300,7 @@ def _check_writable(uri: str, probe: str) -> None:
             file_system.pipe_file(path, b"")
             file_system.rm_file(path)
             return
-        with suppress(FileNotFoundError):
-            os.lstat(probe)  # a name too long, or a file among its folders
-        parent = os.path.dirname(probe)
-        while not os.path.lexists(parent):
-            parent = os.path.dirname(parent)
-        if not os.path.isdir(parent):
-            raise NotADirectoryError(errno.ENOTDIR, f"{parent} is not a folder")
-        with tempfile.TemporaryDirectory(prefix=".", dir=parent):
-            pass
+        check_writable(probe)
 
 
 @contextmanager
@@ -321,42 +322,30 @@ def staged_folder(uri: str, *, marker: str, force: bool) -> Iterator[str]:
     """
     check_place(uri, marker=marker, force=force)
     target = target_of(uri)
-    staging = _staging(target)
+    staging = partial_folder(target)
     try:
-        yield staging
-        with _explained(uri, "write"):
-            (_commit_remote if is_remote(uri) else _commit_local)(staging, target, marker)
+        with ExitStack() as at_work:
+            if not is_remote(uri):
+                _enter(at_work, staging)
+            yield staging
+            _commit(staging, target, marker)
     except BaseException:
         remove_folder(staging)
         raise
 
 
-def _commit_local(staging: str, uri: str, marker: str) -> None:
-    assert os.path.exists(os.path.join(staging, marker))
-    old = f"{staging}-old"
-    replaced = os.path.exists(uri)
-    if replaced:
-        os.rename(uri, old)
-    try:
-        os.rename(staging, uri)
-    except OSError:
-        if replaced:
-            os.rename(old, uri)
-        raise
-    shutil.rmtree(old, ignore_errors=True)
+def _enter(at_work: ExitStack, staging: str) -> None:
+    with _explained(staging, "write"):
+        at_work.enter_context(at_work_in(staging))
 
 
-def _commit_remote(staging: str, uri: str, marker: str) -> None:
-    file_system, source = _resolve(staging)
-    _, target = _resolve(uri)
-    if file_system.exists(target):
-        if file_system.exists(f"{target}/{marker}"):
-            file_system.rm_file(f"{target}/{marker}")
-        file_system.rm(target, recursive=True)
-    paths = [path for path in file_system.find(source) if path != f"{source}/{marker}"]
-    for path in [*paths, f"{source}/{marker}"]:
-        file_system.mv(path, target + path[len(source) :])
-    file_system.invalidate_cache()
+def _commit(staging: str, uri: str, marker: str) -> None:
+    with _explained(uri, "write"):
+        if is_remote(uri):
+            s3.put_in_place(_resolve(staging)[1], _resolve(uri)[1], marker)
+        else:
+            assert os.path.exists(os.path.join(staging, marker))
+            put_in_place(staging, uri)
 
 
 def arrow_file_system(uri: str) -> tuple[Any, str]:

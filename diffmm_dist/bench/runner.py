@@ -3,7 +3,8 @@
 import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context, parent_process
+from contextlib import AbstractContextManager
+from multiprocessing import parent_process
 from statistics import mean, median, stdev
 from threading import Thread
 from typing import Any
@@ -14,6 +15,7 @@ from diffmm_dist.bench.machine import command, machine
 from diffmm_dist.config.schema import Config
 from diffmm_dist.monitoring.jsonl import read_jsonl
 from diffmm_dist.monitoring.log import set_up_logging
+from diffmm_dist.parallel.group import new_processes
 from diffmm_dist.train.run_folder import RunFolder
 from diffmm_dist.train.selection import SELECTION_SPLIT
 from diffmm_dist.train.worker import prepare_process, run_worker
@@ -53,9 +55,9 @@ def _in_new_process(config: Config, seed: int) -> dict[str, Any]:
         return process.submit(_run, config, seed).result()
 
 
-def new_process() -> ProcessPoolExecutor:
+def new_process() -> AbstractContextManager[ProcessPoolExecutor]:
     """Return a process that starts from nothing and ends with this one, even if this one is killed."""
-    return ProcessPoolExecutor(1, mp_context=get_context("spawn"), initializer=_start_process)
+    return new_processes(1, initializer=_start_process)
 
 
 def _start_process() -> None:

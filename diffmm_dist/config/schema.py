@@ -200,6 +200,8 @@ class ClusterConfig(Section):
     """Seconds that a worker waits for the others in one exchange before the attempt ends with an error."""
     wait_for_nodes_s: Annotated[Number, Field(ge=0, le=86_400)] = 600.0
     """Seconds to wait for nodes that an autoscaler is to add; 0 refuses what does not fit on those that are there."""
+    lease_s: Seconds = 30.0
+    """With a run folder on S3: seconds that its writer may be silent before another one takes its place."""
     max_failures: Natural = 3
     """How often Ray Train starts the workers again, from the last checkpoint, after one has died or hung."""
 

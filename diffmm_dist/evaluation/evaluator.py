@@ -3,13 +3,14 @@
 Shape suffixes: B users of a block, U users, I items, D embedding, K list length.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor
 
 from diffmm_dist.evaluation.metrics import MetricSums
 from diffmm_dist.evaluation.topk import best_of, merge_topk
+from diffmm_dist.parallel.collectives import all_reduce_max
 from diffmm_dist.parallel.world import World
 from diffmm_dist.sparse import CSR
 
@@ -34,12 +35,15 @@ def rank_items(
         For each block its users (B,), the scores and the items, both (B, min(k, I)); where a user has fewer than k
         items left, the item is -1 and the score minus infinity.
     """
-    fitting = max(1, _SCORES // max(1, min(item_ID.shape[0], ITEMS_PER_BLOCK)))
-    for block in users.split(min(batch_size, fitting)):
+    for block in users.split(_users_per_block(item_ID.shape[0], batch_size)):
         rows_BD = user_UD[block]
         hidden = [mask.select(block) for mask in masked]
         scores, items = merge_topk(_score_blocks(rows_BD, item_ID, hidden), k)
         yield block, scores, torch.where(scores == -torch.inf, -1, items)
+
+
+def _users_per_block(num_items: int, batch_size: int) -> int:
+    return min(batch_size, max(1, _SCORES // max(1, min(num_items, ITEMS_PER_BLOCK))))
 
 
 def _score_blocks(rows_BD: Tensor, item_ID: Tensor, hidden: Sequence[CSR]) -> Iterator[tuple[int, Tensor]]:
@@ -61,6 +65,7 @@ def evaluate(
     ks: Sequence[int],
     batch_size: int,
     world: World,
+    poll: Callable[[], None] = lambda: None,
 ) -> dict[str, float]:
     """Return the all-ranking metrics of every user who has at least one true item.
 
@@ -72,11 +77,20 @@ def evaluate(
         ks: cut-offs.
         batch_size: users per block.
         world: adds up the workers' users.
+        poll: called by all workers together before each block of users; what it raises ends the evaluation.
     """
     num_items = truth.num_columns
     users = torch.nonzero(truth.row_counts).flatten()
+    most_users = int(all_reduce_max(float(users.numel()), world))
     lists = _best_of_blocks(
-        user_UD, item_blocks, users, masked=masked, k=min(max(ks), num_items), batch_size=batch_size
+        user_UD,
+        item_blocks,
+        users,
+        masked=masked,
+        k=min(max(ks), num_items),
+        batch_size=batch_size,
+        most_users=most_users,
+        poll=poll,
     )
     sums = MetricSums(ks, num_items=num_items, device=user_UD.device)
     for block, items in zip(users.split(batch_size), lists.split(batch_size), strict=True):
@@ -92,10 +106,13 @@ def _best_of_blocks(
     masked: Sequence[CSR],
     k: int,
     batch_size: int,
+    most_users: int,
+    poll: Callable[[], None],
 ) -> Tensor:
     """Return the ids of the k best items of each user, -1 where there are fewer: int64 (users, k).
 
-    One block of items is held at a time, and the best so far of every user.
+    One block of items is held at a time, and the best so far of every user. All workers poll as often as the one with
+    the most users has blocks of them.
     """
     best_scores = user_UD.new_full((users.numel(), k), -torch.inf)
     best_ids = torch.full_like(best_scores, -1, dtype=torch.int64)
@@ -104,7 +121,12 @@ def _best_of_blocks(
             continue
         hidden = [mask.restrict(ids) for mask in masked]
         start = 0
-        for block, scores, items in rank_items(user_UD, item_ID, users, masked=hidden, k=k, batch_size=batch_size):
+        blocks = rank_items(user_UD, item_ID, users, masked=hidden, k=k, batch_size=batch_size)
+        for _ in range(0, most_users, _users_per_block(item_ID.shape[0], batch_size)):
+            poll()
+            if start == users.numel():
+                continue
+            block, scores, items = next(blocks)
             rows = slice(start, start + block.numel())
             candidates = best_scores[rows], scores
             found = best_ids[rows], torch.where(items >= 0, ids[items], -1)

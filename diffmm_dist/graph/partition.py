@@ -5,12 +5,19 @@ Shapes: U users, I items, P parts.
 
 from dataclasses import dataclass
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from diffmm_dist.errors import UserError
 from diffmm_dist.graph.hetero import import_dgl, quietly
+from diffmm_dist.parallel.group import new_processes
 from diffmm_dist.parallel.random import RandomStream
 from diffmm_dist.sparse import CSR
+
+_WITHOUT_DGL = "take --method random, or partition where it can be: datasets go anywhere"
+_SOON_DONE = 1_000_000  # interactions, for which METIS takes about as long as a process takes to start
 
 
 @dataclass(frozen=True)
@@ -40,18 +47,38 @@ def random_parts(pairs: CSR, num_parts: int, *, seed: int) -> Parts:
 def metis_parts(pairs: CSR, num_parts: int) -> Parts:
     """Cut as few edges as METIS can, with users, items and edges balanced (Karypis and Kumar, 1998).
 
+    METIS hears no signal but SIGTERM, which it takes for an error of its own; so large graphs are cut in a process of
+    their own, which can be killed.
+
     Raises:
-        UserError: DGL, which brings METIS, cannot be imported.
+        UserError: DGL, which brings METIS, cannot be imported, or METIS gives up.
     """
-    dgl = import_dgl(otherwise="take --method random, or partition where it can be: datasets go anywhere")
+    import_dgl(otherwise=_WITHOUT_DGL)
+    if pairs.num_entries <= _SOON_DONE:
+        part = _metis(pairs, num_parts)
+    else:
+        with new_processes(1) as processes:
+            part = processes.submit(_metis, pairs, num_parts).result()
+    parts = torch.from_numpy(part)
+    return Parts(parts[: pairs.num_rows], parts[pairs.num_rows :], num_parts)
+
+
+def _metis(pairs: CSR, num_parts: int) -> npt.NDArray[np.int64]:
+    """Return the part of each node, users first."""
+    dgl = import_dgl(otherwise=_WITHOUT_DGL)
     users, items = pairs.row_ids, pairs.indices + pairs.num_rows
     num_nodes = pairs.num_rows + pairs.num_columns
     graph = dgl.graph((torch.cat([users, items]), torch.cat([items, users])), num_nodes=num_nodes)
     kinds = (torch.arange(num_nodes) >= pairs.num_rows).to(torch.int64)
-    with quietly():  # DGL tells how it went, and METIS too
-        part = dgl.metis_partition_assignment(graph, num_parts, balance_ntypes=kinds, balance_edges=True)
-    part = part.to(torch.int64)
-    return Parts(part[: pairs.num_rows], part[pairs.num_rows :], num_parts)
+    try:
+        with quietly():  # DGL tells how it went, and METIS too
+            part = dgl.metis_partition_assignment(graph, num_parts, balance_ntypes=kinds, balance_edges=True)
+    except dgl.DGLError as error:
+        raise UserError(
+            "METIS gave up on this graph, or was asked to end; run the command again, or take --method random"
+        ) from error
+    found: npt.NDArray[np.int64] = part.to(torch.int64).numpy()
+    return found
 
 
 def partition_report(pairs: CSR, parts: Parts) -> dict[str, float]:

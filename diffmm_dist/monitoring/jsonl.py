@@ -68,9 +68,11 @@ class JsonlRecorder(Recorder):
         start_epoch: first epoch that this process will record. Lines of later epochs, which a killed process wrote
             after its last checkpoint, are dropped, so the file holds every epoch once; so are damaged ones, of which
             ``lost_epochs`` tells.
+        writer: number of this process among all that have recorded in the file; it stands in every line if given.
     """
 
-    def __init__(self, path: Path, *, start_epoch: int = 0) -> None:
+    def __init__(self, path: Path, *, start_epoch: int = 0, writer: int | None = None) -> None:
+        self._source = {} if writer is None else {"writer": writer}
         kept = [record for record in _readable(path) if record["epoch"] < start_epoch]
         partial = path.with_name(path.name + ".partial")
         partial.write_text("".join(_line(record) for record in kept), encoding="utf-8")
@@ -80,7 +82,7 @@ class JsonlRecorder(Recorder):
     def scalars(self, values: Mapping[str, float], *, epoch: int) -> None:
         """Append one line; a value that is not finite is written as null."""
         finite = {tag: value if math.isfinite(value) else None for tag, value in values.items()}
-        self._file.write(_line({"epoch": epoch, **finite}))
+        self._file.write(_line({"epoch": epoch, **self._source, **finite}))
         self._file.flush()
 
     def close(self) -> None:

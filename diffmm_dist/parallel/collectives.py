@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from diffmm_dist.errors import LostWorkerError, UserError, one_line
+from diffmm_dist.errors import LostWorkerError, TakenOverError, UserError, one_line
 from diffmm_dist.parallel.ranges import Ownership
 from diffmm_dist.parallel.world import World
 
@@ -64,18 +64,26 @@ def any_worker(flag: bool, world: World) -> bool:
 
 
 def agree(check: Callable[[], T], world: World) -> T:
-    """Return ``check()``, or raise on every worker if it fails with a ``UserError`` on any.
+    """Return ``check()``, or raise on every worker if it fails with one of our errors on any.
 
     Without it the workers that found nothing wrong would wait for the one that did.
     """
-    error: UserError | None = None
+    error: UserError | TakenOverError | None = None
     try:
         value = check()
-    except UserError as caught:
+    except (UserError, TakenOverError) as caught:
         error = caught
-    if any_worker(error is not None, world):
-        raise error or UserError("another worker has found something wrong; its message says what")
+    worst = all_reduce_max(0.0 if error is None else 2.0 if isinstance(error, TakenOverError) else 1.0, world)
+    if worst:
+        kind, text = _FROM_ANOTHER[worst]
+        raise error if isinstance(error, kind) else kind(text)
     return value
+
+
+_FROM_ANOTHER: dict[float, tuple[type[Exception], str]] = {
+    1.0: (UserError, "another worker has found something wrong; its message says what"),
+    2.0: (TakenOverError, "another process has taken the run over; the first worker's message says which"),
+}
 
 
 def on_first(action: Callable[[], object], world: World) -> None:

@@ -1,10 +1,11 @@
 """Several workers on this machine without Ray, for benchmarks: a process each, joined over a file."""
 
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from datetime import timedelta
-from multiprocessing import get_context
+from multiprocessing import active_children, get_context
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +24,27 @@ def run_group(size: int, function: Callable[..., Any], *arguments: Any) -> list[
     """
     with tempfile.TemporaryDirectory() as folder:
         rendezvous = str(Path(folder) / "rendezvous")
-        with ProcessPoolExecutor(size, mp_context=get_context("spawn")) as processes:
+        with new_processes(size) as processes:
             members = [processes.submit(_member, rank, size, rendezvous, function, arguments) for rank in range(size)]
             return [member.result() for member in members]
+
+
+@contextmanager
+def new_processes(size: int, *, initializer: Callable[[], None] | None = None) -> Iterator[ProcessPoolExecutor]:
+    """Start processes from nothing, which are killed if the block is interrupted instead of being waited for."""
+    with ProcessPoolExecutor(size, mp_context=get_context("spawn"), initializer=initializer) as processes:
+        try:
+            yield processes
+        except Exception:
+            raise
+        except BaseException:
+            _kill_children()
+            raise
+
+
+def _kill_children() -> None:
+    for process in active_children():
+        process.kill()
 
 
 def _member(rank: int, size: int, rendezvous: str, function: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:

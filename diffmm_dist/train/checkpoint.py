@@ -11,7 +11,7 @@ import logging
 import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import Any, TypeVar
 
 import torch
@@ -29,19 +29,38 @@ from torch.distributed.checkpoint.state_dict_saver import save as save_distribut
 from typing_extensions import TypedDict
 
 from diffmm_dist import storage
-from diffmm_dist.errors import DamagedError, UserError, one_line
+from diffmm_dist.errors import DamagedError, StoppedEarlyError, UserError, one_line
 from diffmm_dist.monitoring.log import logger
 from diffmm_dist.parallel.collectives import agree, any_worker
 from diffmm_dist.parallel.ranges import Ownership
 from diffmm_dist.parallel.world import World
 from diffmm_dist.train.checkpoint_index import REMEDY, Checksum, index_sha256
+from diffmm_dist.train.checkpoint_names import (
+    PARTIAL,
+    STATE_FILE,
+    all_checkpoints,
+    checkpoint_name,
+    complete_checkpoints,
+    writer_of,
+)
 from diffmm_dist.train.checkpoint_storage import reader_of, writer_to
 from diffmm_dist.train.state import Progress
 
-STATE_FILE = "state.json"
-_PREFIX = "epoch-"
 _LOST = (FileNotFoundError, IsADirectoryError, NotADirectoryError)
 Read = TypeVar("Read")
+
+
+@dataclass(frozen=True)
+class Writer:
+    """What says whether a run may still be written to, the same on all workers.
+
+    Attributes:
+        number: of this process among all that have written to the run.
+        check: raises a ``TakenOverError`` on every worker where another process writes now.
+    """
+
+    number: int = 0
+    check: Callable[[], None] = lambda: None
 
 
 class Checkpoints:
@@ -51,31 +70,27 @@ class Checkpoints:
         folder: where they are, on storage that all workers share: a path or an s3:// address.
         keep: how many of the newest to keep.
         world: the workers.
+        writer: asked before anything is written.
 
     Attributes:
         damaged: checkpoints that were found so.
     """
 
-    def __init__(self, folder: str, *, keep: int, world: World) -> None:
+    def __init__(self, folder: str, *, keep: int, world: World, writer: Writer | None = None) -> None:
         self._folder = folder
         self._remote = storage.is_remote(folder)
         self._keep = keep
         self._world = world
+        self._writer = writer or Writer()
         self.damaged: list[str] = []
 
-    @staticmethod
-    def name(epoch: int, phase: int = 0, step: int = 0) -> str:
-        """Return the name of the checkpoint from which this step comes next; names sort as steps do."""
-        inside = f"-phase-{phase}-step-{step:07d}" if phase or step else ""
-        return f"{_PREFIX}{epoch:05d}{inside}"
+    def name(self, epoch: int, phase: int = 0, step: int = 0) -> str:
+        """Return the name of this writer's checkpoint from which this step comes next; names sort as steps do."""
+        return checkpoint_name(epoch, phase, step, writer=self._writer.number if self._remote else None)
 
     def names(self) -> list[str]:
         """Return the complete checkpoints that are not known to be damaged, the oldest first."""
-        names = [name for name in self._all_names() if name not in self.damaged]
-        return [name for name in names if not self._remote or storage.exists(self._path(name, STATE_FILE))]
-
-    def _all_names(self) -> list[str]:
-        return [name for name in storage.list_names(self._folder) if name.startswith(_PREFIX)]
+        return [name for name in complete_checkpoints(self._folder) if name not in self.damaged]
 
     def _path(self, *parts: str) -> str:
         return storage.join(self._folder, *parts)
@@ -93,10 +108,13 @@ class Checkpoints:
 
         Raises:
             UserError: it cannot be written; the earlier checkpoints are untouched.
+            TakenOverError: another process writes to the run now.
         """
-        partial = self._path(name if self._remote else f"partial-{name}")
+        self._writer.check()
+        partial = self._path(name if self._remote else f"{PARTIAL}{name}")
         self._together(name, lambda: storage.remove_folder(partial), undo=partial, on_first=True)
         self._together(name, lambda: self._write_tensors(partial, tensors, owners), undo=partial)
+        self._writer.check()
         self._together(name, lambda: self._complete(partial, name, progress), undo=partial, on_first=True)
         self.damaged = [other for other in self.damaged if other != name]
         if self._world.is_first:
@@ -110,6 +128,8 @@ class Checkpoints:
                 action()
         except (Exception, CheckpointException) as error:  # DCP's own is no Exception
             failure = error
+        if failure is not None and _was_interrupted(failure):
+            raise KeyboardInterrupt
         if any_worker(failure is not None, self._world):
             if self._world.is_first:
                 with contextlib.suppress(UserError):
@@ -123,7 +143,7 @@ class Checkpoints:
             save_distributed(shards, storage_writer=writer_to(folder), no_dist=alone)
 
     def _complete(self, partial: str, name: str, progress: Progress) -> None:
-        state = {**asdict(progress), "index": index_sha256(partial)}
+        state = {**asdict(progress), "writer": self._writer.number, "index": index_sha256(partial)}
         storage.write_record(storage.join(partial, STATE_FILE), state)
         if not self._remote:
             storage.remove_folder(self._path(name))  # a damaged one, which is not gone on from
@@ -143,11 +163,11 @@ class Checkpoints:
         return error
 
     def _remove_old(self, progress: Progress) -> None:
-        kept = self.names()[-self._keep :]
+        kept = [name for name in self.names() if writer_of(name) <= self._writer.number][-self._keep :]
         if progress.best is not None:
             kept.append(progress.best.checkpoint)
-        for old in self._all_names():
-            if old not in kept:
+        for old in all_checkpoints(self._folder):
+            if old not in kept and writer_of(old) <= self._writer.number:
                 with contextlib.suppress(UserError):  # it is only in the way
                     storage.remove_folder(self._path(old), marker=STATE_FILE)
 
@@ -336,6 +356,13 @@ def _system_error(error: BaseException | None) -> OSError | None:
     while error is not None and not isinstance(error, OSError):
         error = error.__cause__ or error.__context__
     return error
+
+
+def _was_interrupted(failure: BaseException) -> bool:
+    """Tell a second Ctrl-C, which DCP wraps as it does any failure of its own."""
+    if isinstance(failure, CheckpointException):
+        return any(isinstance(error, (KeyboardInterrupt, StoppedEarlyError)) for error, _ in failure.failures.values())
+    return False
 
 
 def _reason(error: BaseException) -> str:

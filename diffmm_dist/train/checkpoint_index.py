@@ -26,10 +26,9 @@ from typing_extensions import TypedDict
 from diffmm_dist import storage
 from diffmm_dist.errors import DamagedError, UserError
 from diffmm_dist.records import parse_record
+from diffmm_dist.train.checkpoint_names import EARLIER_INDEX, INDEX_FILE
 
-INDEX_FILE = "index.json"
 REMEDY = "restore it, or let `train` go on without this checkpoint"
-_EARLIER_INDEX = ".metadata"  # of torch.distributed.checkpoint
 
 Dtype = Literal["float64", "float32", "float16", "bfloat16", "int64", "int32", "bool"]
 Number = Annotated[int, Field(strict=True, ge=0, le=2**62)]
@@ -124,7 +123,7 @@ def read_index(folder: str, *, sha256: str) -> Metadata:
         DamagedError: it is not what was written.
     """
     path = storage.join(folder, INDEX_FILE)
-    if not storage.exists(path) and storage.exists(storage.join(folder, _EARLIER_INDEX)):
+    if not storage.exists(path) and storage.exists(storage.join(folder, EARLIER_INDEX)):
         raise UserError(
             f"the checkpoint {folder} was written by an earlier version of this program, whose index this one does not "
             "read; go on with that version, or choose another run.path and train again"

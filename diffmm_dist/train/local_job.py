@@ -1,9 +1,8 @@
 """A run in this process."""
 
-import threading
-
 from diffmm_dist.config.schema import Config
-from diffmm_dist.train.run_folder import Result
+from diffmm_dist.errors import StoppedEarlyError
+from diffmm_dist.train.run_folder import Result, RunFolder
 from diffmm_dist.train.signals import StopSignals
 from diffmm_dist.train.worker import run_worker
 
@@ -14,7 +13,12 @@ def run_here(config: Config) -> Result:
     Raises:
         UserError: something that the user can put right.
         StoppedError: the run was stopped and has saved a checkpoint.
+        StoppedEarlyError: the run was stopped before it trained, or a second time while it saved.
+        TakenOverError: another process has taken the run over.
     """
-    stop = threading.Event()
-    with StopSignals(stop.set):
-        return run_worker(config, stop_requested=stop.is_set)
+    with StopSignals() as signals:
+        try:
+            return run_worker(config, stop_requested=signals.requested)
+        except KeyboardInterrupt as interrupt:
+            last = RunFolder(config.run.path).last_complete()
+            raise StoppedEarlyError(f"stopped at once, without saving; {last}") from interrupt

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from diffmm_dist import s3
-from diffmm_dist.errors import LostWorkerError, StoppedError, UserError
+from diffmm_dist.errors import LostWorkerError, StoppedError, TakenOverError, UserError
 from diffmm_dist.models.base import Phase, PhaseContext
 from diffmm_dist.monitoring.log import logger
 from diffmm_dist.monitoring.progress import ProgressBar
@@ -13,7 +13,7 @@ from diffmm_dist.monitoring.timing import peak_rss_gib
 from diffmm_dist.parallel.collectives import any_worker, worker_counts
 from diffmm_dist.parallel.world import World
 from diffmm_dist.precision import Precision, matmul_precision
-from diffmm_dist.train.checkpoint import Checkpoints
+from diffmm_dist.train.checkpoint import Checkpoints, Writer
 from diffmm_dist.train.selection import Evaluation
 from diffmm_dist.train.state import Best, EpochValues, NonFiniteError, TrainState
 
@@ -33,6 +33,7 @@ class TrainingRun:
         metric: what picks the best epoch.
         evaluate_every_epochs: epochs between evaluations.
         checkpoints: where checkpoints go.
+        writer: asked before anything is recorded.
         save_every_epochs: epochs between checkpoints.
         save_every_steps: steps between checkpoints inside an epoch, 0 for none.
         recorder: where scalars go.
@@ -49,6 +50,7 @@ class TrainingRun:
     metric: str
     evaluate_every_epochs: int
     checkpoints: Checkpoints
+    writer: Writer
     save_every_epochs: int
     save_every_steps: int
     recorder: Recorder
@@ -64,6 +66,7 @@ def train(run: TrainingRun) -> None:
         StoppedError: the run was asked to stop; a checkpoint is saved.
         UserError: a loss became NaN or infinite, or a checkpoint cannot be written; the last good one is kept.
         LostWorkerError: another worker died, or kept this one waiting for too long.
+        TakenOverError: another process writes to the run now.
     """
     state = run.state
     while state.cursor.epoch < run.num_epochs:
@@ -80,6 +83,10 @@ def train(run: TrainingRun) -> None:
         except LostWorkerError as error:
             raise LostWorkerError(
                 f"worker {run.world.rank} of {run.world.size} lost another {_where(run)}: {error}"
+            ) from error
+        except TakenOverError as error:
+            raise TakenOverError(
+                f"{error}; this one, its writer {run.writer.number}, was {_where(run)} and writes nothing more"
             ) from error
 
 
@@ -129,17 +136,32 @@ def _finish_epoch(run: TrainingRun) -> None:
     values = state.epoch_values
     is_best = False
     if is_last or (epoch + 1) % run.evaluate_every_epochs == 0:
-        with values.stopwatch.measure("evaluate"):
-            metrics = run.evaluation.measure(state.model, run.evaluation.selection_split)
+        metrics = _evaluate(run)
         values.scalars |= {f"{run.evaluation.selection_split}/{name}": value for name, value in metrics.items()}
         is_best = state.best is None or metrics[run.metric] > state.best.metrics[run.metric]
         if is_best:
-            state.best = Best(epoch, metrics, Checkpoints.name(epoch + 1))
+            state.best = Best(epoch, metrics, run.checkpoints.name(epoch + 1))
+    run.writer.check()
     _record(run, epoch)
     state.cursor.epoch, state.cursor.phase = epoch + 1, 0
     state.epoch_values = EpochValues()
     if is_best or is_last or (epoch + 1) % run.save_every_epochs == 0:
         _save(run)
+
+
+def _evaluate(run: TrainingRun) -> dict[str, float]:
+    """Measure the model; when the run is to stop, save the epoch as it is before its evaluation."""
+
+    def poll() -> None:
+        if any_worker(run.stop_requested(), run.world):
+            raise StoppedError(f"epoch {run.state.cursor.epoch}, evaluation")
+
+    try:
+        with run.state.epoch_values.stopwatch.measure("evaluate"):
+            return run.evaluation.measure(run.state.model, run.evaluation.selection_split, poll=poll)
+    except StoppedError:
+        _save(run)
+        raise
 
 
 def _record(run: TrainingRun, epoch: int) -> None:
@@ -182,7 +204,7 @@ def _save(run: TrainingRun) -> None:
     state, cursor = run.state, run.state.cursor
     with state.epoch_values.stopwatch.measure("checkpoint"):
         run.checkpoints.save(
-            Checkpoints.name(cursor.epoch, cursor.phase, cursor.step),
+            run.checkpoints.name(cursor.epoch, cursor.phase, cursor.step),
             state.tensors(),
             state.progress(),
             state.row_owners(),

@@ -38,6 +38,11 @@ _ANSWER_S = 60.0  # for the head to start a process and say what its autoscaler 
 _CONNECT_S = 10.0
 
 
+def is_local() -> bool:
+    """Return whether Ray is started for the run, on this machine alone."""
+    return not os.environ.get("RAY_ADDRESS")
+
+
 @contextmanager
 def ray_cluster() -> Iterator[Any]:
     """Join the cluster that RAY_ADDRESS names, or start one on this machine that nothing outside it can reach.
@@ -48,7 +53,7 @@ def ray_cluster() -> Iterator[Any]:
     Raises:
         UserError: Ray is not installed, has no folder to write to, or the cluster cannot be joined.
     """
-    address = os.environ.get("RAY_ADDRESS")
+    address = None if is_local() else os.environ["RAY_ADDRESS"]
     with private_places(local=not address) as temp:
         ray = _imported(local=not address)
         try:

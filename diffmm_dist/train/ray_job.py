@@ -3,6 +3,7 @@
 import logging
 import math
 import os
+import tempfile
 import threading
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,18 +12,19 @@ from typing import Any
 from diffmm_dist import cores, storage
 from diffmm_dist.config.load import config_from_tree
 from diffmm_dist.config.schema import Config
-from diffmm_dist.errors import StoppedError, UserError, system_sentence
+from diffmm_dist.errors import StoppedEarlyError, StoppedError, TakenOverError, UserError, system_sentence
 from diffmm_dist.monitoring.log import set_up_logging
 from diffmm_dist.monitoring.recorder import Recorder
 from diffmm_dist.train.build import open_dataset
 from diffmm_dist.train.cluster_room import Request
-from diffmm_dist.train.ray_cluster import ray_cluster, room_for
+from diffmm_dist.train.ray_cluster import is_local, ray_cluster, room_for
 from diffmm_dist.train.run_folder import Result, RunFolder
 from diffmm_dist.train.signals import StopSignals
 from diffmm_dist.train.worker import run_worker
 
 _POLL_SECONDS = 0.2
 _PATIENCE_S = 60.0  # for the workers of an earlier attempt to be gone
+_PATIENCE_AT_START_S = 15.0  # for those of an earlier driver
 
 
 def run_on_ray(config: Config) -> Result:
@@ -31,17 +33,24 @@ def run_on_ray(config: Config) -> Result:
     Raises:
         UserError: something that the user can put right.
         StoppedError: the run was stopped and has saved a checkpoint.
-        StoppedEarlyError: the run was stopped while it waited for room on the cluster.
+        StoppedEarlyError: the run was stopped while it waited for room on the cluster, or a second time while it saved.
+        TakenOverError: another process has taken the run over.
     """
     config = _with_absolute_paths(config)
     # What is wrong with the dataset or the run folder is said at once, not after Ray has started.
-    folder = RunFolder(config.run.path)
-    folder.claim(config, fingerprint=open_dataset(config).manifest.fingerprint)
+    folder = RunFolder(config.run.path, lease_s=config.cluster.lease_s)
+    # Workers of a driver that was killed are gone a moment later.
+    fingerprint = open_dataset(config).manifest.fingerprint
+    folder.claim(config, fingerprint=fingerprint, patience_s=_PATIENCE_AT_START_S)
     folder.release()
     folder.clear_stop()
-    with ray_cluster() as ray:
-        request = room_for(ray, config.cluster)
-        return _unpack(_fit_in_thread(config, folder, request))
+    try:
+        with ray_cluster() as ray:
+            request = room_for(ray, config.cluster)
+            outcome = _fit_in_thread(config, folder, request)
+    except KeyboardInterrupt as interrupt:  # Ray and the workers are gone by now, so what is said stays true
+        raise StoppedEarlyError(f"stopped at once, without saving; {folder.last_complete()}") from interrupt
+    return _unpack(outcome)
 
 
 def _fit_in_thread(config: Config, folder: RunFolder, request: Request) -> Any:
@@ -49,7 +58,7 @@ def _fit_in_thread(config: Config, folder: RunFolder, request: Request) -> Any:
     outcome: list[Any] = []
     thread = threading.Thread(target=lambda: outcome.append(_fit(config, folder, request)), daemon=True)
     try:
-        with StopSignals(folder.request_stop):
+        with StopSignals(folder.request_stop, looks=True):
             thread.start()
             while thread.is_alive():
                 thread.join(_POLL_SECONDS)
@@ -71,14 +80,28 @@ def _with_absolute_paths(config: Config) -> Config:
 
 def _fit(config: Config, folder: RunFolder, request: Request) -> Any:
     """Run the trainer; return what the first worker returned, or the exception."""
+    with tempfile.TemporaryDirectory(prefix="diffmm-dist-") as meeting_place:
+        trainer = _trainer(config, folder, request, meeting_place)
+        try:
+            return trainer.fit().return_value
+        except Exception as error:  # handed to the main thread, which raises it
+            return error
+
+
+def _trainer(config: Config, folder: RunFolder, request: Request, meeting_place: str) -> Any:
     from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
+    from diffmm_dist.train.ray_group import FileConfig
+
+    timeout_s = math.ceil(config.cluster.timeout_s)
     file_system, path = storage.arrow_file_system(folder.uri)
-    trainer = TorchTrainer(
+    return TorchTrainer(
         _train_function,
         train_loop_config={"config": config.model_dump(mode="json"), "threads": _word_of_user()},
-        torch_config=TorchConfig(timeout_s=math.ceil(config.cluster.timeout_s)),
+        torch_config=FileConfig(timeout_s=timeout_s, folder=meeting_place)
+        if is_local()
+        else TorchConfig(timeout_s=timeout_s),
         scaling_config=ScalingConfig(
             num_workers=request.num_workers,
             use_gpu=request.use_gpu,
@@ -93,10 +116,6 @@ def _fit(config: Config, folder: RunFolder, request: Request) -> Any:
             logging_config=LoggingConfig(log_level="WARNING"),
         ),
     )
-    try:
-        return trainer.fit().return_value
-    except Exception as error:  # handed to the main thread, which raises it
-        return error
 
 
 def _word_of_user() -> str | None:
@@ -132,16 +151,24 @@ def _train_function(job: dict[str, Any]) -> Mapping[str, Any]:
         return {"error": system_sentence(error)}
     except StoppedError as stopped:
         return {"stopped": str(stopped)}
+    except TakenOverError as error:
+        return {"taken over": str(error)}
     return {"result": result}
+
+
+_ENDS: dict[str, type[BaseException]] = {
+    "error": UserError,
+    "stopped": StoppedError,
+    "taken over": TakenOverError,
+}
 
 
 def _unpack(outcome: Any) -> Result:
     if isinstance(outcome, BaseException):
         raise _explained(outcome)
-    if "error" in outcome:
-        raise UserError(outcome["error"])
-    if "stopped" in outcome:
-        raise StoppedError(outcome["stopped"])
+    for key, kind in _ENDS.items():
+        if key in outcome:
+            raise kind(outcome[key])
     result: Result = outcome["result"]
     return result
 

@@ -1,5 +1,6 @@
 """A run folder: which run it is, and whether this command may continue it."""
 
+import contextlib
 import math
 import re
 import tempfile
@@ -15,11 +16,14 @@ from diffmm_dist import __version__, storage
 from diffmm_dist.config.load import config_from_text
 from diffmm_dist.config.render import flatten, to_yaml
 from diffmm_dist.config.schema import Config
-from diffmm_dist.errors import DamagedError, UserError, one_line
+from diffmm_dist.errors import DamagedError, TakenOverError, UserError, one_line
 from diffmm_dist.graph.hetero import Kernel
 from diffmm_dist.monitoring.jsonl import LARGEST_METRICS
 from diffmm_dist.records import check_text, sealed_text
-from diffmm_dist.train.lock import LEASE_S, FileLock, LeaseLock, RunLock
+from diffmm_dist.staging import is_partial
+from diffmm_dist.train.checkpoint_names import complete_checkpoints, remove_incomplete
+from diffmm_dist.train.lease import LEASE_S, LeaseLock
+from diffmm_dist.train.lock import FileLock, RunLock
 from diffmm_dist.train.selection import Protocol
 
 CONFIG = "config.yaml"
@@ -39,11 +43,19 @@ Whole = Annotated[int, Field(ge=0, lt=2**63)]
 
 
 class Identity(TypedDict):
-    """run.json: the fingerprint of the dataset, and the program's version and the sparse kernel at the first start."""
+    """run.json: what the run was started with, and which writer has it.
+
+    Attributes:
+        dataset: the fingerprint of the dataset.
+        version: the program's version at the first start.
+        kernel: the sparse kernel at the first start.
+        writer: the number of the process that trains, or trained last; it stands in every checkpoint and record too.
+    """
 
     dataset: Word
     version: Word
     kernel: NotRequired[Kernel]
+    writer: NotRequired[Whole]
 
 
 def _has_metrics(values: dict[str, float]) -> dict[str, float]:
@@ -96,8 +108,12 @@ class RunFolder:
 
     On S3 metrics and events are written to a temporary folder here and uploaded with every epoch.
 
+    One process at a time writes it. Each has a number, higher than those before; a process that has been stopped or cut
+    off for so long that another took its place finds out before it writes.
+
     Args:
         uri: the folder, a path or an s3:// address.
+        lease_s: on S3, how long a writer may be silent before another may take its place.
 
     Attributes:
         uri: the folder.
@@ -107,11 +123,12 @@ class RunFolder:
         tensorboard: the folder of the events.
     """
 
-    def __init__(self, uri: str) -> None:
+    def __init__(self, uri: str, *, lease_s: float = LEASE_S) -> None:
         self.uri = uri
         self.checkpoints = storage.join(uri, "checkpoints")
         self._remote = storage.is_remote(uri)
-        self._lock: RunLock = LeaseLock(self._at(LOCK)) if self._remote else FileLock(Path(uri) / LOCK)
+        lock = self._at(LOCK)
+        self._lock: RunLock = LeaseLock(lock, lease_s=lease_s) if self._remote else FileLock(Path(lock))
         self._stop_polled_at = -math.inf
         self._uploaded: dict[str, tuple[int, int]] = {}
 
@@ -171,8 +188,7 @@ class RunFolder:
         Args:
             config: the run.
             fingerprint: of its dataset.
-            patience_s: seconds to wait for another process to leave the folder; on S3 at least as long as one that
-                died keeps others out.
+            patience_s: seconds to wait for another process that is alive to leave the folder.
 
         Raises:
             UserError: it cannot be written, another process is training in it, or it holds another run.
@@ -185,14 +201,36 @@ class RunFolder:
             raise
 
     def _acquire(self, patience_s: float) -> None:
-        patience_s = max(patience_s, LEASE_S + 1) if self._remote else patience_s
         try:
-            self._lock.acquire(self.uri, patience_s=patience_s)
+            self._lock.acquire(self.uri, patience_s=patience_s, after=self._last_writer())
         except OSError as error:
             raise UserError(
                 f"the run folder {self.uri} cannot be written: {one_line(error)}; "
                 "choose another run.path or give write access"
             ) from error
+
+    def _last_writer(self) -> int:
+        """Return the number of the last writer, which a lock that was removed does not know."""
+        with contextlib.suppress(UserError):  # it is missing, or damaged, which is said under the lock
+            return self.identity().get("writer", 0)
+        return 0
+
+    @property
+    def writer(self) -> int:
+        """This process's number among the run's writers, 0 before it has claimed the folder."""
+        return self._lock.writer
+
+    def check(self) -> None:
+        """Find out whether this process still has the folder, which it must before it writes.
+
+        Raises:
+            TakenOverError: another one has it.
+            UserError: that cannot be found out.
+        """
+        try:
+            self._lock.check()
+        except TakenOverError as error:
+            raise TakenOverError(f"the run {self.uri} {error}") from error
 
     def _make_own(self, config: Config, fingerprint: str) -> None:
         if storage.exists(self._at(CONFIG)) and storage.exists(self._at(IDENTITY)):
@@ -205,8 +243,17 @@ class RunFolder:
         else:
             storage.write_record(self._at(IDENTITY), Identity(dataset=fingerprint, version=__version__))
         storage.write_bytes(self._at(CONFIG), sealed_text(to_yaml(config)).encode())
+        self._remove_leftovers()
         if self._remote and storage.exists(self._at(METRICS)):
             self.metrics.write_bytes(storage.read_bytes(self._at(METRICS), limit=LARGEST_METRICS))
+
+    def _remove_leftovers(self) -> None:
+        """Remove what killed processes were writing; nobody else writes here while the lock is held."""
+        remove_incomplete(self.checkpoints, writer=self.writer)
+        if not self._remote:
+            for name in storage.list_names(self.uri):
+                if is_partial(name):
+                    storage.remove_file(self._at(name))
 
     def leave_mark(self, rank: int) -> None:
         """Write a small file for this worker.
@@ -239,15 +286,30 @@ class RunFolder:
         self._lock.release()
 
     def publish(self) -> None:
-        """Upload the metrics and events that have changed; on a disk they are in place already."""
+        """Upload the metrics and events that have changed; on a disk they are in place already.
+
+        Raises:
+            TakenOverError: another process has the folder.
+        """
         if not self._remote:
             return
+        self.check()
         for path in sorted(path for path in self.local.rglob("*") if path.is_file()):
             name, stat = path.relative_to(self.local).as_posix(), path.stat()
             state = stat.st_size, stat.st_mtime_ns
             if self._uploaded.get(name) != state and not name.endswith(".partial"):
                 storage.upload(str(path), self._at(name))
                 self._uploaded[name] = state
+
+    def last_complete(self) -> str:
+        """Return words for the last complete checkpoint, for a process that ends without saving."""
+        try:
+            names = complete_checkpoints(self.checkpoints)
+        except UserError as error:
+            return f"which checkpoint is the last complete one cannot be found out ({one_line(error)})"
+        if not names:
+            return f"{self.uri} has no complete checkpoint yet, so the same command begins anew"
+        return f"the last complete checkpoint of {self.uri} is {names[-1]}, and the same command goes on from it"
 
     def request_stop(self) -> None:
         """Ask the worker, which may be another process, to save and stop."""
@@ -282,7 +344,13 @@ class RunFolder:
 
     def remember_kernel(self, kernel: Kernel) -> None:
         """Note which sparse kernel `auto` has chosen, so that the run goes on with it."""
+        self.check()
         storage.write_record(self._at(IDENTITY), {**self.identity(), "kernel": kernel})
+
+    def remember_writer(self) -> None:
+        """Note that this process trains from now on."""
+        self.check()
+        storage.write_record(self._at(IDENTITY), {**self.identity(), "writer": self.writer})
 
     def result(self) -> Result | None:
         """Return result.json, or None before the run has ended."""
@@ -293,5 +361,10 @@ class RunFolder:
         return result
 
     def write_result(self, result: Result) -> None:
-        """Write result.json at once."""
+        """Write result.json at once.
+
+        Raises:
+            TakenOverError: another process has the folder.
+        """
+        self.check()
         storage.write_record(self._at(RESULT), result)

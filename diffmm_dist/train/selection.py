@@ -1,6 +1,6 @@
 """Which split picks the best epoch, and what is measured at the end: the evaluation protocols (docs/evaluation.md)."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
 from typing import Literal
 
@@ -62,10 +62,15 @@ class Evaluation:
                 f"{missing} split or set eval.protocol={other}"
             )
 
-    def measure(self, model: Recommender, split: Split) -> dict[str, float]:
+    def measure(self, model: Recommender, split: Split, *, poll: Callable[[], None] = lambda: None) -> dict[str, float]:
         """Return the metrics on a split, masked as the protocol says; empty for an empty split.
 
         Every worker calls it at the same time, and all get the same.
+
+        Args:
+            model: the model.
+            split: the split.
+            poll: called by all workers again and again meanwhile; what it raises ends the measurement.
         """
         if split in self._empty:
             return {}
@@ -79,6 +84,7 @@ class Evaluation:
             ks=self._ks,
             batch_size=self._batch_size,
             world=self._shard.world,
+            poll=poll,
         )
 
     def _item_blocks(self, own: Tensor) -> Iterator[tuple[Tensor, Tensor]]:

@@ -1,26 +1,39 @@
-"""Ctrl-C and SIGTERM as a request to save and stop."""
+"""Ctrl-C and SIGTERM: as a request to save and stop while a run trains, and at once otherwise."""
 
 import signal
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
 from diffmm_dist.monitoring.log import logger
 
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
 
 class StopSignals:
-    """While active, the first SIGINT or SIGTERM calls ``request``, and a second one interrupts at once.
+    """While active, the first SIGINT or SIGTERM asks the run to stop, and a second one interrupts it.
+
+    Before the run has looked for the first time whether it is to stop there is nothing to save, so the first signal
+    interrupts it too.
 
     Args:
         request: asks the run to stop after its present step.
+        looks: whether the run looks for requests from the start.
     """
 
-    def __init__(self, request: Callable[[], None]) -> None:
+    def __init__(self, request: Callable[[], None] = lambda: None, *, looks: bool = False) -> None:
         self._request = request
         self._received = False
+        self._looks = looks
+
+    def requested(self) -> bool:
+        """Return whether a signal came."""
+        self._looks = True
+        return self._received
 
     def __enter__(self) -> "StopSignals":
-        self._previous = {number: signal.signal(number, self._handle) for number in (signal.SIGINT, signal.SIGTERM)}
+        self._previous = {number: signal.signal(number, self._handle) for number in _SIGNALS}
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -28,7 +41,7 @@ class StopSignals:
             signal.signal(number, handler)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        if self._received:
+        if self._received or not self._looks:
             raise KeyboardInterrupt
         self._received = True
         logger.info("stopping after this step and saving a checkpoint; once more stops at once, without one")
@@ -37,14 +50,27 @@ class StopSignals:
 
 @contextmanager
 def at_once(error: BaseException) -> Iterator[None]:
-    """While open, SIGINT and SIGTERM raise an error in the main thread, for what leaves nothing behind to save."""
+    """While open, SIGINT and SIGTERM raise an error in the main thread, for what leaves nothing behind to save.
+
+    Libraries that are interrupted may raise another error instead, such as DuckDB's ``RuntimeError``; it is replaced.
+    """
+    if threading.current_thread() is not threading.main_thread():  # it alone may say what signals do
+        yield
+        return
+
+    received = []
 
     def stop(number: int, frame: FrameType | None) -> None:
+        received.append(number)
         raise error
 
-    previous = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    previous = {number: signal.signal(number, stop) for number in _SIGNALS}
     try:
         yield
+    except Exception as caught:
+        if received:
+            raise error from caught
+        raise
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from diffmm_dist.config.load import load_config
-from diffmm_dist.errors import UserError, one_line
+from diffmm_dist.errors import StoppedEarlyError, UserError, one_line
 from diffmm_dist.monitoring.log import logger
 from diffmm_dist.storage import is_remote
 from diffmm_dist.train.private_places import check_token
@@ -57,7 +57,7 @@ def submit(address: str, config: str, overrides: Sequence[str], *, working_dir: 
         return 0
     try:
         asyncio.run(_follow(client, job))
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, StoppedEarlyError):
         logger.info("the job goes on; stop it with: ray job stop --address %s %s", address, job)
         raise
     return _exit_status(client, job)

@@ -1,5 +1,6 @@
 """One worker of a run, in plain torch: it runs in this process or in a Ray worker, and needs neither ray nor dgl."""
 
+import contextlib
 import ctypes
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -15,13 +16,13 @@ from diffmm_dist.config.schema import Config, GraphConfig
 from diffmm_dist.cores import Threads, choose_threads, usable_cores
 from diffmm_dist.data.dataset import Dataset
 from diffmm_dist.data.training import TrainingData
-from diffmm_dist.errors import UserError
+from diffmm_dist.errors import StoppedError, TakenOverError, UserError
 from diffmm_dist.monitoring.jsonl import JsonlRecorder, read_jsonl
 from diffmm_dist.monitoring.log import logger
 from diffmm_dist.monitoring.progress import ProgressBar
 from diffmm_dist.monitoring.recorder import MultiRecorder, Recorder
 from diffmm_dist.monitoring.timing import peak_rss_gib
-from diffmm_dist.parallel.collectives import agree, all_reduce_max, on_first, worker_counts
+from diffmm_dist.parallel.collectives import agree, all_reduce_max, any_worker, on_first, worker_counts
 from diffmm_dist.parallel.world import World
 from diffmm_dist.train.build import (
     Recipe,
@@ -32,7 +33,7 @@ from diffmm_dist.train.build import (
     num_epochs,
     open_dataset,
 )
-from diffmm_dist.train.checkpoint import Checkpoints
+from diffmm_dist.train.checkpoint import Checkpoints, Writer
 from diffmm_dist.train.estimate import available_memory, check_memory, estimate
 from diffmm_dist.train.loop import TrainingRun, train
 from diffmm_dist.train.restore import restore
@@ -64,6 +65,7 @@ def run_worker(
     Raises:
         UserError: something that the user can put right.
         StoppedError: the run was asked to stop and has saved a checkpoint.
+        TakenOverError: another process has taken the run over.
         LostWorkerError: another worker has died or hangs.
     """
     threads = prepare_process(config.cluster.threads_per_worker)
@@ -72,7 +74,7 @@ def run_worker(
     if world.size > 1 and world.is_first:
         logger.info("%d workers, by rank processes %s", world.size, ", ".join(map(str, processes)))
     dataset = agree(lambda: open_dataset(config), world)
-    folder = RunFolder(config.run.path)
+    folder = RunFolder(config.run.path, lease_s=config.cluster.lease_s)
     fingerprint = dataset.manifest.fingerprint
     on_first(lambda: folder.claim(config, fingerprint=fingerprint, patience_s=patience_s), world)
     try:
@@ -125,7 +127,8 @@ def _train_in(
     evaluation = agree(lambda: build_evaluation(config, dataset, data), world)
     recipe = _build(folder, config, data)
     state = TrainState(recipe.model, recipe.phases, world)
-    checkpoints = Checkpoints(folder.checkpoints, keep=config.checkpoint.keep, world=world)
+    writer = _writer(folder, world)
+    checkpoints = Checkpoints(folder.checkpoints, keep=config.checkpoint.keep, world=world, writer=writer)
     restore(state, checkpoints, folder)
     if state.best is not None and config.eval.metric not in state.best.metrics:
         raise UserError(
@@ -137,6 +140,7 @@ def _train_in(
             f"{folder.uri} has trained {done} epochs already, so it cannot become a run of "
             f"train.epochs={config.train.epochs}; raise it or choose another run.path"
         )
+    writer.check()
     own = _recorders(folder, config, start_epoch=done) if world.is_first else []
     recorder = MultiRecorder([*own, *recorders])
     with ProgressBar(enabled=show_progress if world.is_first else False) as progress:
@@ -151,6 +155,7 @@ def _train_in(
                     metric=config.eval.metric,
                     evaluate_every_epochs=config.eval.every_epochs,
                     checkpoints=checkpoints,
+                    writer=writer,
                     save_every_epochs=config.checkpoint.every_epochs,
                     save_every_steps=config.checkpoint.every_steps,
                     recorder=recorder,
@@ -161,15 +166,21 @@ def _train_in(
             )
         finally:
             recorder.close()
-    result = _conclude(state, checkpoints, evaluation, folder, config)
-    if world.is_first:
-        folder.write_result(result)
+    result = _conclude(state, checkpoints, evaluation, folder, config, stop_requested)
+    on_first(lambda: folder.write_result(result), world)
     return result
+
+
+def _writer(folder: RunFolder, world: World) -> Writer:
+    """Return the run's writer, which is all workers together: the first has the lock."""
+    on_first(folder.remember_writer, world)
+    number = int(all_reduce_max(float(folder.writer), world))
+    return Writer(number, lambda: on_first(folder.check, world))
 
 
 def _recorders(folder: RunFolder, config: Config, *, start_epoch: int) -> list[Recorder]:
     """Return the run folder's own recorders."""
-    recorders: list[Recorder] = [JsonlRecorder(folder.metrics, start_epoch=start_epoch)]
+    recorders: list[Recorder] = [JsonlRecorder(folder.metrics, start_epoch=start_epoch, writer=folder.writer)]
     if config.monitoring.tensorboard:
         from diffmm_dist.monitoring.tensorboard import TensorBoardRecorder
 
@@ -188,8 +199,9 @@ class _Publisher(Recorder):
         self._folder.publish()
 
     def close(self) -> None:
-        """Upload the last ones."""
-        self._folder.publish()
+        """Upload the last ones, unless they are no longer this process's to write."""
+        with contextlib.suppress(TakenOverError):
+            self._folder.publish()
 
 
 def _log_threads(threads: Threads, world: World) -> None:
@@ -253,10 +265,20 @@ def _build(folder: RunFolder, config: Config, data: TrainingData) -> Recipe:
 
 
 def _conclude(
-    state: TrainState, checkpoints: Checkpoints, evaluation: Evaluation, folder: RunFolder, config: Config
+    state: TrainState,
+    checkpoints: Checkpoints,
+    evaluation: Evaluation,
+    folder: RunFolder,
+    config: Config,
+    stop_requested: Callable[[], bool],
 ) -> Result:
-    """Measure the best epoch and summarise the run."""
+    """Measure the best epoch and summarise the run; all that it needs is saved already."""
     assert state.best is not None
+
+    def poll() -> None:
+        if any_worker(stop_requested(), state.world):
+            raise StoppedError("the final measurement")
+
     metrics = {evaluation.selection_split: state.best.metrics}
     best = state.best.checkpoint
     load_model(
@@ -271,8 +293,8 @@ def _conclude(
         "seed": config.run.seed,
         "best_epoch": state.best.epoch,
         "epochs": state.cursor.epoch,
-        "valid": metrics.get("valid") or evaluation.measure(state.model, "valid"),
-        "test": metrics.get("test") or evaluation.measure(state.model, "test"),
+        "valid": metrics.get("valid") or evaluation.measure(state.model, "valid", poll=poll),
+        "test": metrics.get("test") or evaluation.measure(state.model, "test", poll=poll),
         "seconds_per_epoch": _median(records, "time/epoch_s"),
         "seconds_per_phase": {tag[5:-2]: _median(records, tag) for tag in sorted(times)},
         "peak_rss_gib": max([peak, *_values(records, "mem/peak_gib")]),

@@ -2,6 +2,7 @@ import os
 
 import pytest
 
+from diffmm_dist import staging as staging_module
 from diffmm_dist import storage
 from diffmm_dist.errors import UserError
 from tests.contracts.storage_contract import StorageContract
@@ -44,7 +45,9 @@ def test_a_file_is_never_replaced_by_a_folder(tmp_path):
     assert (tmp_path / "data").read_text() == "years of work"
 
 
-def test_if_the_new_folder_cannot_take_its_place_the_old_one_returns(tmp_path, monkeypatch):
+@pytest.mark.parametrize("exchanging", [True, False])
+def test_if_the_new_folder_cannot_take_its_place_the_old_one_returns(tmp_path, monkeypatch, exchanging):
+    """By one exchange of names, or by two renames where the file system has none."""
     place = str(tmp_path / "data")
     with storage.staged_folder(place, marker="m.json", force=False) as staging:
         storage.write_json(storage.join(staging, "m.json"), {"version": "old"})
@@ -55,7 +58,13 @@ def test_if_the_new_folder_cannot_take_its_place_the_old_one_returns(tmp_path, m
             raise OSError(28, "No space left on device")
         rename(source, target)
 
+    def fails_or_is_not_there(first, second):
+        if exchanging:
+            raise OSError(28, "No space left on device")
+        return False
+
     monkeypatch.setattr(os, "rename", fails_for_the_new)
+    monkeypatch.setattr(staging_module, "_exchange", fails_or_is_not_there)
     with (
         pytest.raises(UserError, match="No space left on device"),
         storage.staged_folder(place, marker="m.json", force=True) as staging,

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from diffmm_dist.errors import LostWorkerError, StoppedError, UserError
+from diffmm_dist.errors import LostWorkerError, StoppedError, TakenOverError, UserError
 from diffmm_dist.models.diffmm import phases
 from diffmm_dist.train.build import item_shards
 from diffmm_dist.train.worker import run_worker
@@ -124,6 +124,29 @@ def check_damage(world, dataset, folder):
 
 def test_workers_agree_on_the_newest_good_checkpoint(dataset, tmp_path):
     on_workers(2, partial(check_damage, dataset=dataset, folder=tmp_path))
+
+
+def check_taken_over(world, dataset, folder):
+    """The first worker alone has the lock; when it is another's, all end together and nothing more is written."""
+    polls, lock = 0, folder / "run" / "lock"
+
+    def stop_requested():
+        nonlocal polls
+        polls += 1
+        if world.is_first and polls == 9:
+            lock.write_text(json.dumps({"owner": "x", "host": "elsewhere", "process": 7, "writer": 8}))
+        return False
+
+    config = small_config(dataset, folder / "run", train={"epochs": 3, "batch_size": 64}, checkpoint={"every_steps": 4})
+    said = "was taken over by elsewhere .process 7., its writer 8; this one, its writer 1, was at epoch 0, phase"
+    with pytest.raises(TakenOverError, match=said if world.is_first else "the first worker's message says which"):
+        run_worker(config, stop_requested=stop_requested)
+
+
+def test_all_workers_end_when_the_run_is_taken_over(dataset, tmp_path):
+    on_workers(2, partial(check_taken_over, dataset=dataset, folder=tmp_path))
+    assert not (tmp_path / "run" / "result.json").exists()
+    assert metrics_of(tmp_path / "run") == []
 
 
 def hang(world, dataset, folder):

@@ -1,15 +1,20 @@
 """One worker through a local Ray gives what local mode gives."""
 
+import contextlib
 import os
+import random
 import re
 import signal
 import subprocess
 import sys
+import time
+from ipaddress import ip_address
 
 import pytest
 
 from tests.support.builders import ROOT, launch, metrics_of, synthetic_dataset, write_config
 from tests.support.processes import assert_same_result, checkpoints, wait_until
+from tests.support.sockets import descendants, listening
 
 pytest.importorskip("ray", reason="Ray is not installed")
 
@@ -59,26 +64,106 @@ def test_interrupted_it_saves_and_goes_on_locally(config, local, tmp_path):
     assert metrics_of(run)[:2] == metrics_of(local)[:2]
 
 
+SEED = int(os.environ.get("DIFFMM_TEST_SEED", "0")) or random.SystemRandom().randrange(1, 10**6)
+KILLED = ["worker"] * 7 + ["driver"] * 2 + ["both"]
+TWO = ["cluster.num_workers=2", "cluster.threads_per_worker=1", f"cluster.max_failures={len(KILLED)}"]
+
+
+class TwoWorkers:
+    """A run of two workers on a Ray of its own, in a process that can be killed."""
+
+    def __init__(self, config, run, log, *overrides):
+        self.run, self._log, self._num_groups = run, log, 0
+        command = [sys.executable, str(ROOT / "launch.py"), "train", "--config", config, f"run.path={run}", *TWO]
+        self.process = subprocess.Popen([*command, *overrides], stdout=log.open("w"), stderr=subprocess.STDOUT)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.process.kill()
+        self.process.wait()
+
+    @property
+    def log(self):
+        return self._log.read_text()
+
+    def workers(self):
+        """The processes of every group of workers so far, by rank."""
+        return re.findall(r"2 workers, by rank processes (\d+), (\d+)", self.log)
+
+    def until(self, condition):
+        """Wait; return whether the run still goes on."""
+        deadline = time.monotonic() + 400
+        while self.process.poll() is None and not condition():
+            assert time.monotonic() < deadline, self.log
+            time.sleep(0.005)
+        return self.process.poll() is None
+
+    def until_new_workers_have_trained(self, seconds):
+        """Wait; return whether the run still goes on."""
+        if not self.until(lambda: len(self.workers()) > self._num_groups):
+            return False
+        self._num_groups, after = len(self.workers()), time.monotonic() + seconds
+        return self.until(lambda: time.monotonic() >= after)
+
+    def finish(self):
+        assert self.process.wait(timeout=400) == 0, self.log
+
+
 @pytest.mark.timeout(900)
-def test_two_workers_give_the_same_and_a_killed_one_costs_nothing(config, local, tmp_path):
-    """Kill -9 one of two workers inside an epoch: Ray starts both again, and the run ends as an undisturbed one."""
-    two = ["cluster.num_workers=2", "cluster.threads_per_worker=1"]
-    launch("train", "--config", config, f"run.path={tmp_path / 'whole'}", *two, timeout=400)
-    for record, expected in zip(metrics_of(tmp_path / "whole"), metrics_of(local), strict=True):
+def test_two_workers_give_the_same_and_listen_on_this_machine_alone(config, local, two_workers):
+    run, sockets = two_workers
+    for record, expected in zip(metrics_of(run), metrics_of(local), strict=True):
         assert record == pytest.approx(expected, rel=1e-3, abs=1e-4)
-    run = tmp_path / "killed"
-    command = [sys.executable, str(ROOT / "launch.py"), "train", "--config", config, f"run.path={run}", *two]
-    log = (tmp_path / "log").open("w+")
-    process = subprocess.Popen([*command, "checkpoint.every_steps=7"], stdout=log, stderr=subprocess.STDOUT, text=True)
-    try:
-        wait_until(lambda: any("phase" in name for name in checkpoints(run)), process, seconds=400)
-        pid = re.search(r"2 workers, by rank processes \d+, (\d+)", (tmp_path / "log").read_text()).group(1)
-        os.kill(int(pid), signal.SIGKILL)
-        assert process.wait(timeout=400) == 0, (tmp_path / "log").read_text()
-    finally:
-        process.kill()
-    assert f"resuming {run} from checkpoint epoch-0000" in (tmp_path / "log").read_text()
-    assert_same_result(run, tmp_path / "whole")
+    others = {found for found in sockets if not ip_address(found[0].removeprefix("::ffff:")).is_loopback}
+    assert len({pid for _, _, pid in sockets}) > 4  # the driver, Ray's servers, both workers
+    assert not others
+
+
+@pytest.fixture(scope="module")
+def two_workers(tmp_path_factory, config):
+    """A run that nothing disturbed, and where its processes listened meanwhile."""
+    folder = tmp_path_factory.mktemp("whole")
+    with TwoWorkers(config, folder / "run", folder / "log") as whole:
+        assert whole.until(lambda: checkpoints(whole.run)), whole.log
+        sockets = listening(descendants(whole.process.pid))
+        whole.finish()
+    return folder / "run", sockets
+
+
+@pytest.mark.timeout(1500)
+def test_two_workers_killed_at_random_moments_end_with_the_same_bits(config, two_workers, tmp_path):
+    """Kill -9 a worker: Ray starts both again. Kill the driver, or all of them: the same command goes on."""
+    print(f"DIFFMM_TEST_SEED={SEED}")
+    drawn = random.Random(SEED)
+    kills, num_finished = drawn.sample(KILLED, len(KILLED)), 0
+    while True:
+        run = tmp_path / f"run-{num_finished}"
+        with TwoWorkers(config, run, tmp_path / "log", "checkpoint.every_steps=7") as training:
+            if end_early(training, kills, drawn):
+                continue
+            training.finish()
+        assert_same_result(run, two_workers[0])
+        assert not [path for path in run.rglob("*") if "partial" in path.name]
+        num_finished += 1
+        if not kills:
+            return
+
+
+def end_early(training, kills, drawn):
+    """Kill workers until the driver is to be killed too, or the run is done; return whether the driver was."""
+    while kills:
+        if not training.until_new_workers_have_trained(drawn.uniform(0, 3)):
+            return False  # it was faster
+        victim, workers = kills.pop(), training.workers()[-1]
+        if victim != "driver":
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(int(drawn.choice(workers)), signal.SIGKILL)
+        if victim != "worker":
+            training.process.kill()
+            return True
+    return False
 
 
 def test_more_workers_than_the_cluster_holds_are_refused_with_both_numbers(config, tmp_path):

@@ -121,7 +121,7 @@ def test_a_damaged_checkpoint_on_s3_is_passed_over(s3, place, file):
     tensors = {"model/table": torch.arange(4000.0).view(1000, 4), "model/count": torch.tensor(7)}
     checkpoints = Checkpoints(f"{place}/checkpoints", keep=2, world=World.single())
     for epoch in (1, 2):
-        checkpoints.save(Checkpoints.name(epoch), tensors, Progress(Cursor(epoch), None, {}, {}, {}), {})
+        checkpoints.save(checkpoints.name(epoch), tensors, Progress(Cursor(epoch), None, {}, {}, {}), {})
     damage.flip(s3.on_disk(place) / "checkpoints" / "epoch-00002" / file, 0.4)
     name, loaded = checkpoints.newest(lambda name: (checkpoints.progress(name), checkpoints.tensors(name, {}))[1])
     assert (name, checkpoints.damaged) == ("epoch-00001", ["epoch-00002"])
@@ -186,7 +186,7 @@ def test_a_killed_run_on_s3_ends_as_one_on_a_disk(s3, place, environment, local_
         assert result["test"] == pytest.approx(expected["test"])
     else:
         assert_same_result(s3.on_disk(run), undisturbed)
-    assert not (s3.on_disk(run) / "lock").exists()
+    assert json.loads((s3.on_disk(run) / "lock").read_text())["released"]
     assert any((s3.on_disk(run) / "tensorboard").iterdir())
     assert f"test of {run}" in launch("evaluate", run, env=environment).stdout
     launch("export", run, "--out", f"{place}/bundle", env=environment)

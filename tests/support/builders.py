@@ -118,10 +118,10 @@ def checkpoint_tensors(path):
 
 
 def metrics_of(run):
-    """The lines of metrics.jsonl without what depends on the clock or on the number of workers."""
+    """The lines of metrics.jsonl without what depends on the clock, the number of workers or how often they began."""
     from diffmm_dist.monitoring.jsonl import read_jsonl
 
-    clock = ("time/", "mem/", "throughput/", "comm/", "storage/")
+    clock = ("time/", "mem/", "throughput/", "comm/", "storage/", "writer")
     records = read_jsonl(Path(run) / "metrics.jsonl")
     return [{tag: value for tag, value in record.items() if not tag.startswith(clock)} for record in records]
 

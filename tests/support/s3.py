@@ -1,5 +1,7 @@
-"""A real S3 server over a folder, and a proxy in front of it that makes it fail."""
+"""A real S3 server over a folder, and a proxy in front of it that makes it fail, or keep the conditions of writes."""
 
+import contextlib
+import hashlib
 import os
 import shutil
 import socket
@@ -11,6 +13,7 @@ import time
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import unquote
 
 from tests.support.processes import free_port
 
@@ -18,6 +21,7 @@ from tests.support.processes import free_port
 RCLONE = shutil.which("rclone", path=os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]))
 KEY, SECRET = "accesskey", "secretkey123"
 _CHUNK = 1 << 16
+_one_write = threading.Lock()  # of all proxies, which may stand before the same server
 
 
 @dataclass(frozen=True)
@@ -82,9 +86,14 @@ class FailingProxy:
         num_cuts: how many answers ``cut`` is still to end.
         held: requests whose first line holds these bytes wait until this is empty again.
         num_held: how many are waiting or have waited.
+
+    Args:
+        server_port: the server's.
+        folder: the server's, if the conditions of writes are to be kept, which the server itself ignores.
     """
 
-    def __init__(self, server_port):
+    def __init__(self, server_port, folder=None):
+        self._folder = folder
         self.mode = "pass"
         self.num_failed = 0
         self.num_cuts = 0
@@ -137,9 +146,20 @@ class FailingProxy:
             self.num_failed += 1
             client.sendall(refusal if not head.startswith(b"HEAD") else refusal.split(b"<Error>")[0])
             return
-        server.sendall(head)
-        server.sendall(body)
-        self._answer(head, answers, client)
+        conditions = {name: _header(head, name) for name in (b"if-match", b"if-none-match")}
+        conditional = self._folder is not None and head.startswith(b"PUT") and any(conditions.values())
+        with _one_write if conditional else contextlib.nullcontext():
+            if conditional and not _holds(conditions, self._etag(head)):
+                client.sendall(_REFUSALS["condition"])
+                return
+            server.sendall(head)
+            server.sendall(body)
+            self._answer(head, answers, client)
+
+    def _etag(self, head):
+        """The tag of the object that a request names, None where there is none."""
+        path = self._folder / unquote(head.split(b" ")[1].split(b"?")[0].decode()).lstrip("/")
+        return f'"{hashlib.md5(path.read_bytes()).hexdigest()}"' if path.is_file() else None
 
     def _answer(self, request, answers, client):
         head = _head(answers)
@@ -162,6 +182,13 @@ class FailingProxy:
             left -= len(piece)
 
 
+def _holds(conditions, etag):
+    """Whether the conditions of a write hold, as S3 has them."""
+    if conditions[b"if-none-match"] is not None:
+        return etag is None
+    return etag is not None and conditions[b"if-match"].decode().strip('"') == etag.strip('"')
+
+
 def _refusal(status, code, message):
     text = f"<Error><Code>{code}</Code><Message>{message}</Message></Error>"
     return f"HTTP/1.1 {status}\r\nContent-Type: application/xml\r\nContent-Length: {len(text)}\r\n\r\n{text}".encode()
@@ -170,6 +197,7 @@ def _refusal(status, code, message):
 _REFUSALS = {
     "busy": _refusal("503 Slow Down", "SlowDown", "Please reduce your request rate."),
     "expired": _refusal("400 Bad Request", "ExpiredToken", "The provided token has expired."),
+    "condition": _refusal("412 Precondition Failed", "PreconditionFailed", "A condition you specified did not hold"),
     "read-only": _refusal("403 Forbidden", "AccessDenied", "Access Denied"),
 }
 

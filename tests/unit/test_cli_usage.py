@@ -87,4 +87,4 @@ def test_interrupted_commands_say_so(run_cli, monkeypatch):
         raise KeyboardInterrupt
 
     monkeypatch.setattr("diffmm_dist.config.render.reference_markdown", interrupted)
-    assert run_cli("config", "reference") == (130, "", "interrupted\n")
+    assert run_cli("config", "reference") == (130, "", "interrupted; nothing is left half-written\n")

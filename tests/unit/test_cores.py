@@ -2,13 +2,13 @@
 
 import subprocess
 import sys
+from contextlib import closing
 
 import pytest
 
 from diffmm_dist import cores
 from diffmm_dist.cores import Cores, choose_threads, started_with, tell_libraries, usable_cores
-from diffmm_dist.data.importers import interactions
-from diffmm_dist.data.importers.interactions import Interactions
+from diffmm_dist.data.importers import database
 from tests.support.builders import ROOT
 
 V2 = "31 23 0:28 / /sys/fs/cgroup rw,relatime - cgroup2 cgroup2 rw"
@@ -176,9 +176,9 @@ def test_what_a_process_was_started_with_stays_known(tmp_path):
 
 
 def test_the_database_of_an_import_has_as_many_threads(tmp_path, monkeypatch):
-    monkeypatch.setattr(interactions, "usable_cores", lambda: usable(tmp_path, word="3"))
-    with Interactions(str(tmp_path), memory_gib=1) as database:
-        assert database._database.sql("SELECT current_setting('threads')").fetchall() == [(3,)]
+    monkeypatch.setattr(database, "usable_cores", lambda: usable(tmp_path, word="3"))
+    with closing(database.Database(str(tmp_path), memory_gib=1)) as made:
+        assert made.run("select current_setting('threads')") == [(3,)]
 
 
 PROBE = (

@@ -26,7 +26,7 @@ PAGES = [
 FOREIGN = {
     "kill", "docker", "compose", "make", "assert", "eval", "home", "user", "item", "OTHER", "acoustic", "textual",
     "taskset", "env_vars", "strptime", "DatasetDict", "save_to_disk", "M_MMAP_MAX", "backoffLimit", "envFrom",
-    "maxReplicas", "minReplicas",
+    "maxReplicas", "minReplicas", "nolock", "local_lock",
 }  # fmt: skip
 PUBLISHED_FLAGS = re.compile(r"(?<=\| published flag \| key \|\n)(?:\|.*\n)+")
 

@@ -3,37 +3,25 @@
 The database makes an import's memory independent of the table's size; ids become numbers as early as possible.
 """
 
-import os
 from collections.abc import Iterator, Sequence
-from typing import Any, Literal
+from typing import Literal
 
-import duckdb
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from diffmm_dist.cores import usable_cores
 from diffmm_dist.data.importers.arrow_tables import Table
 from diffmm_dist.data.importers.cleaning import Cleaner, Cleaning, InteractionColumns
 from diffmm_dist.data.importers.columns import shortened, typed_ids
+from diffmm_dist.data.importers.database import Database
 from diffmm_dist.data.importers.splits import SplitRule, split_query
-from diffmm_dist.data.importers.times import mixed_zones, quoted, time_readings
-from diffmm_dist.data.schema import ROWS_PER_BATCH, SPLITS, Split
-from diffmm_dist.errors import UserError, one_line
+from diffmm_dist.data.importers.times import mixed_zones, time_readings
+from diffmm_dist.data.schema import SPLITS, Split
+from diffmm_dist.errors import UserError
 
 _SIDES: tuple[Literal["user"], Literal["item"]] = ("user", "item")
 _EXAMPLES = 3
 _OFF_BY_MUCH = 0.25  # of the size that was asked for
-
-
-def check_timestamp_format(text: str) -> None:
-    """Raise a ``UserError`` if a format for times is none."""
-    try:
-        with duckdb.connect() as database:
-            database.execute(f"select try_strptime('', {quoted(text)})")
-    except duckdb.Error as error:
-        reason = one_line(error).rsplit(": ", 1)[-1]
-        raise UserError(f"--timestamp-format {text} has an unknown part {reason}; write it as in %d.%m.%Y") from error
 
 
 class Interactions:
@@ -50,17 +38,8 @@ class Interactions:
     def __init__(self, folder: str, *, memory_gib: float) -> None:
         self.notes: list[str] = []
         self._time = "timestamp"
-        self._database = duckdb.connect(
-            os.path.join(folder, "interactions.duckdb"),
-            config={
-                "memory_limit": f"{int(memory_gib * 1024)}MiB",
-                "threads": usable_cores().share()[0],
-                "temp_directory": os.path.join(folder, "spilled"),
-                "preserve_insertion_order": "false",
-                "autoinstall_known_extensions": "false",
-                "autoload_known_extensions": "false",
-            },
-        )
+        self._database = Database(folder, memory_gib=memory_gib)
+        self._run = self._database.run
 
     def __enter__(self) -> "Interactions":
         return self
@@ -79,7 +58,7 @@ class Interactions:
         kind = None
         for batch in table.batches(cleaner.needed):
             rows = cleaner.clean(batch)
-            self._append("raw", rows, create=kind is None)
+            self._database.append("raw", rows, create=kind is None)
             kind = rows.schema.field("timestamp").type
         self.notes += cleaner.notes
         if kind is None or self._count("raw where not low") == 0:
@@ -95,9 +74,9 @@ class Interactions:
         """Make the table of ids as they stand in the rows (raw) and as they are meant (id)."""
         self._run(f"create table {side}_ids as select distinct {side} as raw, {side} as id from raw where not low")
         if typed:
-            texts = self._database.sql(f"select raw from {side}_ids").to_arrow_table()["raw"]
+            texts = self._database.table(f"select raw from {side}_ids")["raw"]
             ids, notes = typed_ids(texts, column=name, uri=uri)
-            self._append(f"{side}_ids", pa.table({"raw": texts, "id": ids}), create=True)
+            self._database.append(f"{side}_ids", pa.table({"raw": texts, "id": ids}), create=True)
             self.notes += notes
 
     def _read_times(self, timestamp_format: str | None, *, uri: str, name: str) -> str:
@@ -135,7 +114,7 @@ class Interactions:
         """
         run = self._run
         for ids in extra_items:
-            self._append("more_ids", pa.table({"id": ids}), create=True)
+            self._database.append("more_ids", pa.table({"id": ids}), create=True)
             run("insert into item_ids select null, id from more_ids where id not in (select id from item_ids)")
         for side in _SIDES:
             run(
@@ -158,7 +137,7 @@ class Interactions:
 
     def drop_items(self, allowed: pa.Array, *, reason: str) -> None:
         """Drop items other than ``allowed`` (ids), and their interactions."""
-        self._append("allowed", pa.table({"id": allowed}), create=True)
+        self._database.append("allowed", pa.table({"id": allowed}), create=True)
         before = self._count("pairs")
         self._run("delete from pairs where item in (select number from items where id not in (select id from allowed))")
         self._run("delete from items where id not in (select id from allowed)")
@@ -239,22 +218,16 @@ class Interactions:
 
     def batches(self, split: Split) -> Iterator[tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]]:
         """Yield the final numbers of users and items of a split, sorted by user and item, in pieces."""
-        rows = self._database.sql(
+        rows = self._database.batches(
             f"select u.final as user, i.final as item from pairs join final_users u on pairs.user = u.number "
             f"join final_items i on pairs.item = i.number where split = {SPLITS.index(split)} order by all"
         )
-        for batch in rows.to_arrow_reader(ROWS_PER_BATCH):
+        for batch in rows:
             yield batch.column(0).to_numpy(), batch.column(1).to_numpy()
-
-    def _append(self, name: str, rows: pa.Table, *, create: bool) -> None:
-        self._database.register("arriving", rows)
-        verb = f"create or replace table {name} as" if create else f"insert into {name}"
-        self._run(f"{verb} select * from arriving")
-        self._database.unregister("arriving")
 
     def _column(self, query: str) -> pa.Array:
         """Return the one column of a query."""
-        return self._database.sql(query).to_arrow_table().column(0).combine_chunks()
+        return self._database.table(query).column(0).combine_chunks()
 
     def _count(self, table: str) -> int:
         return self._number_from(f"select count(*) from {table}")
@@ -265,10 +238,6 @@ class Interactions:
 
     def _number_from(self, query: str) -> int:
         return int(self._run(query)[0][0])
-
-    def _run(self, query: str) -> list[Any]:
-        """Run a query to its end and return its rows."""
-        return self._database.execute(query).fetchall()
 
     def _note(self, count: int, what: str) -> None:
         if count:

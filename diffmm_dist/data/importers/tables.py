@@ -13,8 +13,9 @@ from diffmm_dist import storage
 from diffmm_dist.data.importers.arrow_tables import Table
 from diffmm_dist.data.importers.cleaning import Cleaning, InteractionColumns, split_key
 from diffmm_dist.data.importers.columns import least
+from diffmm_dist.data.importers.database import check_timestamp_format
 from diffmm_dist.data.importers.features import Features, FeatureSource
-from diffmm_dist.data.importers.interactions import Interactions, check_timestamp_format
+from diffmm_dist.data.importers.interactions import Interactions
 from diffmm_dist.data.importers.report import ImportReport, Mistakes
 from diffmm_dist.data.importers.splits import SPLIT_METHODS, SplitRule
 from diffmm_dist.data.importers.table_formats import TextOptions

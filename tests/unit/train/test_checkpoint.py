@@ -6,10 +6,13 @@ import shutil
 
 import pytest
 import torch
+from torch.distributed.checkpoint.filesystem import FileSystemWriter
 
-from diffmm_dist.errors import DamagedError, UserError
+from diffmm_dist import storage
+from diffmm_dist.errors import DamagedError, TakenOverError, UserError
 from diffmm_dist.parallel.world import World
-from diffmm_dist.train.checkpoint import Checkpoints
+from diffmm_dist.train.checkpoint import Checkpoints, Writer
+from diffmm_dist.train.checkpoint_names import checkpoint_name, complete_checkpoints, remove_incomplete
 from diffmm_dist.train.state import Best, Cursor, Progress
 from tests.support import damage
 from tests.support.evil import evil_pickle
@@ -42,7 +45,7 @@ def test_round_trip_is_exact(tmp_path):
 
 
 def test_names_sort_as_steps_do():
-    name = Checkpoints.name
+    name = checkpoint_name
     steps = [(0, 0, 5), (0, 1, 0), (0, 2, 3), (1, 0, 0), (1, 0, 1), (1, 2, 999), (2, 0, 0), (11, 0, 0)]
     assert sorted(name(*step) for step in reversed(steps)) == [name(*step) for step in steps]
 
@@ -50,7 +53,7 @@ def test_names_sort_as_steps_do():
 def test_the_newest_and_the_best_are_kept(tmp_path):
     checkpoints = Checkpoints(str(tmp_path), keep=2, world=World.single())
     for epoch in range(1, 6):
-        save(checkpoints, Checkpoints.name(epoch))
+        save(checkpoints, checkpoint_name(epoch))
     assert checkpoints.names() == ["epoch-00002", "epoch-00004", "epoch-00005"]
 
 
@@ -155,7 +158,7 @@ class TestNewest:
     def checkpoints(self, tmp_path):
         checkpoints = Checkpoints(str(tmp_path), keep=3, world=World.single())
         for epoch in (1, 2, 3):
-            save(checkpoints, Checkpoints.name(epoch))
+            save(checkpoints, checkpoints.name(epoch))
         return checkpoints
 
     @pytest.mark.parametrize("file", FILES)
@@ -249,3 +252,78 @@ def test_a_checkpoint_of_an_earlier_version_is_called_that(tmp_path):
     with pytest.raises(UserError, match=r"epoch-00001 was written by an earlier version of this program, .* train"):
         checkpoints.tensors("epoch-00001", {})
     assert not (tmp_path / "was-here").exists()
+
+
+class TakenOverFrom:
+    """A writer that finds at its n-th look that another process writes now."""
+
+    def __init__(self, looks):
+        self.looks = looks
+
+    def __call__(self):
+        self.looks -= 1
+        if self.looks < 0:
+            raise TakenOverError("was taken over")
+
+
+@pytest.mark.parametrize("looks", [0, 1])
+def test_one_that_was_taken_over_completes_no_checkpoint_and_removes_none(tmp_path, looks):
+    """Neither before the tensors are written nor after."""
+    checkpoints = Checkpoints(str(tmp_path), keep=1, world=World.single())
+    save(checkpoints, "epoch-00001")
+    late = Checkpoints(str(tmp_path), keep=1, world=World.single(), writer=Writer(3, TakenOverFrom(looks)))
+    with pytest.raises(TakenOverError):
+        save(late, "epoch-00002")
+    assert checkpoints.names() == ["epoch-00001"]
+    remove_incomplete(str(tmp_path), writer=4)
+    assert os.listdir(tmp_path) == ["epoch-00001"]
+
+
+def test_a_second_signal_while_saving_is_no_failure_of_the_disk(tmp_path, monkeypatch):
+    checkpoints = Checkpoints(str(tmp_path), keep=1, world=World.single())
+    save(checkpoints, "epoch-00001")
+
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(FileSystemWriter, "write_data", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        save(checkpoints, "epoch-00002")
+    assert checkpoints.names() == ["epoch-00001"]
+
+
+def on_s3(monkeypatch, folders):
+    """A folder on S3 that holds checkpoints with files; returns what is removed."""
+    removed = []
+    monkeypatch.setattr(storage, "list_names", lambda uri: folders.get(uri.rpartition("/checkpoints/")[2], folders))
+    monkeypatch.setattr(storage, "remove_folder", lambda uri, **_: removed.append(uri.rpartition("/")[2]))
+    return removed
+
+
+def test_on_s3_the_newest_is_that_of_the_last_writer(monkeypatch):
+    """What an earlier writer completed too late, of a later step, does not count as newer."""
+    complete = ["index.json", "state.json"]
+    folders = {
+        "epoch-00009-writer-00002": complete,
+        "epoch-00003-writer-00010": complete,
+        "epoch-00002": [".metadata", "state.json"],  # of an earlier version
+        "epoch-00003-phase-1-step-0000004-writer-00010": complete,
+    }
+    on_s3(monkeypatch, folders)
+    assert complete_checkpoints("s3://bucket/run/checkpoints") == [
+        "epoch-00002", "epoch-00009-writer-00002", "epoch-00003-writer-00010",
+        "epoch-00003-phase-1-step-0000004-writer-00010",
+    ]  # fmt: skip
+
+
+def test_on_s3_a_writer_removes_the_halves_of_earlier_ones_alone(monkeypatch):
+    folders = {
+        "epoch-00001-writer-00001": ["index.json", "state.json"],
+        "epoch-00002-writer-00001": ["state.json"],  # completed when its tensors were removed already
+        "epoch-00003-writer-00002": ["__0_0.distcp", "index.json"],
+        "epoch-00004-writer-00003": ["__0_0.distcp"],  # of one that has taken over
+    }
+    removed = on_s3(monkeypatch, folders)
+    remove_incomplete("s3://bucket/run/checkpoints", writer=3)
+    assert removed == ["epoch-00002-writer-00001", "epoch-00003-writer-00002"]
+    assert complete_checkpoints("s3://bucket/run/checkpoints") == ["epoch-00001-writer-00001"]

@@ -1,62 +1,76 @@
 import json
-import time
+import os
 
 import pytest
 
-from diffmm_dist.errors import UserError
-from diffmm_dist.train import lock as lock_module
-from diffmm_dist.train.lock import LEASE_S, FileLock, LeaseLock
+from diffmm_dist.errors import TakenOverError, UserError
+from diffmm_dist.train.lock import FileLock
 
 
-def lease(tmp_path, clock=time.time):
-    return LeaseLock(str(tmp_path / "lock"), clock=clock)
+def file_lock(folder):
+    return FileLock(folder / "lock")
 
 
-def take(lock, patience_s=0.0):
-    lock.acquire("the run", patience_s=patience_s)
+def take(lock, patience_s=0.0, after=0):
+    lock.acquire("the run", patience_s=patience_s, after=after)
     return lock
 
 
-@pytest.mark.parametrize("make", [lease, lambda folder: FileLock(folder / "lock")])
-def test_one_at_a_time(make, tmp_path):
-    first = take(make(tmp_path))
-    with pytest.raises(UserError, match="another process is training in the run"):
-        take(make(tmp_path))
+def test_one_at_a_time_and_the_refusal_says_who(tmp_path):
+    first = take(file_lock(tmp_path))
+    with pytest.raises(UserError, match=rf"another process is training in the run: .+ \(process {os.getpid()}\)"):
+        take(file_lock(tmp_path))
     first.release()
-    second = take(make(tmp_path))
+    second = take(file_lock(tmp_path))
     second.release()
     second.release()  # nothing to do
     take(second).release()
 
 
-def test_a_dead_holder_keeps_others_out_for_a_while_only(tmp_path):
-    now = 1000.0
-    (tmp_path / "lock").write_text(json.dumps({"owner": "gone", "until": now + LEASE_S}))
-    with pytest.raises(UserError, match="another process"):
-        take(lease(tmp_path, lambda: now + LEASE_S - 1))
-    take(lease(tmp_path, lambda: now + LEASE_S + 1)).release()
-    assert not (tmp_path / "lock").exists()
+def test_every_holder_has_a_higher_number(tmp_path):
+    numbers = []
+    for after in (0, 0, 7, 0):
+        lock = take(file_lock(tmp_path), after=after)
+        numbers.append(lock.writer)
+        lock.release()
+    assert numbers == [1, 2, 8, 9]
 
 
-def test_a_lease_is_renewed_until_it_is_released(tmp_path, monkeypatch):
-    monkeypatch.setattr(lock_module, "_RENEW_S", 0.01)
-    now = [1000.0]
-    holder = take(lease(tmp_path, lambda: now[0]))
-    now[0] += 500
-    deadline = time.monotonic() + 20
-    while json.loads((tmp_path / "lock").read_text())["until"] < now[0]:
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-    holder.release()
+def test_the_lock_file_of_an_earlier_version_is_empty(tmp_path):
+    (tmp_path / "lock").write_text("")
+    lock = take(file_lock(tmp_path))
+    assert lock.writer == 1
+    lock.release()
 
 
-def test_waiting_for_a_holder_that_leaves(tmp_path, monkeypatch):
-    monkeypatch.setattr(lock_module, "_POLL_S", 0.01)
-    (tmp_path / "lock").write_text(json.dumps({"owner": "gone", "until": time.time() + 0.3}))
-    take(lease(tmp_path), patience_s=20).release()
+@pytest.mark.parametrize("text", ["nonsense", "{}", '{"owner": "x", "host": "\\u001b[31m", "process": 1, "writer": 1}'])
+def test_a_damaged_lock_is_named(tmp_path, text):
+    (tmp_path / "lock").write_text(text)
+    with pytest.raises(UserError, match="lock is damaged; remove it if no process is training there"):
+        take(file_lock(tmp_path))
 
 
-def test_a_damaged_lease_is_named(tmp_path):
-    (tmp_path / "lock").write_text("{}")
-    with pytest.raises(UserError, match="lock is damaged"):
-        take(lease(tmp_path))
+def replaced(path):
+    path.unlink()
+    take(FileLock(path))
+
+
+def rewritten(path):
+    path.write_text(json.dumps({"owner": "another", "host": "elsewhere", "process": 3, "writer": 9}))
+
+
+@pytest.mark.parametrize("change", [replaced, rewritten])
+def test_a_holder_whose_file_is_anothers_finds_out(tmp_path, change):
+    """The file was removed, or the server of a network disk forgot the lock: the system still says that it is held."""
+    first = take(file_lock(tmp_path))
+    first.check()
+    change(tmp_path / "lock")
+    with pytest.raises(TakenOverError, match=r"was taken over by .* \(process \d+\), its writer \d"):
+        first.check()
+
+
+def test_a_holder_whose_file_was_removed_finds_out(tmp_path):
+    first = take(file_lock(tmp_path))
+    (tmp_path / "lock").unlink()
+    with pytest.raises(TakenOverError, match="has lost its lock .*lock, which somebody has removed"):
+        first.check()

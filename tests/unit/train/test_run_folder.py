@@ -58,7 +58,8 @@ def test_two_processes_do_not_share_a_folder(tmp_path):
 def test_what_it_was_started_with_stays(tmp_path):
     claim(tmp_path).release()
     folder = claim(tmp_path, graph={"kernel": "csr"})
-    assert folder.identity() == {"dataset": "abc", "version": __version__}
+    folder.remember_writer()
+    assert folder.identity() == {"dataset": "abc", "version": __version__, "writer": 2}
 
 
 def test_the_kernel_that_was_chosen_stays(tmp_path, monkeypatch):

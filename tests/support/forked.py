@@ -1,0 +1,105 @@
+"""Processes of the program that need not import anything: forked from one that has, which has done nothing else."""
+
+import os
+import signal
+import sys
+import time
+from contextlib import contextmanager
+from multiprocessing import get_context
+from pathlib import Path
+
+from tests.support.builders import ROOT
+
+_context = get_context("forkserver")
+_context.set_forkserver_preload(["tests.support.preloaded"])
+
+
+def _run(function, arguments, log, environment):
+    assert "tests.support.preloaded" in sys.modules
+    os.environ.update(environment)
+    with open(log, "ab", buffering=0) as file:
+        for stream in (1, 2):
+            os.dup2(file.fileno(), stream)
+    os.chdir(ROOT)
+    function(*arguments)
+
+
+def _program(*arguments):
+    from diffmm_dist import cli
+
+    sys.argv = ["launch.py", *arguments]
+    cli.main()
+
+
+class Forked:
+    """A running process.
+
+    Attributes:
+        pid: its number.
+        log: what it has printed, standard output and standard error together.
+    """
+
+    def __init__(self, log, function, *arguments, env=None):
+        self._log = Path(log)
+        self._start = self._log.stat().st_size if self._log.exists() else 0
+        self._process = _context.Process(target=_run, args=(function, arguments, str(log), env or {}))
+        self._process.start()
+        self.pid = self._process.pid
+
+    @property
+    def log(self):
+        return self._log.read_bytes()[self._start :].decode() if self._log.exists() else ""
+
+    def poll(self):
+        return self._process.exitcode
+
+    def communicate(self):
+        return self.log
+
+    def send(self, number):
+        os.kill(self.pid, number)
+
+    def wait(self, seconds=120):
+        """Return how it ended."""
+        self._process.join(seconds)
+        assert self._process.exitcode is not None, self.log
+        return self._process.exitcode
+
+    def kill(self):
+        if self._process.exitcode is None:
+            self._process.kill()
+        self._process.join(60)
+
+
+@contextmanager
+def forked(log, *arguments, env=None):
+    """Run launch.py with arguments; it is killed if it still runs afterwards."""
+    process = Forked(log, _program, *map(str, arguments), env=env)
+    try:
+        yield process
+    finally:
+        process.kill()
+
+
+@contextmanager
+def calling(log, function, *arguments, env=None):
+    """Call a function of a module; the process is killed if it still runs afterwards."""
+    process = Forked(log, function, *arguments, env=env)
+    try:
+        yield process
+    finally:
+        process.kill()
+
+
+def run(log, *arguments, env=None, seconds=120):
+    """Run launch.py to its end and return what it printed."""
+    with forked(log, *arguments, env=env) as process:
+        assert process.wait(seconds) == 0, process.log
+        return process.log
+
+
+def stopped(process):
+    """Stop a process and wait until it is."""
+    process.send(signal.SIGSTOP)
+    while Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()[0] != "T":
+        time.sleep(0.001)
