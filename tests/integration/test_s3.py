@@ -19,6 +19,8 @@ from tests.support import damage
 from tests.support.builders import launch, published_folder, synthetic_dataset, write_config
 from tests.support.processes import assert_same_result, started, wait_until
 
+TENSORS = {"model/table": torch.arange(4000.0).view(1000, 4), "model/count": torch.tensor(7)}
+
 
 class TestS3Storage(StorageContract):
     @pytest.fixture
@@ -116,16 +118,32 @@ def test_damage_on_s3_is_refused(place, tmp_path, kind):
         dataset.features("visual")
 
 
-@pytest.mark.parametrize("file", ["__0_0.distcp", "index.json", "state.json"])
-def test_a_damaged_checkpoint_on_s3_is_passed_over(s3, place, file):
-    tensors = {"model/table": torch.arange(4000.0).view(1000, 4), "model/count": torch.tensor(7)}
-    checkpoints = Checkpoints(f"{place}/checkpoints", keep=2, world=World.single())
+@pytest.fixture
+def checkpoints(place):
+    made = Checkpoints(f"{place}/checkpoints", keep=2, world=World.single())
     for epoch in (1, 2):
-        checkpoints.save(checkpoints.name(epoch), tensors, Progress(Cursor(epoch), None, {}, {}, {}), {})
-    damage.flip(s3.on_disk(place) / "checkpoints" / "epoch-00002" / file, 0.4)
+        made.save(made.name(epoch), TENSORS, Progress(Cursor(epoch), None, {}, {}, {}), {})
+    return made
+
+
+@pytest.mark.parametrize("file", ["__0_0.distcp", "index.json", "state.json"])
+def test_a_damaged_checkpoint_on_s3_is_passed_over(s3, place, checkpoints, file):
+    good, damaged = checkpoints.names()
+    damage.flip(s3.on_disk(place) / "checkpoints" / damaged / file, 0.4)
+    check_passed_over(checkpoints, good, damaged)
+
+
+@pytest.mark.parametrize("file", ["__0_0.distcp", "index.json"])
+def test_a_checkpoint_on_s3_that_lacks_a_file_is_passed_over(place, checkpoints, file):
+    good, damaged = checkpoints.names()
+    file_system().rm(f"{place}/checkpoints/{damaged}/{file}")
+    check_passed_over(checkpoints, good, damaged)
+
+
+def check_passed_over(checkpoints, good, damaged):
     name, loaded = checkpoints.newest(lambda name: (checkpoints.progress(name), checkpoints.tensors(name, {}))[1])
-    assert (name, checkpoints.damaged) == ("epoch-00001", ["epoch-00002"])
-    assert all(torch.equal(loaded[key], value) for key, value in tensors.items())
+    assert (name, checkpoints.damaged) == (good, [damaged])
+    assert all(torch.equal(loaded[key], value) for key, value in TENSORS.items())
 
 
 def test_a_wrong_key_is_one_sentence(place, environment):
