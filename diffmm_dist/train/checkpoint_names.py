@@ -13,6 +13,7 @@ EARLIER_INDEX = ".metadata"  # of torch.distributed.checkpoint
 PARTIAL = "partial-"
 _PREFIX = "epoch-"
 _WRITER = "-writer-"
+NAME_PATTERN = r"^epoch-[0-9]{5,9}(-phase-[0-9]{1,3}-step-[0-9]{7,18})?(-writer-[0-9]{5,18})?$"
 
 
 def checkpoint_name(epoch: int, phase: int = 0, step: int = 0, *, writer: int | None = None) -> str:

@@ -17,9 +17,9 @@ from diffmm_dist.monitoring.timing import Stopwatch
 from diffmm_dist.parallel.collectives import all_reduce_sum, any_worker
 from diffmm_dist.parallel.ranges import Ownership
 from diffmm_dist.parallel.world import World
+from diffmm_dist.train.checkpoint_names import NAME_PATTERN
 
 # A state is read from a file, so what it holds has bounds, and the name in it, which becomes a path, has a form.
-CHECKPOINT_NAME = r"^epoch-[0-9]{5,9}(-phase-[0-9]{1,3}-step-[0-9]{7,18})?$"
 Whole = Annotated[int, Field(ge=0, lt=2**62)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 
@@ -57,7 +57,7 @@ class Best:
 
     epoch: Whole
     metrics: dict[str, Finite]
-    checkpoint: Annotated[str, Field(pattern=CHECKPOINT_NAME)]
+    checkpoint: Annotated[str, Field(pattern=NAME_PATTERN)]
 
 
 @dataclass

@@ -106,10 +106,12 @@ def write_config(path, **sections):
 
 def launch(*arguments, check=True, timeout=280, env=None, **kwargs):
     """Run launch.py in a process of its own, as a user would."""
-    return subprocess.run(
+    done = subprocess.run(
         [sys.executable, str(ROOT / "launch.py"), *map(str, arguments)],
-        capture_output=True, text=True, check=check, timeout=timeout, env={**os.environ, **(env or {})}, **kwargs,
+        capture_output=True, text=True, check=False, timeout=timeout, env={**os.environ, **(env or {})}, **kwargs,
     )  # fmt: skip
+    assert done.returncode == 0 or not check, done.stderr
+    return done
 
 
 def checkpoint_tensors(path):
