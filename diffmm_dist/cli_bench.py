@@ -150,6 +150,19 @@ def bench_growth(
     say(markdown([out]), end="")
 
 
+@bench_app.command("memory")
+def bench_memory(
+    out: JsonOut,
+    shape: Annotated[
+        list[str] | None, typer.Option(help="A problem to measure, all by default; may be given again.")
+    ] = None,
+) -> None:
+    """Compare the estimate of memory with the peaks of runs that differ in what their memory is for."""
+    from diffmm_dist.bench.estimate import bench_memory as run
+
+    run(shape or [], out=out)
+
+
 @bench_app.command("profile")
 def bench_profile(
     out: Annotated[str, typer.Option(help="Text file to write.", callback=file_to_write)],

@@ -12,6 +12,8 @@ from collections.abc import Iterator, MutableMapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from diffmm_dist.cgroups import own_groups, text_of
+
 VARIABLE = "OMP_NUM_THREADS"
 _SPINNING = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
 # How often libgomp looks again before a waiting thread sleeps. Its own 300,000 take some 10 ms, which is free where
@@ -115,71 +117,18 @@ def _granted(word: str) -> int | None:
 
 
 def _quotas(root: Path) -> Iterator[float]:
-    """Yield every CPU quota, in cores, of this process's control group and of those around it; versions 1 and 2."""
-    own = _own_groups(root)
-    for version, mounted, place in _mounts(root):
-        if version in own:
-            folders = _up_to(root / place.lstrip("/"), _below(own[version], mounted))
-            yield from (quota for quota in map(_quota, folders) if quota is not None)
-
-
-def _own_groups(root: Path) -> dict[str, str]:
-    """Return the paths of this process's control groups, of version 2 and of the controller cpu of version 1."""
-    own = {}
-    for line in _text(root / "proc/self/cgroup").splitlines():
-        number, _, rest = line.partition(":")
-        controllers, _, path = rest.partition(":")
-        if number == "0":
-            own["cgroup2"] = path
-        elif "cpu" in controllers.split(","):
-            own["cgroup"] = path
-    return own
-
-
-def _mounts(root: Path) -> Iterator[tuple[str, str, str]]:
-    """Yield where control groups that may have a CPU quota are mounted: version, group at the top, and place."""
-    for line in _text(root / "proc/self/mountinfo").splitlines():
-        place, _, described = line.partition(" - ")
-        fields, (kind, *more) = place.split(), described.split() or [""]
-        if len(fields) > 4 and (kind == "cgroup2" or (kind == "cgroup" and "cpu" in more[-1].split(","))):
-            yield kind, _unescaped(fields[3]), _unescaped(fields[4])
-
-
-def _unescaped(path: str) -> str:
-    r"""Return a path of mountinfo, in which a blank is \040."""
-    return re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), path)
-
-
-def _below(group: str, mounted: str) -> str:
-    """Return a group's path below the group that is mounted; the mounted one itself if the group is not inside it."""
-    inside = group == mounted or group.startswith(mounted.rstrip("/") + "/")
-    relative = group[len(mounted.rstrip("/")) :].strip("/") if inside else ""
-    return "" if ".." in relative.split("/") else relative
-
-
-def _up_to(top: Path, relative: str) -> Iterator[Path]:
-    """Yield a folder and those above it, up to ``top``; one that cannot be seen from here has no files."""
-    folder = top / relative
-    while folder != top:
-        yield folder
-        folder = folder.parent
-    yield top
+    """Yield every CPU quota, in cores, of this process's control group and of those around it."""
+    yield from (quota for quota in map(_quota, own_groups("cpu", root=root)) if quota is not None)
 
 
 def _quota(folder: Path) -> float | None:
     """Return a control group's quota in cores, None if it has none."""
-    text = _text(folder / "cpu.max") or f"{_text(folder / 'cpu.cfs_quota_us')} {_text(folder / 'cpu.cfs_period_us')}"
+    old = text_of(folder / "cpu.cfs_quota_us"), text_of(folder / "cpu.cfs_period_us")
+    text = text_of(folder / "cpu.max") or " ".join(old)
     words = text.split()
     if len(words) != 2 or not all(word.isdecimal() and int(word) > 0 for word in words):  # "max" or -1: no quota
         return None
     return int(words[0]) / int(words[1])
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(errors="replace").strip()
-    except OSError:
-        return ""
 
 
 _word = os.environ.get(VARIABLE, "")
@@ -199,7 +148,7 @@ def heard() -> str | None:
 def started_with(variable: str, *, root: Path = Path("/")) -> str | None:
     """Return a variable of the environment with which this process was started, whatever was set since."""
     prefix = f"{variable}="
-    for entry in _text(root / "proc/self/environ").split("\0"):
+    for entry in text_of(root / "proc/self/environ").split("\0"):
         if entry.startswith(prefix):
             return entry.removeprefix(prefix)
     return None

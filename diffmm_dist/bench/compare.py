@@ -3,7 +3,8 @@
 from collections.abc import Iterator, Sequence
 
 from diffmm_dist import storage
-from diffmm_dist.bench.report import OperationBenchmark, complete, size_text, table
+from diffmm_dist.bench.documents import OperationBenchmark
+from diffmm_dist.bench.report import complete, size_text, table
 from diffmm_dist.errors import UserError
 
 Key = tuple[str, str, str]

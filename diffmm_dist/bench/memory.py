@@ -1,11 +1,12 @@
 """The most memory that a call takes beyond what was there before."""
 
-import ctypes
+import gc
 from collections.abc import Callable
 
 import torch
 
 from diffmm_dist.monitoring.timing import status_kib
+from diffmm_dist.train.allocator import give_back_freed_memory
 
 _MIB = 2**20
 
@@ -20,10 +21,9 @@ def extra_mib(call: Callable[[], object], device: torch.device) -> float | None:
         before = torch.cuda.memory_allocated(device)
         call()
         return (torch.cuda.max_memory_allocated(device) - before) / _MIB
-    _give_back_freed_memory()
+    give_back_freed_memory()  # it would hide what the call takes
     try:
-        with open("/proc/self/clear_refs", "w", encoding="ascii") as file:
-            file.write("5")
+        _reset_peak()
         before = status_kib("VmRSS")
         call()
         return max(0, status_kib("VmHWM") - before) / 1024
@@ -31,9 +31,19 @@ def extra_mib(call: Callable[[], object], device: torch.device) -> float | None:
         return None
 
 
-def _give_back_freed_memory() -> None:
-    """Let glibc return what it keeps, which would hide what the call takes."""
-    try:
-        ctypes.CDLL(None).malloc_trim(0)
-    except (OSError, AttributeError):  # not glibc
-        return
+def peak_bytes(*, reset: bool = False) -> int:
+    """Return the most resident memory of this process so far, or since the last reset, which gives back freed memory.
+
+    Raises:
+        OSError, StopIteration: this is not Linux.
+    """
+    if reset:
+        gc.collect()
+        give_back_freed_memory()
+        _reset_peak()
+    return status_kib("VmHWM") * 1024
+
+
+def _reset_peak() -> None:
+    with open("/proc/self/clear_refs", "w", encoding="ascii") as file:
+        file.write("5")

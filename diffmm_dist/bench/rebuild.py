@@ -79,7 +79,7 @@ class Problem:
     def product(self) -> None:
         """Multiply as many hidden rows with the output weights, in the same blocks, and forget the results."""
         for users in self._users.split(self._size.batch):
-            step = max(1, gaussian._BLOCK_ELEMENTS // users.numel())
+            step = max(1, gaussian.BLOCK_ELEMENTS // users.numel())
             hidden_BH = self._hidden_BH[: users.numel()]
             for start in range(0, self._size.items, step):
                 torch.mm(hidden_BH, self.denoiser.output_weight[start : start + step].T)

@@ -5,9 +5,19 @@ from contextlib import contextmanager
 from statistics import mean, median
 from typing import Any
 
-from typing_extensions import TypedDict
-
 from diffmm_dist import storage
+from diffmm_dist.bench.documents import (
+    Document,
+    GpuPrediction,
+    GrowthBenchmark,
+    MemoryBenchmark,
+    OperationBenchmark,
+    PropagationBenchmark,
+    ScalingBenchmark,
+    StreamBenchmark,
+    TrafficBenchmark,
+    TrainingBenchmark,
+)
 from diffmm_dist.errors import UserError
 
 _LATE_EPOCHS = 20
@@ -16,98 +26,6 @@ _METHOD = ("model", "diffusion", "denoiser", "contrast", "train")  # sections of
 _REMEDY = "give a file written by a `bench` command"
 
 
-class TrainingBenchmark(TypedDict):
-    """What `bench train` writes."""
-
-    command: str
-    machine: dict[str, Any]
-    calibration: str
-    config: dict[str, Any]
-    runs: list[dict[str, Any]]
-    summary: dict[str, Any]
-
-
-class PropagationBenchmark(TypedDict):
-    """What `bench propagate` writes; times in ms."""
-
-    command: str
-    machine: dict[str, Any]
-    graph: dict[str, int]
-    neighbor_sum_ms: dict[str, dict[str, float]]
-    propagate_ms: dict[str, float]
-
-
-class ScalingBenchmark(TypedDict):
-    """What `bench scaling` writes."""
-
-    command: str
-    machine: dict[str, Any]
-    config: dict[str, Any]
-    num_steps: int
-    datasets: list[str]
-    scaling: dict[str, list[dict[str, Any]]]
-    efficiency: dict[str, dict[str, dict[str, float]]]
-
-
-class TrafficBenchmark(TypedDict):
-    """What `bench comm` writes; bytes per step, a table for each worker."""
-
-    command: str
-    machine: dict[str, Any]
-    config: dict[str, Any]
-    predicted_bytes: dict[str, list[dict[str, int]]]
-    measured_bytes: dict[str, list[dict[str, int]]]
-
-
-class GpuPrediction(TypedDict):
-    """What `bench gpus` writes."""
-
-    command: str
-    assumed: dict[str, float]
-    torch: str
-    config: dict[str, Any]
-    gpus: dict[str, dict[str, dict[str, Any]]]
-
-
-class StreamBenchmark(TypedDict):
-    """What `bench stream` writes."""
-
-    command: str
-    machine: dict[str, Any]
-    batches_ahead: int
-    streams: dict[str, dict[str, Any]]
-
-
-class OperationBenchmark(TypedDict):
-    """What `bench denoise`, `rebuild`, `propagate`, `contrast`, `evaluate`, `epoch` and `threads` write."""
-
-    command: str
-    machine: dict[str, Any]
-    case: str
-    repeats: int
-    sizes: list[dict[str, Any]]
-
-
-class GrowthBenchmark(TypedDict):
-    """What `bench growth` writes."""
-
-    command: str
-    machine: dict[str, Any]
-    config: dict[str, Any]
-    base: dict[str, int]
-    growth: dict[str, dict[str, Any]]
-
-
-Document = (
-    TrainingBenchmark
-    | PropagationBenchmark
-    | ScalingBenchmark
-    | TrafficBenchmark
-    | GpuPrediction
-    | StreamBenchmark
-    | OperationBenchmark
-    | GrowthBenchmark
-)
 _Labelled = tuple[str, TrainingBenchmark]
 
 
@@ -143,8 +61,9 @@ def _tables(files: Sequence[str], documents: Sequence[Any]) -> str:
     streams = [_streams(document) for document in documents if "streams" in document]
     growth = [_growth(document) for document in documents if "growth" in document]
     of_workers = [*(_scaling(document) for document in scaling), *(_traffic(document) for document in traffic)]
+    memory = [_memory(document) for document in documents if "memory" in document]
     operations = [_operations(document) for document in documents if "case" in document]
-    for tables in (of_workers, gpus, streams, growth, operations):
+    for tables in (of_workers, gpus, streams, growth, memory, operations):
         lines += [line for table in tables for line in table]
     lines += _commands(files, documents)
     return "\n".join(lines) + "\n"
@@ -364,6 +283,28 @@ def _growth(document: GrowthBenchmark) -> list[str]:
             cells.append(cell)
         rows.append([f"{size}, {values[0]:,} to {values[-1]:,}", *cells])
     return table(["what grows", *(f"{name}: a step; exponent" for name in names)], rows)
+
+
+def _memory(document: MemoryBenchmark) -> list[str]:
+    """Return estimate and measured peak of each shape, and of each of its phases taken apart."""
+    rows = []
+    for name, entry in document["memory"].items():
+        phases = {phase: part["estimated"] / part["measured"] for phase, part in entry["phases"].items()}
+        sizes = [f"{entry[key] / 2**20:,.0f}" for key in ("estimated", "measured")]
+        rows.append(
+            [
+                name,
+                entry["what"],
+                *sizes,
+                f"{entry['ratio']:.2f}",
+                entry["phase"],
+                ", ".join(f"{phase} {ratio:.2f}" for phase, ratio in phases.items()) or "-",
+            ]
+        )
+    ratios = [entry["ratio"] for entry in document["memory"].values()]
+    columns = ["shape", "most of it", "estimated, MiB", "measured, MiB", "ratio", "largest phase"]
+    lines = table([*columns, "each phase's ratio"], rows)
+    return [*lines, f"* {len(ratios)} shapes, ratios from {min(ratios):.2f} to {max(ratios):.2f}", ""]
 
 
 def _size(document: PropagationBenchmark) -> str:

@@ -103,7 +103,7 @@ class DiffusionConfig(Section):
     signal_weight: NonNegative = 0.1
     """Weight lambda_0 of the modality signal (MSI) in the denoising loss."""
     rebuild_topk: Count = 1
-    """Generated edges k per user and modality."""
+    """Generated edges k per user and modality; clipped to the items."""
     edge_keep_prob: Probability = 0.5
     """Probability of keeping each entry of a generated graph, drawn once per epoch; 1 keeps all."""
 
@@ -140,7 +140,7 @@ class TrainConfig(Section):
     epochs: Count = 50
     """Epochs; raising it lets a finished run go on."""
     batch_size: Count = 1024
-    """Global batch: interactions when ranking, users when denoising."""
+    """Global batch: interactions when ranking, users when denoising; clipped to the training interactions."""
     learning_rate: Positive = 1e-3
     """Learning rate of Adam."""
     l2_weight: NonNegative = 1e-5
@@ -161,7 +161,7 @@ class EvalConfig(Section):
     every_epochs: Count = 1
     """Epochs between evaluations; the last epoch is always evaluated."""
     batch_size: Count = 1024
-    """Users ranked at a time."""
+    """Users ranked at a time; clipped to the users."""
 
 
 class GraphConfig(Section):

@@ -20,7 +20,7 @@ from diffmm_dist.parallel.sums import summed
 from diffmm_dist.precision import add_product_, biased_product, operand, product
 from diffmm_dist.sparse import CSR
 
-_BLOCK_ELEMENTS = 1 << 20  # denoised values held at a time: 4 MiB, which the next pass finds in the cache
+BLOCK_ELEMENTS = 1 << 20  # denoised values held at a time: 4 MiB, which the next pass finds in the cache
 
 
 @dataclass(frozen=True)
@@ -118,7 +118,7 @@ class ReverseChain:
             return
         weight, bias = self._output_weight, self._denoiser.output_bias
         hidden_BH = operand(self._hidden_chain(rows, users, stream), like=weight)
-        step = max(1, _BLOCK_ELEMENTS // max(rows.num_rows, 1))
+        step = max(1, BLOCK_ELEMENTS // max(rows.num_rows, 1))
         for start in range(0, max(rows.num_columns, 1), step):
             block = slice(start, start + step) if by_id is None else by_id[start : start + step]
             yield start, biased_product(bias[block], hidden_BH, weight[block].T)

@@ -15,7 +15,7 @@ from diffmm_dist.parallel.world import World
 from diffmm_dist.sparse import CSR
 
 ITEMS_PER_BLOCK = 65_536
-_SCORES = 1 << 23  # held at a time: 32 MiB, which the passes over them find in a cache
+SCORES = 1 << 23  # held at a time: 32 MiB, which the passes over them find in a cache
 
 
 def rank_items(
@@ -43,7 +43,7 @@ def rank_items(
 
 
 def _users_per_block(num_items: int, batch_size: int) -> int:
-    return min(batch_size, max(1, _SCORES // max(1, min(num_items, ITEMS_PER_BLOCK))))
+    return min(batch_size, max(1, SCORES // max(1, min(num_items, ITEMS_PER_BLOCK))))
 
 
 def _score_blocks(rows_BD: Tensor, item_ID: Tensor, hidden: Sequence[CSR]) -> Iterator[tuple[int, Tensor]]:

@@ -115,13 +115,22 @@ def _diffmm(config: Config, data: TrainingData, device: torch.device) -> Recipe:
         modality_projection=config.model.modality_projection,
         residual_weight=config.model.residual_weight,
         modal_graph_weight=config.model.modal_graph_weight,
-        diffusion=DiffusionSettings(
-            **config.diffusion.model_dump(), products=config.denoiser.products, noise=config.denoiser.noise
-        ),
+        diffusion=diffusion_settings(config),
         num_item_shards=item_shards(config, num_items=data.shard.num_items, num_workers=data.shard.world.size),
     ).to(device)
-    contrast = ContrastSettings(**config.contrast.model_dump())
-    return Recipe(model, diffmm_phases(model, _optimization(config), contrast))
+    return Recipe(model, diffmm_phases(model, _optimization(config), contrast_settings(config)))
+
+
+def diffusion_settings(config: Config) -> DiffusionSettings:
+    """Return what DiffMM is told of its denoisers."""
+    return DiffusionSettings(
+        **config.diffusion.model_dump(), products=config.denoiser.products, noise=config.denoiser.noise
+    )
+
+
+def contrast_settings(config: Config) -> ContrastSettings:
+    """Return what DiffMM is told of its contrast."""
+    return ContrastSettings(**config.contrast.model_dump())
 
 
 def item_shards(config: Config, *, num_items: int, num_workers: int) -> int:

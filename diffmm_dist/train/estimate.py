@@ -1,147 +1,266 @@
 """What a worker is going to need of memory, before it reads a byte, and whether this machine has it.
 
-Symbols: U users, I items, E interactions, d embedding, h hidden, M modalities, W workers, B batch.
+The peak is the largest phase's sum of what lives at that time: reading, resuming, each phase of training, evaluation.
+Models say what they need (costs.py in each one's folder); docs/benchmarks/memory.md compares with measured runs.
 """
 
-import os
-from collections.abc import Mapping
-from itertools import pairwise
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 
 from diffmm_dist.config.schema import Config
 from diffmm_dist.data.schema import Manifest
-from diffmm_dist.diffusion import noise
-from diffmm_dist.diffusion.output import gram_pays
 from diffmm_dist.errors import UserError
 from diffmm_dist.evaluation import evaluator
-from diffmm_dist.losses import contrastive
-from diffmm_dist.train.build import item_shards
+from diffmm_dist.models.common import costs
+from diffmm_dist.models.common.costs import FLOAT, INT, ModelMemory, Parts, Share
+from diffmm_dist.models.diffmm import costs as diffmm
+from diffmm_dist.models.lightgcn import costs as lightgcn
+from diffmm_dist.models.popularity import costs as popularity
+from diffmm_dist.monitoring.timing import status_kib
+from diffmm_dist.train.build import contrast_settings, diffusion_settings, item_shards
 
-_FLOAT, _INT = 4, 8
-_ADAM_COPIES = 4  # value, gradient and two moments
-_PROCESS_BYTES = 400 << 20  # the interpreter, torch, pyarrow and DGL, measured
-_OUTPUT_ARRAYS = 3  # B x C, of the direct products: residual, its gradient, and one in between
-_HIDDEN_ARRAYS = 8  # B x H
-_GRADIENT_ARRAYS = 2  # C x H, besides the gradients themselves
-_GRAM_ARRAYS = 6  # H x H
-_SCORE_ARRAYS = 3  # users x items of a block while ranking
-_EDGE_INTS = 9  # of each interaction: both directions by target and by source, weights, ids, keys and scratch
-_STATES_PER_MODALITY, _STATES = 8, 12  # N x d arrays of a recommendation step, with their gradients
+GIB = 2**30
+_LATER_BYTES = 96 << 20  # optimisers, TensorBoard, threads and their buffers: loaded after the estimate, measured
+_DGL_BYTES = 48 << 20
+_PROGRAM_BYTES = 320 << 20  # where the system does not tell what this process has
+# Freed memory that is kept but does not fit the next tensors, as a share of what a phase allocates and frees again.
+# Measured (docs/benchmarks/memory.md): glibc leaves a few bytes beside every aligned block in a cache of the thread, so
+# that a freed block does not fit the next of its size; the more tables of one size a step goes through, the more.
+_UNFIT_SHARES = {"recommend": 0.9, "evaluate": 0.25}
+_UNFIT_SHARE = 0.4  # of the other phases
+_READ_INTS = 8  # of an interaction while its rows are put together
+_SCORE_ARRAYS = 1.25  # users x items
+_LIST_BYTES, _HIT_BYTES = 100, 56  # users x k while lists merge; users x k of metrics
+_LEAST_SHOWN = 0.005 * GIB
 
 
-def estimate(config: Config, manifest: Manifest, *, num_workers: int) -> dict[str, int]:
-    """Return the bytes that a worker needs at its peak, by what needs them.
+@dataclass(frozen=True)
+class Estimate:
+    """What a worker needs, in bytes.
 
-    The halo is bounded from above, by one row per own interaction and by all items of others; a good partition needs
-    less.
+    Attributes:
+        phases: parts that live at the same time, by phase.
     """
-    users, items = (-(-count // num_workers) for count in (manifest.num_users, manifest.num_items))
-    interactions = -(-manifest.num_interactions("train") // num_workers)
-    dim = config.model.embedding_dim
-    halo = 0 if num_workers == 1 else min(interactions, manifest.num_items - items)
-    row = dim * _FLOAT
-    needs = {
-        "program": _PROCESS_BYTES,
-        "tables": (users + items) * row * _ADAM_COPIES,
-        "graph": interactions * _INT * _EDGE_INTS,
-        "halo": 4 * halo * row,
-        "evaluation": 2 * items * row
-        + config.eval.batch_size * min(items, evaluator.ITEMS_PER_BLOCK) * _FLOAT * _SCORE_ARRAYS
-        + users * min(max(config.eval.k), manifest.num_items) * (_FLOAT + _INT),
-    }
-    if config.model.name == "diffmm":
-        needs |= _diffmm(config, manifest, users=users, items=items, num_workers=num_workers)
-    return needs
+
+    phases: Mapping[str, Parts]
+
+    @property
+    def totals(self) -> dict[str, int]:
+        """Return the sum of each phase."""
+        return {name: sum(parts.values()) for name, parts in self.phases.items()}
+
+    @property
+    def peak(self) -> str:
+        """Return the phase that needs most."""
+        return max(self.totals, key=self.totals.__getitem__)
+
+    @property
+    def total(self) -> int:
+        """Return what it needs."""
+        return self.totals[self.peak]
+
+    def __str__(self) -> str:
+        parts = sorted(self.phases[self.peak].items(), key=lambda part: -part[1])
+        table = ", ".join(f"{name} {size / GIB:.2f}" for name, size in parts if size >= _LEAST_SHOWN)
+        return f"{self.total / GIB:.2f} GiB in phase '{self.peak}' ({table})"
 
 
-def _diffmm(config: Config, manifest: Manifest, *, users: int, items: int, num_workers: int) -> dict[str, int]:
-    used = config.data.modalities or tuple(manifest.modalities)
-    widths = [entry.width for name, entry in manifest.modalities.items() if name in used]
-    num_modalities, hidden = len(widths), config.diffusion.denoiser_hidden_dims
-    shards = item_shards(config, num_items=manifest.num_items, num_workers=num_workers)
-    groups = num_workers // shards
-    columns, row = -(-manifest.num_items // shards), config.model.embedding_dim * _FLOAT
-    weights = columns * (hidden[0] + hidden[-1] + 1) + sum(a * b for a, b in pairwise(hidden))
-    gradients = weights * _FLOAT * num_modalities if groups > 1 else 0  # one message with all of them
-    return {
-        "features": items * sum(widths) * _FLOAT,
-        "denoisers": num_modalities * weights * _FLOAT * _ADAM_COPIES + gradients,
-        "denoising": (num_modalities + 1) * columns * row + _denoising_step(config, columns, groups),
-        "denoised rows": 0 if shards == 1 else _rows_of_group(manifest, num_workers=num_workers, groups=groups),
-        "generated graphs": num_modalities * users * config.diffusion.rebuild_topk * _INT * _EDGE_INTS,
-        "contrast": _similarities(config, max(users, items)),
-        "propagation": (users + items) * row * (_STATES + _STATES_PER_MODALITY * num_modalities),
-    }
-
-
-def _denoising_step(config: Config, columns: int, groups: int) -> int:
-    """Return the bytes of one denoiser's step: values of the batch's rows, hidden layers, products of the weights."""
-    widths = config.diffusion.denoiser_hidden_dims
-    batch = -(-config.train.batch_size // groups)
-    products = config.denoiser.products
-    direct = products == "direct" or (products == "auto" and not gram_pays(batch, columns, widths[-1]))
-    noisy = min(batch * columns, noise.BLOCK_ELEMENTS) if config.denoiser.noise == "exact" else 0
-    rows = noisy + (batch * columns * _OUTPUT_ARRAYS if direct else 0)
-    hidden = batch * sum(widths) * _HIDDEN_ARRAYS
-    gradients = columns * max(widths) * _GRADIENT_ARRAYS + max(widths) ** 2 * _GRAM_ARRAYS
-    return (rows + hidden + gradients) * _FLOAT
-
-
-def _similarities(config: Config, nodes: int) -> int:
-    """Return the bytes of the similarities that are held at a time."""
-    if config.contrast.contrastive_weight == 0:
-        return 0
-    return min(config.train.batch_size * nodes, contrastive.BLOCK_ELEMENTS) * _FLOAT
-
-
-def _rows_of_group(manifest: Manifest, *, num_workers: int, groups: int) -> int:
-    """Return the bytes of the interactions of a mesh row's users with the items of a column, and of their exchange."""
-    users = -(-manifest.num_users // groups)
-    return -(-manifest.num_interactions("train") // num_workers) * _INT * _EDGE_INTS + 2 * users * _INT
-
-
-def available_memory(device: torch.device) -> int:
-    """Return the bytes that processes can still get on this machine, or on its GPU: what the kernel or torch says."""
+def program_bytes(device: torch.device) -> int:
+    """Return what this process holds already: its libraries; on a GPU what torch has taken of it."""
     if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    free = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    for line in _lines("/proc/meminfo"):
-        if line.startswith("MemAvailable:"):
-            free = int(line.split()[1]) * 1024
-    limits = _lines("/sys/fs/cgroup/memory.max")
-    if limits and limits[0].isdecimal():
-        used = _lines("/sys/fs/cgroup/memory.current") or ["0"]
-        free = min(free, int(limits[0]) - int(used[0]))
-    return free
+        return torch.cuda.memory_reserved(device)
+    try:
+        return status_kib("VmRSS") * 1024
+    except (OSError, StopIteration):  # not Linux
+        return _PROGRAM_BYTES
 
 
-def check_memory(needs: Mapping[str, int], *, available: int, workers_here: int) -> str:
-    """Return a line for the log that compares an estimate with what there is.
+def estimate(config: Config, manifest: Manifest, *, num_workers: int, program: int = _PROGRAM_BYTES) -> Estimate:
+    """Return what a worker needs.
 
     Args:
-        needs: of one worker, from ``estimate``.
-        available: bytes of this machine.
-        workers_here: workers that share it.
+        config: the run, clipped to the data (clip.py).
+        manifest: of the dataset.
+        num_workers: W.
+        program: what the process holds before it reads the data.
+    """
+    share = Share.even(
+        num_users=manifest.num_users,
+        num_items=manifest.num_items,
+        num_interactions=manifest.num_interactions("train"),
+        held_out=manifest.num_interactions("valid") + manifest.num_interactions("test"),
+        num_workers=num_workers,
+    )
+    memory = _MODELS[config.model.name](config, manifest, share)
+    features = {name: size for name, size in memory.kept.items() if name == "features"}
+    reading = {"interactions": (share.interactions + share.held_out) * _READ_INTS * INT}
+    phases = {
+        "read": costs.largest(
+            reading,
+            features
+            | {"interactions": costs.interactions(share), "pages of the file": _largest_file(config, manifest)},
+        ),
+        "resume": memory.kept | {"checkpoint": memory.trained + 2 * memory.largest},
+        **{name: _added(memory.kept, parts) for name, parts in memory.phases.items()},
+        "evaluate": _added(
+            memory.kept, costs.largest({"embeddings": memory.embedding}, _ranking(config, manifest, share, memory))
+        ),
+    }
+    own = program + _LATER_BYTES + (_DGL_BYTES if _may_use_dgl(config) else 0)
+    kept = {name: sum((parts if name == "read" else memory.kept).values()) for name, parts in phases.items()}
+    return Estimate({name: _with_program(name, parts, own, kept[name]) for name, parts in phases.items()})
+
+
+def _added(kept: Parts, more: Parts) -> Parts:
+    """Return both, parts of the same name added up."""
+    return {
+        name: kept.get(name, 0) + more.get(name, 0) for name in [*kept, *(name for name in more if name not in kept)]
+    }
+
+
+def _with_program(phase: str, parts: Parts, program: int, kept: int) -> Parts:
+    """Return the parts with the program, and with what the allocator keeps and cannot use."""
+    freed = sum(parts.values()) - kept
+    unfit = int(freed * _UNFIT_SHARES.get(phase, _UNFIT_SHARE))
+    return {"program": program, **parts, "kept by the allocator": unfit}
+
+
+def _largest_file(config: Config, manifest: Manifest) -> int:
+    """Return the bytes of the largest feature table, whose file is mapped while it is read."""
+    if config.model.name != "diffmm":
+        return 0
+    used = config.data.modalities or tuple(manifest.modalities)
+    return manifest.num_items * max((manifest.modalities[name].width for name in used), default=0) * FLOAT
+
+
+def _may_use_dgl(config: Config) -> bool:
+    return config.graph.kernel != "csr" and config.model.name != "popularity"
+
+
+def _ranking(config: Config, manifest: Manifest, share: Share, memory: ModelMemory) -> Parts:
+    """Return what the ranking of all items for the own users holds on top."""
+    block = min(share.items, evaluator.ITEMS_PER_BLOCK)
+    batch = min(config.eval.batch_size, share.users)
+    ranked = min(batch, max(1, evaluator.SCORES // max(1, block)))
+    length = min(max(config.eval.k), manifest.num_items)
+    rows = (share.users + (3 if share.num_workers > 1 else 2) * share.items) * memory.width * FLOAT
+    masks = (share.interactions + share.held_out) * 4 * INT + share.users * 4 * INT + share.num_items * INT
+    lists = share.users * length * (FLOAT + INT) + ranked * min(2 * length, share.items + length) * _LIST_BYTES
+    lists += batch * length * _HIT_BYTES + len(config.eval.k) * manifest.num_items * FLOAT
+    return {"embeddings": rows, "masks": masks, "scores": int(ranked * block * _SCORE_ARRAYS * FLOAT), "lists": lists}
+
+
+def _diffmm(config: Config, manifest: Manifest, share: Share) -> ModelMemory:
+    used = config.data.modalities or tuple(manifest.modalities)
+    names = [name for name in manifest.modalities if name in used]
+    projection = config.model.modality_projection
+    kinds = [projection if isinstance(projection, str) else projection.get(name, "affine") for name in names]
+    denoising = diffmm.Denoising(
+        widths=[manifest.modalities[name].width for name in names],
+        matrix_projections=kinds.count("matrix"),
+        item_shards=item_shards(config, num_items=share.num_items, num_workers=share.num_workers),
+        batch_size=config.train.batch_size,
+        rounded=config.train.precision == "bfloat16",
+    )
+    return diffmm.memory(
+        share,
+        denoising,
+        diffusion_settings(config),
+        contrast_settings(config),
+        embedding_dim=config.model.embedding_dim,
+        num_layers=config.model.num_layers,
+        dgl=_may_use_dgl(config),
+    )
+
+
+def _lightgcn(config: Config, _: Manifest, share: Share) -> ModelMemory:
+    return lightgcn.memory(
+        share,
+        embedding_dim=config.model.embedding_dim,
+        num_layers=config.model.num_layers,
+        batch_size=config.train.batch_size,
+        dgl=_may_use_dgl(config),
+    )
+
+
+def _popularity(_: Config, __: Manifest, share: Share) -> ModelMemory:
+    return popularity.memory(share)
+
+
+_MODELS: Mapping[str, Callable[[Config, Manifest, Share], ModelMemory]] = {
+    "diffmm": _diffmm,
+    "lightgcn": _lightgcn,
+    "popularity": _popularity,
+}
+
+
+def check_memory(
+    config: Config, manifest: Manifest, *, num_workers: int, workers_here: int, available: int, program: int
+) -> str:
+    """Return a line for the log that compares the estimate with what there is.
+
+    Args:
+        config: the run, clipped to the data.
+        manifest: of the dataset.
+        num_workers: W.
+        workers_here: workers that share this machine.
+        available: bytes that processes can still get here.
+        program: what each worker holds already.
 
     Raises:
-        UserError: the workers of this machine cannot fit; it shows the whole estimate.
+        UserError: the workers of this machine cannot fit; it shows the largest phase, and what to lower.
     """
-    parts = sorted(needs.items(), key=lambda part: -part[1])
-    table = ", ".join(f"{name} {size / 2**30:.2f}" for name, size in parts if size >= 0.005 * 2**30)
-    total = sum(needs.values())
-    said = f"a worker is estimated to need {total / 2**30:.2f} GiB ({table})"
-    if total * workers_here > available:
-        raise UserError(
-            f"{said}; {workers_here} on this machine do not fit the {available / 2**30:.2f} GiB it has: use more "
-            "machines, or lower diffusion.denoiser_hidden_dims, train.batch_size or eval.batch_size"
-        )
-    return f"{said}; {workers_here} here, {available / 2**30:.2f} GiB available"
+    needs = estimate(config, manifest, num_workers=num_workers, program=program)
+    room = available + workers_here * program  # the estimate counts what they have already
+    said = f"a worker is estimated to need {needs}"
+    if needs.total * workers_here <= room:
+        return f"{said}; {workers_here} here, {room / GIB:.2f} GiB available"
+    lower = [
+        f"{setting} needs {saved / GIB:.2f} GiB of the {needs.total / GIB:.2f}"
+        for setting, saved in savings(config, manifest, num_workers=num_workers, program=program)
+    ]
+    advice = f"lower what it takes ({'; '.join(lower)})" if lower else "the data alone take that"
+    raise UserError(
+        f"{said}; {workers_here} on this machine do not fit the {room / GIB:.2f} GiB it has: {advice}, or use more "
+        "machines"
+    )
 
 
-def _lines(path: str) -> list[str]:
-    try:
-        with open(path, encoding="utf-8") as file:
-            return file.read().splitlines()
-    except OSError:
-        return []
+def savings(config: Config, manifest: Manifest, *, num_workers: int, program: int) -> list[tuple[str, int]]:
+    """Return the settings whose smallest value would save something worth it, those that save most first.
+
+    Returns:
+        ``section.key=value`` and the bytes that the peak would fall by.
+    """
+    whole = estimate(config, manifest, num_workers=num_workers, program=program).total
+    saved = []
+    for setting, smaller in _smaller(config):
+        less = whole - estimate(smaller, manifest, num_workers=num_workers, program=program).total
+        if less >= _LEAST_SAVED * whole:
+            saved.append((setting, less))
+    return sorted(saved, key=lambda entry: -entry[1])
+
+
+_LEAST_SAVED = 0.02
+
+
+def _smaller(config: Config) -> Iterator[tuple[str, Config]]:
+    """Yield each setting that sizes something, as text, and the configuration with its smallest value."""
+    smallest: dict[str, dict[str, Any]] = {
+        "model": {"embedding_dim": 1, "num_layers": 0},
+        "diffusion": {"denoiser_hidden_dims": (1,) * len(config.diffusion.denoiser_hidden_dims), "rebuild_topk": 1},
+        "denoiser": {"products": "gram"},
+        "contrast": {"negatives": "batch"},
+        "train": {"batch_size": 1},
+        "eval": {"batch_size": 1, "k": (1,)},
+    }
+    for section, values in smallest.items():
+        for key, value in values.items():
+            before = getattr(getattr(config, section), key)
+            if before != value:
+                part = getattr(config, section).model_copy(update={key: value})
+                text = list(before) if isinstance(before, tuple) else before
+                yield f"{section}.{key}={text}", config.model_copy(update={section: part})

@@ -13,6 +13,7 @@ from diffmm_dist.monitoring.timing import peak_rss_gib
 from diffmm_dist.parallel.collectives import any_worker, worker_counts
 from diffmm_dist.parallel.world import World
 from diffmm_dist.precision import Precision, matmul_precision
+from diffmm_dist.train.allocator import give_back_freed_memory
 from diffmm_dist.train.checkpoint import Checkpoints, Writer
 from diffmm_dist.train.selection import Evaluation
 from diffmm_dist.train.state import Best, EpochValues, NonFiniteError, TrainState
@@ -115,6 +116,7 @@ def _run_phase(run: TrainingRun, phase: Phase, context: PhaseContext) -> None:
             phase.optimizer.zero_grad(set_to_none=True)  # no memory for gradients in the other phases
             run.state.check_finite(phase)
         values.conclude(phase, num_steps, phase.finish(), run.world)
+        give_back_freed_memory()
     cursor.phase, cursor.step = cursor.phase + 1, 0
 
 
@@ -137,6 +139,7 @@ def _finish_epoch(run: TrainingRun) -> None:
     is_best = False
     if is_last or (epoch + 1) % run.evaluate_every_epochs == 0:
         metrics = _evaluate(run)
+        give_back_freed_memory()
         values.scalars |= {f"{run.evaluation.selection_split}/{name}": value for name, value in metrics.items()}
         is_best = state.best is None or metrics[run.metric] > state.best.metrics[run.metric]
         if is_best:

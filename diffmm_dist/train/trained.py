@@ -11,6 +11,7 @@ from diffmm_dist.models.base import Recommender
 from diffmm_dist.parallel.world import World
 from diffmm_dist.train.build import build_evaluation, build_recipe, choose_device, load_training_data, open_dataset
 from diffmm_dist.train.checkpoint import Checkpoints
+from diffmm_dist.train.clip import clipped
 from diffmm_dist.train.run_folder import RunFolder
 from diffmm_dist.train.selection import Evaluation
 from diffmm_dist.train.state import is_of_model, load_model
@@ -38,7 +39,8 @@ class TrainedRun:
 
     def evaluation(self, ks: Sequence[int]) -> Evaluation:
         """Return the evaluation under the run's protocol, at these cut-offs."""
-        return build_evaluation(self.config, self.dataset, self.data, ks=ks)
+        config, _ = clipped(self.config, self.dataset.manifest)
+        return build_evaluation(config, self.dataset, self.data, ks=ks)
 
 
 def load_trained(run_path: str) -> TrainedRun:
@@ -60,7 +62,9 @@ def load_trained(run_path: str) -> TrainedRun:
         raise UserError(f"dataset {config.data.path} is not the one that run {run_path} was trained on; restore it")
     world = World.single(choose_device(config.cluster.device))
     data = load_training_data(config, dataset, world)
-    anywhere = config.model_copy(update={"graph": GraphConfig(kernel="csr")})  # they agree but for rounding
+    anywhere = clipped(config, dataset.manifest)[0].model_copy(
+        update={"graph": GraphConfig(kernel="csr")}
+    )  # they agree but for rounding
     model = build_recipe(anywhere, data, device=world.device).model
     load_model(model, checkpoints.tensors(best.checkpoint, {}, wanted=is_of_model))
     return TrainedRun(config, dataset, data, model, best.epoch, world)

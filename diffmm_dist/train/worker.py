@@ -1,7 +1,6 @@
 """One worker of a run, in plain torch: it runs in this process or in a Ray worker, and needs neither ray nor dgl."""
 
 import contextlib
-import ctypes
 import os
 from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
@@ -24,6 +23,8 @@ from diffmm_dist.monitoring.recorder import MultiRecorder, Recorder
 from diffmm_dist.monitoring.timing import peak_rss_gib
 from diffmm_dist.parallel.collectives import agree, all_reduce_max, any_worker, on_first, worker_counts
 from diffmm_dist.parallel.world import World
+from diffmm_dist.train.allocator import give_back_freed_memory, keep_freed_memory
+from diffmm_dist.train.available import available_memory
 from diffmm_dist.train.build import (
     Recipe,
     build_evaluation,
@@ -34,7 +35,8 @@ from diffmm_dist.train.build import (
     open_dataset,
 )
 from diffmm_dist.train.checkpoint import Checkpoints, Writer
-from diffmm_dist.train.estimate import available_memory, check_memory, estimate
+from diffmm_dist.train.clip import clipped
+from diffmm_dist.train.estimate import check_memory, program_bytes
 from diffmm_dist.train.loop import TrainingRun, train
 from diffmm_dist.train.restore import restore
 from diffmm_dist.train.run_folder import Result, RunFolder
@@ -83,9 +85,15 @@ def run_worker(
             logger.info("%s has already finished; its result stands in result.json", folder.uri)
             return result
         _log_threads(threads, world)
-        agree(lambda: _check_memory(config, dataset, world), world)
+        used, clippings = clipped(config, dataset.manifest)
+        for line in clippings if world.is_first else ():
+            logger.info("%s", line)
+        agree(lambda: _check_memory(used, dataset, world), world)
         _check_shared(folder, world)
-        return _train_in(folder, config, dataset, world, stop_requested, recorders, show_progress)
+        result = _train_in(folder, used, dataset, world, stop_requested, recorders, show_progress)
+        result["config"] = config.model_dump(mode="json")  # as the user wrote it
+        on_first(lambda: folder.write_result(result), world)
+        return result
     finally:
         if world.is_first:
             folder.release()
@@ -103,8 +111,14 @@ def _check_shared(folder: RunFolder, world: World) -> None:
 
 def _check_memory(config: Config, dataset: Dataset, world: World) -> None:
     """Refuse a run that cannot fit this machine before it reads the data."""
-    needs = estimate(config, dataset.manifest, num_workers=world.size)
-    line = check_memory(needs, available=available_memory(world.device), workers_here=_workers_here())
+    line = check_memory(
+        config,
+        dataset.manifest,
+        num_workers=world.size,
+        workers_here=_workers_here(),
+        available=available_memory(world.device),
+        program=program_bytes(world.device),
+    )
     if world.is_first:
         logger.info("%s", line)
 
@@ -134,6 +148,7 @@ def _train_in(
         raise UserError(
             f"the newest checkpoint of {folder.uri} does not say {config.eval.metric} of its best epoch; remove it"
         )
+    give_back_freed_memory()
     done, wanted = state.cursor.epoch, num_epochs(config)
     if done > wanted or (done == wanted and state.best is None):
         raise UserError(
@@ -166,9 +181,7 @@ def _train_in(
             )
         finally:
             recorder.close()
-    result = _conclude(state, checkpoints, evaluation, folder, config, stop_requested)
-    on_first(lambda: folder.write_result(result), world)
-    return result
+    return _conclude(state, checkpoints, evaluation, folder, config, stop_requested)
 
 
 def _writer(folder: RunFolder, world: World) -> Writer:
@@ -234,22 +247,6 @@ def prepare_process(num_threads: int) -> Threads:
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     keep_freed_memory()
     return threads
-
-
-def keep_freed_memory() -> None:
-    """Tell glibc to keep freed memory instead of giving it back to the system.
-
-    Every step allocates and frees the same large tensors; with glibc's defaults each of them is mapped, cleared page by
-    page and unmapped again, which takes longer than the arithmetic of an elementwise operation
-    (docs/benchmarks/propagate.md).
-    """
-    trim_threshold, mmap_max = -1, -4
-    try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except (OSError, AttributeError):  # not glibc: nothing to gain
-        return
-    mallopt(mmap_max, 0)
-    mallopt(trim_threshold, 2**31 - 1)
 
 
 def _build(folder: RunFolder, config: Config, data: TrainingData) -> Recipe:

@@ -38,7 +38,7 @@ def dataset(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def several_steps_of_rebuild(monkeypatch):
-    monkeypatch.setattr(phases, "_REBUILT_USERS", 64)
+    monkeypatch.setattr(phases, "REBUILT_USERS", 64)
 
 
 @pytest.fixture(params=CASES)

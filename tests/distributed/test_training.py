@@ -164,7 +164,7 @@ def hang(world, dataset, folder):
             raise Gone
         return False
 
-    phases._REBUILT_USERS = 64
+    phases.REBUILT_USERS = 64
     config = small_config(dataset, folder / "run", train={"epochs": 1, "batch_size": 64})
     with pytest.raises((Gone, LostWorkerError)) as error:
         run_worker(config, stop_requested=stop_requested)

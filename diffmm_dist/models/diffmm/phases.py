@@ -20,7 +20,7 @@ from diffmm_dist.models.diffmm.model import DiffMM
 from diffmm_dist.parallel.collectives import all_reduce_sum
 from diffmm_dist.parallel.replicas import sum_gradients
 
-_REBUILT_USERS = 2048  # at a time: fewer make small products, more leave narrow blocks of items
+REBUILT_USERS = 2048  # at a time: fewer make small products, more leave narrow blocks of items
 
 
 @dataclass(frozen=True)
@@ -166,13 +166,13 @@ class RebuildPhase(Phase):
             for name in self._model.modalities
         }
         most_users = max(self._model.denoising.users.sizes)  # of any worker, so that all take as many steps
-        return -(-most_users // _REBUILT_USERS)
+        return -(-most_users // REBUILT_USERS)
 
     def step(self, index: int) -> dict[str, Tensor]:
         """Generate the edges of one batch of the users of this worker's row of the mesh."""
         denoising, generated = self._model.denoising, self._model.generated_items
         topk = generated.shape[2]
-        start, stop = (min(edge * _REBUILT_USERS, denoising.users.own.size) for edge in (index, index + 1))
+        start, stop = (min(edge * REBUILT_USERS, denoising.users.own.size) for edge in (index, index + 1))
         rows = torch.arange(start, stop, device=generated.device)
         selected = denoising.rows.select(rows)
         own = denoising.own_users

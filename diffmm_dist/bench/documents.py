@@ -1,0 +1,108 @@
+"""What the benchmarks write: the forms of their JSON files."""
+
+from typing import Any
+
+from typing_extensions import TypedDict
+
+
+class TrainingBenchmark(TypedDict):
+    """What `bench train` writes."""
+
+    command: str
+    machine: dict[str, Any]
+    calibration: str
+    config: dict[str, Any]
+    runs: list[dict[str, Any]]
+    summary: dict[str, Any]
+
+
+class PropagationBenchmark(TypedDict):
+    """What `bench propagate` writes; times in ms."""
+
+    command: str
+    machine: dict[str, Any]
+    graph: dict[str, int]
+    neighbor_sum_ms: dict[str, dict[str, float]]
+    propagate_ms: dict[str, float]
+
+
+class ScalingBenchmark(TypedDict):
+    """What `bench scaling` writes."""
+
+    command: str
+    machine: dict[str, Any]
+    config: dict[str, Any]
+    num_steps: int
+    datasets: list[str]
+    scaling: dict[str, list[dict[str, Any]]]
+    efficiency: dict[str, dict[str, dict[str, float]]]
+
+
+class TrafficBenchmark(TypedDict):
+    """What `bench comm` writes; bytes per step, a table for each worker."""
+
+    command: str
+    machine: dict[str, Any]
+    config: dict[str, Any]
+    predicted_bytes: dict[str, list[dict[str, int]]]
+    measured_bytes: dict[str, list[dict[str, int]]]
+
+
+class GpuPrediction(TypedDict):
+    """What `bench gpus` writes."""
+
+    command: str
+    assumed: dict[str, float]
+    torch: str
+    config: dict[str, Any]
+    gpus: dict[str, dict[str, dict[str, Any]]]
+
+
+class StreamBenchmark(TypedDict):
+    """What `bench stream` writes."""
+
+    command: str
+    machine: dict[str, Any]
+    batches_ahead: int
+    streams: dict[str, dict[str, Any]]
+
+
+class OperationBenchmark(TypedDict):
+    """What `bench denoise`, `rebuild`, `propagate`, `contrast`, `evaluate`, `epoch` and `threads` write."""
+
+    command: str
+    machine: dict[str, Any]
+    case: str
+    repeats: int
+    sizes: list[dict[str, Any]]
+
+
+class GrowthBenchmark(TypedDict):
+    """What `bench growth` writes."""
+
+    command: str
+    machine: dict[str, Any]
+    config: dict[str, Any]
+    base: dict[str, int]
+    growth: dict[str, dict[str, Any]]
+
+
+class MemoryBenchmark(TypedDict):
+    """What `bench memory` writes; sizes in bytes."""
+
+    command: str
+    machine: dict[str, Any]
+    memory: dict[str, dict[str, Any]]
+
+
+Document = (
+    TrainingBenchmark
+    | PropagationBenchmark
+    | ScalingBenchmark
+    | TrafficBenchmark
+    | GpuPrediction
+    | StreamBenchmark
+    | OperationBenchmark
+    | GrowthBenchmark
+    | MemoryBenchmark
+)
