@@ -98,11 +98,7 @@ def estimate(config: Config, manifest: Manifest, *, num_workers: int, program: i
     features = {name: size for name, size in memory.kept.items() if name == "features"}
     reading = {"interactions": (share.interactions + share.held_out) * _READ_INTS * INT}
     phases = {
-        "read": costs.largest(
-            reading,
-            features
-            | {"interactions": costs.interactions(share), "pages of the file": _largest_file(config, manifest)},
-        ),
+        "read": costs.largest(reading, features | {"interactions": costs.interactions(share)}),
         "resume": memory.kept | {"checkpoint": memory.trained + 2 * memory.largest},
         **{name: _added(memory.kept, parts) for name, parts in memory.phases.items()},
         "evaluate": _added(
@@ -128,14 +124,6 @@ def _with_program(phase: str, parts: Parts, program: int, kept: int) -> Parts:
     return {"program": program, **parts, "kept by the allocator": unfit}
 
 
-def _largest_file(config: Config, manifest: Manifest) -> int:
-    """Return the bytes of the largest feature table, whose file is mapped while it is read."""
-    if config.model.name != "diffmm":
-        return 0
-    used = config.data.modalities or tuple(manifest.modalities)
-    return manifest.num_items * max((manifest.modalities[name].width for name in used), default=0) * FLOAT
-
-
 def _may_use_dgl(config: Config) -> bool:
     return config.graph.kernel != "csr" and config.model.name != "popularity"
 
@@ -154,7 +142,7 @@ def _ranking(config: Config, manifest: Manifest, share: Share, memory: ModelMemo
 
 
 def _diffmm(config: Config, manifest: Manifest, share: Share) -> ModelMemory:
-    used = config.data.modalities or tuple(manifest.modalities)
+    used = config.data.modalities or tuple(manifest.modalities)  # names that are none are refused when data are read
     names = [name for name in manifest.modalities if name in used]
     projection = config.model.modality_projection
     kinds = [projection if isinstance(projection, str) else projection.get(name, "affine") for name in names]

@@ -39,8 +39,10 @@ def one_sentence(outcome, *parts):
     """The command failed, with a single line on standard error that says all of this."""
     status, _, err = outcome
     assert status == 1
-    progress = ("a worker is estimated", "propagation kernel", "epoch ", "resuming ")
-    lines = [line for line in err.splitlines() if not re.match(rf"{'|'.join(progress)}|\d+ threads?: ", line)]
+    progress = (
+        r"a worker is estimated|propagation kernel|epoch |resuming |\d+ threads?: |\w+\.\w+ \d+ (is clipped|ranks)"
+    )
+    lines = [line for line in err.splitlines() if not re.match(progress, line)]
     assert len(lines) == 1, err
     assert lines[0].startswith("error: ")
     for part in parts:

@@ -221,7 +221,7 @@ def test_reverse_chain_equals_step_by_step(hidden_dims, num_timesteps, options, 
     model = denoiser(hidden_dims, 4.0, normalize_input=options.pop("normalize_input", False))
     stream = RandomStream.of(8)
     chain = ReverseChain(table, model, **options)
-    monkeypatch.setattr(gaussian, "_BLOCK_ELEMENTS", 24)  # four items per block
+    monkeypatch.setattr(gaussian, "BLOCK_ELEMENTS", 24)  # four items per block
     blocks = list(chain.denoise(ROWS, USERS, stream))
     assert [start for start, _ in blocks] == ([0] if chain._stepwise else [0, 4, 8])
     x = reference.dense(ROWS)

@@ -215,11 +215,15 @@ def test_what_the_allocator_keeps_grows_with_what_a_phase_frees_and_not_with_wha
     assert kept_on["evaluate"] == small["evaluate"]
 
 
-def test_while_features_are_read_the_pages_of_the_largest_file_are_there_too(dataset, manifest):
+def test_while_features_are_read_they_alone_are_held(dataset, manifest):
     wide = larger(manifest, 1000, "widths")
-    read = needs(dataset, wide).phases["read"]
-    assert read["features"] == 40 * 10_000 * 4
-    assert read["pages of the file"] == 40 * 6000 * 4
+    assert needs(dataset, wide).phases["read"]["features"] == 40 * 10_000 * 4
     only = needs(dataset, wide, data={"path": dataset, "modalities": ["textual"]}).phases["read"]
-    assert only["pages of the file"] == only["features"] == 40 * 4000 * 4
-    assert needs(dataset, wide, model={"name": "lightgcn"}).phases["read"].get("pages of the file", 0) == 0
+    assert only["features"] == 40 * 4000 * 4
+    assert "features" not in needs(dataset, wide, model={"name": "lightgcn"}).phases["read"]
+
+
+def test_a_modality_that_is_none_is_left_to_whoever_reads_the_data(dataset, manifest):
+    assert needs(dataset, manifest, data={"path": dataset, "modalities": ["textual", "visul"]}) == needs(
+        dataset, manifest, data={"path": dataset, "modalities": ["textual"]}
+    )
