@@ -83,6 +83,22 @@ def _locked(folder: str) -> int:
     return handle
 
 
+@contextmanager
+def scratch_folder(prefix: str) -> Iterator[str]:
+    """Yield a new folder on the system's disk for temporary files; those that killed commands have left go first.
+
+    Args:
+        prefix: of its name, the same for all that may be taken for one another's.
+    """
+    base = tempfile.gettempdir()
+    for entry in os.listdir(base):
+        path = os.path.join(base, entry)
+        if re.fullmatch(re.escape(prefix) + r"[0-9a-z_]{8}", entry) and not os.path.islink(path):
+            _remove_if_dead(path, path)
+    with tempfile.TemporaryDirectory(prefix=prefix) as folder, at_work_in(folder):
+        yield folder
+
+
 def remove_dead(target: str) -> None:
     """Remove what killed commands have left beside the folder that they were making.
 

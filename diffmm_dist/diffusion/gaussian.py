@@ -154,7 +154,8 @@ class ReverseChain:
         """Return x_0 at own items from x_T, one denoised row per step."""
         for step in range(self._schedule.num_timesteps - 1, -1, -1):
             coef1, coef2 = self._coefficients(step)
-            x_BC = coef1 * self._denoiser(x_BC, torch.full_like(users, step)) + coef2 * x_BC
+            denoised_BC = self._denoiser(x_BC, torch.full_like(users, step)).mul_(coef1)
+            x_BC = denoised_BC.add_(x_BC.mul_(coef2))  # in place: whole rows are what takes the memory here
             if self._sampling_noise and step > 0:
                 noise = stream.child("posterior", step).normal_rows(users, self._columns.ids)
                 x_BC += float(self._schedule.posterior_variance[step].sqrt()) * noise

@@ -29,7 +29,7 @@ _PROGRAM_BYTES = 320 << 20  # where the system does not tell what this process h
 # Freed memory that is kept but does not fit the next tensors, as a share of what a phase allocates and frees again.
 # Measured (docs/benchmarks/memory.md): glibc leaves a few bytes beside every aligned block in a cache of the thread, so
 # that a freed block does not fit the next of its size; the more tables of one size a step goes through, the more.
-_UNFIT_SHARES = {"recommend": 0.9, "evaluate": 0.25}
+_UNFIT_SHARES = {"recommend": 1.0, "evaluate": 0.25}
 _UNFIT_SHARE = 0.4  # of the other phases
 _READ_INTS = 8  # of an interaction while its rows are put together
 _SCORE_ARRAYS = 1.25  # users x items

@@ -73,3 +73,15 @@ def test_a_relative_place(tmp_path, monkeypatch, renaming):
     for text in ("first", "second"):
         build("d", text)
     assert os.listdir(tmp_path) == ["d"]
+
+
+def test_temporary_files_of_the_dead_go_and_those_of_the_living_stay(tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    for name in ("of-us-abc_1234", "of-us-abc_12345", "of-others-abc_1234"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "database").write_text("left")
+    (tmp_path / "of-us-link_234").symlink_to(tmp_path / "of-others-abc_1234")
+    kept = {"of-us-abc_12345", "of-others-abc_1234", "of-us-link_234"}
+    with staging.scratch_folder("of-us-") as first, staging.scratch_folder("of-us-") as second:
+        assert {path.name for path in tmp_path.iterdir()} == kept | {os.path.basename(first), os.path.basename(second)}
+    assert {path.name for path in tmp_path.iterdir()} == kept

@@ -1,7 +1,6 @@
 """The folders published with DiffMM: pickled SciPy matrices and NumPy features."""
 
 import os
-import tempfile
 from collections.abc import Iterator, Mapping
 from itertools import combinations
 from typing import Any
@@ -18,6 +17,7 @@ from diffmm_dist.data.importers.sparse_pickle import Pattern, read_patterns
 from diffmm_dist.data.schema import Split
 from diffmm_dist.data.writer import dataset_writer
 from diffmm_dist.errors import UserError
+from diffmm_dist.staging import scratch_folder
 
 MATRICES: dict[Split, str] = {"train": "trnMat.pkl", "valid": "valMat.pkl", "test": "tstMat.pkl"}
 FEATURES = {"visual": "image_feat.npy", "textual": "text_feat.npy", "acoustic": "audio_feat.npy"}
@@ -96,7 +96,7 @@ def _disagreements(
 
 def _read_matrices(paths: Mapping[Split, str], wrong: Mistakes) -> dict[Split, Pattern]:
     """Return the pickled matrices of the splits; what is wrong with the others is added to the mistakes."""
-    with tempfile.TemporaryDirectory(prefix="diffmm-import-") as folder:
+    with scratch_folder("diffmm-import-") as folder:
         local = {}
         for uri in paths.values():
             with wrong.collected():

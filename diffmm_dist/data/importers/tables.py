@@ -1,7 +1,6 @@
 """Tables of interactions and item features, as companies have them, to a dataset."""
 
 import math
-import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
@@ -22,6 +21,7 @@ from diffmm_dist.data.importers.table_formats import TextOptions
 from diffmm_dist.data.schema import MANIFEST, SPLITS
 from diffmm_dist.data.writer import DatasetWriter, dataset_writer
 from diffmm_dist.errors import UserError, closest
+from diffmm_dist.staging import scratch_folder
 
 WithoutFeatures = Literal["error", "zero", "drop"]
 WITHOUT_FEATURES: tuple[WithoutFeatures, ...] = get_args(WithoutFeatures)
@@ -85,7 +85,7 @@ def import_tables(
     """
     table, features = _opened(settings, out, mistakes, force=force)
     with (
-        tempfile.TemporaryDirectory(prefix="diffmm-import-") as folder,
+        scratch_folder("diffmm-import-") as folder,
         Interactions(folder, memory_gib=settings.memory_gib) as interactions,
     ):
         cleaning = Cleaning(settings.min_rating, settings.timestamp_format, settings.text_ids)
