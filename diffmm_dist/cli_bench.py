@@ -159,8 +159,10 @@ def bench_memory(
 ) -> None:
     """Compare the estimate of memory with the peaks of runs that differ in what their memory is for."""
     from diffmm_dist.bench.estimate import bench_memory as run
+    from diffmm_dist.bench.report import markdown
 
     run(shape or [], out=out)
+    say(markdown([out]), end="")
 
 
 @bench_app.command("profile")

@@ -5,13 +5,10 @@ the run's checkpoint and takes a few steps of each phase; before each phase free
 of every phase is seen, where the run shows the largest alone.
 """
 
-import shutil
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
-from multiprocessing import get_context
 from typing import Any
 
 import torch
@@ -19,7 +16,6 @@ import torch
 from diffmm_dist import storage
 from diffmm_dist.bench.machine import command, machine
 from diffmm_dist.bench.memory import peak_bytes
-from diffmm_dist.bench.report import markdown
 from diffmm_dist.config.schema import Config
 from diffmm_dist.data.dataset import Dataset
 from diffmm_dist.data.synthetic import SyntheticSpec, generate
@@ -42,7 +38,6 @@ from diffmm_dist.train.worker import prepare_process, run_worker
 _CONTRASTED = 128  # nodes of a batch where a shape does not say: all of a large one would take most of the time
 _STEPS = 3  # of each phase, in the second process
 _CPU = torch.device("cpu")
-_GIB = 2**30
 
 
 @dataclass(frozen=True)
@@ -163,7 +158,6 @@ def bench_memory(names: Sequence[str], *, out: str) -> None:
         logger.info("%s: estimate over measured peak %.2f", name, measured[name]["ratio"])
         # Shapes take minutes each, so what was measured stays when the next one is interrupted.
         storage.write_json(out, {"command": command(), "machine": machine(), "memory": measured})
-    print(markdown([out]), end="")
 
 
 def measure_shape(shape: Shape) -> dict[str, Any]:
@@ -173,9 +167,8 @@ def measure_shape(shape: Shape) -> dict[str, Any]:
         widths = {f"modality_{number}": width for number, width in enumerate(shape.widths)}
         generate(SyntheticSpec(shape.users, shape.items, shape.interactions, widths, 1), dataset)
         config = _config(shape, dataset, f"{folder}/run")
-        whole = _apart(shape.workers, _run, config)
-        parts = {} if shape.workers > 1 else _apart(1, _phases, config)[0]
-        shutil.rmtree(folder, ignore_errors=True)
+        whole = run_group(shape.workers, _run, config)
+        parts = {} if shape.workers > 1 else run_group(1, _phases, config)[0]
     largest = max(whole, key=lambda worker: worker["measured"])
     return {
         "what": shape.what,
@@ -200,14 +193,6 @@ def _config(shape: Shape, dataset: str, run: str) -> Config:
         tree[section] = {**tree.get(section, {}), **values}
     tree["train"]["epochs"] = 2  # the second one starts with what the first leaves
     return Config.model_validate(tree)
-
-
-def _apart(workers: int, function: Callable[..., Any], *arguments: Any) -> list[Any]:
-    """Return what a function returns in new processes."""
-    if workers > 1:
-        return run_group(workers, function, *arguments)
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
-        return [process.submit(function, *arguments).result()]
 
 
 def _estimated(config: Config) -> tuple[Config, Dataset, Estimate]:
