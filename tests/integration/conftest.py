@@ -5,7 +5,14 @@ import uuid
 import pytest
 
 from diffmm_dist import s3 as s3_client
+from tests.support.builders import synthetic_dataset
 from tests.support.s3 import s3_server
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory):
+    """A dataset whose epochs take a second."""
+    return synthetic_dataset(tmp_path_factory.mktemp("data") / "d", users=400, items=200, interactions=8000)
 
 
 @pytest.fixture(scope="session")

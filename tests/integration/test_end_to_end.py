@@ -10,14 +10,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from diffmm_dist.data.dataset import Dataset
-from tests.support.builders import ROOT, launch, synthetic_dataset, write_config
+from tests.support.builders import ROOT, launch, write_config
 from tests.support.hidden import without
 from tests.support.processes import assert_same_result, checkpoints, wait_until
-
-
-@pytest.fixture(scope="module")
-def dataset(tmp_path_factory):
-    return synthetic_dataset(tmp_path_factory.mktemp("data") / "d", users=400, items=200, interactions=8000)
 
 
 @pytest.fixture(scope="module")

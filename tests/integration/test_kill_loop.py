@@ -7,17 +7,12 @@ import time
 
 import pytest
 
-from tests.support.builders import synthetic_dataset, write_config
+from tests.support.builders import write_config
 from tests.support.forked import forked, run
 from tests.support.processes import assert_same_result, checkpoints
 
 SEED = int(os.environ.get("DIFFMM_TEST_SEED", "0")) or random.SystemRandom().randrange(1, 10**6)
 NUM_KILLS = 25
-
-
-@pytest.fixture(scope="module")
-def dataset(tmp_path_factory):
-    return synthetic_dataset(tmp_path_factory.mktemp("data") / "d", users=400, items=200, interactions=8000)
 
 
 @pytest.fixture(scope="module")
