@@ -2,8 +2,11 @@
 
 import hashlib
 import io
-from typing import IO
+from typing import IO, Annotated
 
+from pydantic import Field
+
+Checksum = Annotated[str, Field(pattern=r"\A[0-9a-f]{64}\z")]  # a SHA-256 in hexadecimal, and nothing else
 _PIECE = 1 << 20
 
 

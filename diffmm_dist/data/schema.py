@@ -9,6 +9,8 @@ from typing import Annotated, Any, Literal
 import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from diffmm_dist.checksums import Checksum
+
 FORMAT_NAME: Literal["diffmm_dist dataset"] = "diffmm_dist dataset"
 FORMAT_VERSION: Literal[1] = 1
 MANIFEST = "manifest.json"
@@ -47,7 +49,7 @@ class FileEntry(_Record):
 
     path: Annotated[str, Field(pattern=r"^[\w=-][\w=.-]*(/[\w=-][\w=.-]*)*$", max_length=_LONGEST_PATH)]
     rows: Natural
-    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]  # it becomes a name in the cache
+    sha256: Checksum  # it becomes a name in the cache
 
 
 class InteractionFile(FileEntry):

@@ -29,12 +29,13 @@ from torch.distributed.checkpoint.state_dict_saver import save as save_distribut
 from typing_extensions import TypedDict
 
 from diffmm_dist import storage
+from diffmm_dist.checksums import Checksum
 from diffmm_dist.errors import DamagedError, StoppedEarlyError, UserError, one_line
 from diffmm_dist.monitoring.log import logger
 from diffmm_dist.parallel.collectives import agree, any_worker
 from diffmm_dist.parallel.ranges import Ownership
 from diffmm_dist.parallel.world import World
-from diffmm_dist.train.checkpoint_index import REMEDY, Checksum, index_sha256
+from diffmm_dist.train.checkpoint_index import REMEDY, index_sha256
 from diffmm_dist.train.checkpoint_names import (
     PARTIAL,
     STATE_FILE,

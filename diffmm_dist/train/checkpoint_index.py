@@ -24,6 +24,7 @@ from torch.distributed.checkpoint.storage import WriteResult
 from typing_extensions import TypedDict
 
 from diffmm_dist import storage
+from diffmm_dist.checksums import Checksum
 from diffmm_dist.errors import DamagedError, UserError
 from diffmm_dist.records import parse_record
 from diffmm_dist.train.checkpoint_names import EARLIER_INDEX, INDEX_FILE
@@ -32,7 +33,6 @@ REMEDY = "restore it, or let `train` go on without this checkpoint"
 
 Dtype = Literal["float64", "float32", "float16", "bfloat16", "int64", "int32", "bool"]
 Number = Annotated[int, Field(strict=True, ge=0, le=2**62)]
-Checksum = Annotated[str, Field(pattern=r"\A[0-9a-f]{64}\z")]
 FileName = Annotated[str, Field(pattern=r"\A__[0-9]+_[0-9]+\.distcp\z")]  # inside the folder, as DCP names them
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
+from diffmm_dist.errors import UserError
 from diffmm_dist.records import sealed, sealed_text, unsealed
 
 
@@ -117,3 +118,12 @@ def _forge_entries(folder, value):
             if name == "files" and isinstance(inner, dict):
                 inner.update({file: hashlib.sha256((folder / file).read_bytes()).hexdigest() for file in inner})
             _forge_entries(folder, inner)
+
+
+def refusal(read, expected):
+    """The sentence with which a read is refused, or None where it gives what is expected."""
+    try:
+        assert read() == expected
+    except UserError as error:
+        return str(error)
+    return None
