@@ -2,20 +2,31 @@
 
 import hashlib
 import json
+import re
+import secrets
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError
 
 from diffmm_dist import json_text
 from diffmm_dist.errors import DamagedError, one_line
 from diffmm_dist.words import damage
 
 _SEAL = "sha256"
-_COMMENT = "# sha256: "
+_RUN_COMMENT = re.compile(r"# run: ([0-9a-f]{32})\n")
+_SEAL_COMMENT = "# sha256: "
+
+# Which run a file belongs to: all of a run's files name the same one.
+RunId = Annotated[str, Field(pattern=r"\A[0-9a-f]{32}\z")]
 
 
-def parse_record(uri: str, data: bytes, kind: Any, *, remedy: str) -> Any:
+def new_run_id() -> RunId:
+    """Return an id that no other run has."""
+    return secrets.token_hex(16)
+
+
+def parse_record(uri: str, data: bytes, kind: Any, *, remedy: str, must_be_sealed: bool = False) -> Any:
     """Return a JSON record, checked and converted; one that is sealed is compared with its checksum.
 
     Args:
@@ -23,6 +34,7 @@ def parse_record(uri: str, data: bytes, kind: Any, *, remedy: str) -> Any:
         data: what it holds.
         kind: the record's type, such as a TypedDict.
         remedy: what the user can do about a damaged file.
+        must_be_sealed: no version of this program has written such a record without a checksum.
 
     Raises:
         DamagedError: it is no JSON, of another form, or changed since it was written.
@@ -30,7 +42,7 @@ def parse_record(uri: str, data: bytes, kind: Any, *, remedy: str) -> Any:
     try:
         content = json_text.parse(data)
         record = TypeAdapter(kind).validate_python(unsealed(content))
-        check_seal(content)
+        check_seal(content, must_be_sealed=must_be_sealed)
         return record
     except ValidationError as error:
         raise DamagedError(f"{uri} {damage(kind, error)}; {remedy}") from error
@@ -48,30 +60,38 @@ def unsealed(record: Any) -> Any:
     return {key: value for key, value in record.items() if key != _SEAL} if isinstance(record, dict) else record
 
 
-def check_seal(record: Any) -> None:
-    """Compare a JSON record with its checksum; one that was written without passes.
+def check_seal(record: Any, *, must_be_sealed: bool = False) -> None:
+    """Compare a JSON record with its checksum; one that was written without passes unless it must have one.
 
     Raises:
         ValueError: the contents are not those that the checksum was made of.
     """
-    if isinstance(record, dict) and _SEAL in record and record[_SEAL] != _content_hash(unsealed(record)):
+    if not isinstance(record, dict) or _SEAL not in record:
+        if must_be_sealed:
+            raise ValueError("it has no checksum")
+    elif record[_SEAL] != _content_hash(unsealed(record)):
         raise ValueError("its contents do not match its checksum")
 
 
-def sealed_text(text: str) -> str:
-    """Return a YAML text, which ends with a line break, with its checksum as a comment in its last line."""
-    return f"{text}{_COMMENT}{hashlib.sha256(text.encode()).hexdigest()}\n"
+def sealed_text(text: str, *, run: RunId) -> str:
+    """Return a YAML text, which ends with a line break, with the run's id and a checksum as comments at its end."""
+    content = f"{text}# run: {run}\n"
+    return f"{content}{_SEAL_COMMENT}{hashlib.sha256(content.encode()).hexdigest()}\n"
 
 
-def check_text(text: str) -> None:
-    """Compare a YAML text with its checksum.
+def run_of_text(text: str) -> RunId:
+    """Compare a YAML text with its checksum; return the id of its run.
 
     Raises:
         ValueError: it has none, or is not the text that the checksum was made of.
     """
-    content, comment, checksum = text.rpartition(_COMMENT)
+    content, comment, checksum = text.rpartition(_SEAL_COMMENT)
     if not comment or checksum.strip() != hashlib.sha256(content.encode()).hexdigest():
         raise ValueError("its last line is not its checksum")
+    run = _RUN_COMMENT.fullmatch(content[content.rstrip("\n").rfind("\n") + 1 :])
+    if run is None:
+        raise ValueError("it does not say which run it belongs to")
+    return run[1]
 
 
 def _content_hash(record: Mapping[str, Any]) -> str:

@@ -99,13 +99,13 @@ def read_json(uri: str) -> Any:
         raise UserError(f"{uri} is not valid JSON: {one_line(error)}") from error
 
 
-def read_record(uri: str, kind: Any, *, remedy: str) -> Any:
+def read_record(uri: str, kind: Any, *, remedy: str, must_be_sealed: bool = False) -> Any:
     """Read a JSON file of a known form; the arguments, and the errors of what it holds, are those of ``parse_record``.
 
     Raises:
         UserError: it is missing.
     """
-    return parse_record(uri, read_bytes(uri), kind, remedy=remedy)
+    return parse_record(uri, read_bytes(uri), kind, remedy=remedy, must_be_sealed=must_be_sealed)
 
 
 def write_bytes(uri: str, data: bytes) -> None:
@@ -240,10 +240,23 @@ def upload(local: str, uri: str) -> None:
         shutil.copyfileobj(source, target)
 
 
+def make_folder(uri: str) -> None:
+    """Make a folder on a disk where nothing is; S3 has none."""
+    with _explained(uri, "write"):
+        if not is_remote(uri):
+            os.makedirs(_resolve(uri)[1])
+
+
 def remove_folder(uri: str, *, marker: str | None = None) -> None:
-    """Remove a folder and all that is in it, if it is there; first the file that marks it as complete, if named."""
+    """Remove a folder and all that is in it, if it is there; first the file that marks it as complete, if named.
+
+    A file or a link in its place goes too.
+    """
     file_system, path = _resolve(uri)
     with _explained(uri, "remove"):
+        if not is_remote(uri) and (os.path.islink(path) or os.path.isfile(path)):
+            os.remove(path)  # what a link points at belongs to others
+            return
         if marker is not None and file_system.exists(f"{path}/{marker}"):
             file_system.rm_file(f"{path}/{marker}")
         if not is_remote(uri):

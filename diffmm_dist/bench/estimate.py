@@ -240,7 +240,7 @@ def _resumed(config: Config, data: Any, world: World) -> TrainState:
     recipe = build_recipe(config, data, device=world.device)
     state = TrainState(recipe.model, recipe.phases, world)
     folder = RunFolder(config.run.path)
-    restore(state, Checkpoints(folder.checkpoints, keep=1, world=world), folder)
+    restore(state, Checkpoints(folder.checkpoints, run=folder.run, keep=1, world=world), folder)
     return state
 
 

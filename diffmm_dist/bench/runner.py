@@ -13,7 +13,6 @@ from diffmm_dist import storage
 from diffmm_dist.bench.calibration import PRODUCT, ProductTimer
 from diffmm_dist.bench.machine import command, machine
 from diffmm_dist.config.schema import Config
-from diffmm_dist.monitoring.jsonl import read_jsonl
 from diffmm_dist.monitoring.log import set_up_logging
 from diffmm_dist.parallel.group import new_processes
 from diffmm_dist.train.run_folder import RunFolder
@@ -77,8 +76,8 @@ def _run(config: Config, seed: int) -> dict[str, Any]:
     tree["run"] = {"seed": seed, "path": storage.join(config.run.path, f"seed-{seed}")}
     timer = ProductTimer()
     result = run_worker(Config.model_validate(tree), stop_requested=lambda: False, recorders=[timer])
-    kept = {key: value for key, value in result.items() if key != "config"}
-    records = read_jsonl(RunFolder(tree["run"]["path"]).metrics)
+    kept = {key: value for key, value in result.items() if key not in ("config", "run")}
+    records = RunFolder(tree["run"]["path"]).records()
     return kept | in_products(result, timer.seconds) | {"curve": curve(config, records), "losses": losses(records)}
 
 

@@ -29,6 +29,7 @@ from diffmm_dist.errors import DamagedError, UserError
 from diffmm_dist.records import parse_record
 from diffmm_dist.train.checkpoint_names import EARLIER_INDEX, INDEX_FILE
 
+_LARGEST_FRAME = 1 << 16  # bytes that torch.save puts around a tensor; it takes one to two thousand
 REMEDY = "restore it, or let `train` go on without this checkpoint"
 
 Dtype = Literal["float64", "float32", "float16", "bfloat16", "int64", "int32", "bool"]
@@ -166,7 +167,8 @@ def _problem(entry: Entry) -> str | None:
         expected = [num_rows, *(0 for _ in size[1:])] if size else []
         if chunk["offset"] != expected or len(chunk["size"]) != len(size) or chunk["size"][1:] != size[1:]:
             return f"a chunk of {chunk['size']} at {chunk['offset']} of {size} overlaps another or leaves a gap"
-        if chunk["length"] < math.prod(chunk["size"]) * width:
-            return f"{chunk['length']} bytes cannot hold a chunk of {chunk['size']} of {entry['dtype']}"
+        values = math.prod(chunk["size"]) * width
+        if not values <= chunk["length"] <= values + _LARGEST_FRAME:
+            return f"a chunk of {chunk['size']} of {entry['dtype']} does not take {chunk['length']} bytes"
         num_rows += chunk["size"][0] if size else 0
     return f"its chunks hold {num_rows} rows of {size[0]}" if size and num_rows != size[0] else None

@@ -2,11 +2,19 @@
 
 import hashlib
 import io
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import IO, Any
 
 from torch.distributed.checkpoint._extension import StreamTransformExtension
 from torch.distributed.checkpoint._fsspec_filesystem import FsspecReader, FsspecWriter
-from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter, _StorageInfo
+from torch.distributed.checkpoint.filesystem import (
+    FileSystem,
+    FileSystemReader,
+    FileSystemWriter,
+    _StorageInfo,
+)
 from torch.distributed.checkpoint.metadata import Metadata
 from torch.distributed.checkpoint.planner import SavePlan, SavePlanner
 from torch.distributed.checkpoint.storage import WriteResult
@@ -15,6 +23,7 @@ from torch.futures import Future
 from diffmm_dist import s3, storage
 from diffmm_dist.checksums import file_sha256
 from diffmm_dist.errors import DamagedError
+from diffmm_dist.regular_files import open_regular
 from diffmm_dist.train.checkpoint_index import REMEDY, StoredChunk, read_index, write_index
 
 
@@ -22,7 +31,7 @@ def writer_to(folder: str) -> FileSystemWriter:
     """Return what writes a checkpoint to a folder, a path or an s3:// address."""
     if storage.is_remote(folder):
         return _RemoteWriter(folder, sync_files=False, **s3.options())
-    return _LocalWriter(folder, sync_files=True)
+    return _Writer(folder, sync_files=True)
 
 
 def reader_of(folder: str, *, index_sha256: str) -> FileSystemReader:
@@ -57,10 +66,6 @@ def _with_hash(result: WriteResult, sha256: str) -> WriteResult:
     place = result.storage_data
     chunk = StoredChunk(place.relative_path, place.offset, place.length, sha256=sha256)
     return WriteResult(result.index, result.size_in_bytes, chunk)
-
-
-class _LocalWriter(_Writer):
-    """Writes to a disk."""
 
 
 class _RemoteWriter(_Writer, FsspecWriter):
@@ -150,7 +155,22 @@ class _Reader(FileSystemReader):
 
 
 class _LocalReader(_Reader):
-    """Reads from a disk."""
+    """Reads from a disk, regular files alone: a pipe or a device under a file's name would never end."""
+
+    def __init__(self, folder: str, index_sha256: str) -> None:
+        super().__init__(folder, index_sha256)
+        self.fs = _RegularFiles()
+
+
+class _RegularFiles(FileSystem):
+    """DCP's view of a disk."""
+
+    @contextmanager
+    def create_stream(self, path: str | os.PathLike[str], mode: str) -> Iterator[IO[bytes]]:  # type: ignore[override]
+        """Open a file for reading."""
+        assert mode == "rb"
+        with open_regular(path) as file:
+            yield file
 
 
 class _RemoteReader(_Reader, FsspecReader):

@@ -2,7 +2,8 @@
 
 from diffmm_dist.config.schema import Config
 from diffmm_dist.errors import StoppedEarlyError
-from diffmm_dist.train.run_folder import Result, RunFolder
+from diffmm_dist.train.run_folder import RunFolder
+from diffmm_dist.train.run_records import Result
 from diffmm_dist.train.signals import StopSignals
 from diffmm_dist.train.worker import run_worker
 

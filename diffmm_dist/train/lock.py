@@ -6,6 +6,7 @@ import json
 import os
 import re
 import socket
+import stat
 import time
 from abc import ABC, abstractmethod
 from pathlib import Path
@@ -16,8 +17,10 @@ from typing_extensions import TypedDict
 
 from diffmm_dist.errors import TakenOverError, UserError, one_line
 from diffmm_dist.monitoring.log import logger
+from diffmm_dist.regular_files import read_regular
 
 _POLL_S = 0.2
+_LARGEST_LOCK = 4096  # bytes
 LARGEST_WRITER = 10**9
 _REMEDY = "remove it if no process is training there"
 
@@ -124,7 +127,7 @@ class FileLock(RunLock):
     def _try(self, after: int) -> bool:
         if self._file is None:
             self._path.parent.resolve().mkdir(parents=True, exist_ok=True)  # a link may point at what is not there yet
-            self._file = self._path.open("a+")
+            self._file = _opened(self._path)
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
@@ -155,7 +158,7 @@ class FileLock(RunLock):
     def _read(self) -> Holder | None:
         """Return who took the lock last, None for nobody or a holder that has just begun to write it."""
         try:
-            text = self._path.read_bytes()
+            text = read_regular(self._path, limit=_LARGEST_LOCK)
         except FileNotFoundError:
             return None
         try:
@@ -185,3 +188,18 @@ class FileLock(RunLock):
         if self._file is not None:
             self._file.close()
             self._file = self._holder = None
+
+
+def _opened(path: Path) -> IO[str]:
+    """Open a lock file, which may be made now; what a link or a device stands for is not ours to write to."""
+    flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+    try:
+        descriptor = os.open(path, flags, 0o666)
+    except OSError as error:
+        if not path.is_symlink():
+            raise
+        raise UserError(f"{path} is a link; {_REMEDY}") from error
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise UserError(f"{path} is no regular file; {_REMEDY}")
+    return os.fdopen(descriptor, "a+")

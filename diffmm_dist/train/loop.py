@@ -16,7 +16,7 @@ from diffmm_dist.precision import Precision, matmul_precision
 from diffmm_dist.train.allocator import give_back_freed_memory
 from diffmm_dist.train.checkpoint import Checkpoints, Writer
 from diffmm_dist.train.selection import Evaluation
-from diffmm_dist.train.state import Best, EpochValues, NonFiniteError, TrainState
+from diffmm_dist.train.state import Best, Cursor, EpochValues, NonFiniteError, TrainState
 
 _STEPS_BETWEEN_FINITE_CHECKS = 16  # each check waits for the device
 
@@ -143,7 +143,7 @@ def _finish_epoch(run: TrainingRun) -> None:
         values.scalars |= {f"{run.evaluation.selection_split}/{name}": value for name, value in metrics.items()}
         is_best = state.best is None or metrics[run.metric] > state.best.metrics[run.metric]
         if is_best:
-            state.best = Best(epoch, metrics, run.checkpoints.name(epoch + 1))
+            state.best = Best(epoch, metrics, run.checkpoints.name(Cursor(epoch + 1)))
     run.writer.check()
     _record(run, epoch)
     state.cursor.epoch, state.cursor.phase = epoch + 1, 0
@@ -204,11 +204,6 @@ def _traffic(world: World) -> dict[str, float]:
 
 def _save(run: TrainingRun) -> None:
     """Write a checkpoint; its time counts for the epoch in which the run goes on."""
-    state, cursor = run.state, run.state.cursor
+    state = run.state
     with state.epoch_values.stopwatch.measure("checkpoint"):
-        run.checkpoints.save(
-            run.checkpoints.name(cursor.epoch, cursor.phase, cursor.step),
-            state.tensors(),
-            state.progress(),
-            state.row_owners(),
-        )
+        run.checkpoints.save(state.tensors(), state.progress(), state.row_owners())

@@ -18,7 +18,8 @@ from diffmm_dist.monitoring.recorder import Recorder
 from diffmm_dist.train.build import open_dataset
 from diffmm_dist.train.cluster_room import Request
 from diffmm_dist.train.ray_cluster import is_local, ray_cluster, room_for
-from diffmm_dist.train.run_folder import Result, RunFolder
+from diffmm_dist.train.run_folder import RunFolder
+from diffmm_dist.train.run_records import Result
 from diffmm_dist.train.signals import StopSignals
 from diffmm_dist.train.worker import run_worker
 

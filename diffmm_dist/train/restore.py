@@ -17,7 +17,7 @@ def restore(state: TrainState, checkpoints: Checkpoints, folder: RunFolder) -> N
         UserError: every checkpoint is damaged, or one cannot be reached.
     """
     owners = state.row_owners()
-    found = checkpoints.newest(lambda name: (checkpoints.progress(name), checkpoints.tensors(name, owners)))
+    found = checkpoints.newest(lambda checkpoint: (checkpoint.progress, checkpoint.tensors(owners)))
     if found is not None:
         name, (progress, tensors) = found
         state.load_tensors(tensors)
@@ -40,7 +40,7 @@ def _check_best(state: TrainState, checkpoints: Checkpoints, name: str) -> None:
     if best is None or best.checkpoint == name:
         return
     owners = state.row_owners()
-    read = checkpoints.unless_damaged(lambda: checkpoints.tensors(best.checkpoint, owners, wanted=is_of_model))
+    read = checkpoints.unless_damaged(lambda: checkpoints.open(best.checkpoint).tensors(owners, wanted=is_of_model))
     if isinstance(read, DamagedError):
         state.best = None
         state.note(
@@ -65,7 +65,7 @@ def _say_where(state: TrainState, folder: RunFolder, name: str) -> None:
 
 def _check_records(state: TrainState, folder: RunFolder, *, has_checkpoint: bool) -> None:
     """Note which of the epochs that are done have no readable record, and say where those of others are dropped."""
-    lost = lost_epochs(folder.metrics, before=state.cursor.epoch)
+    lost = lost_epochs(folder.metrics, run=folder.run, before=state.cursor.epoch)
     if lost:
         epochs = ", ".join(map(str, lost)) if len(lost) <= 10 else f"{lost[0]} to {lost[-1]}, {len(lost)} of them"
         state.note(f"metrics.jsonl has lost the records of epochs {epochs}; it was damaged, shortened or removed")

@@ -2,15 +2,11 @@
 
 import contextlib
 import math
-import re
 import tempfile
 import time
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any
-
-from pydantic import AfterValidator, Field
-from typing_extensions import NotRequired, TypedDict
+from typing import Any
 
 from diffmm_dist import __version__, storage
 from diffmm_dist.config.load import config_from_text
@@ -18,13 +14,13 @@ from diffmm_dist.config.render import flatten, to_yaml
 from diffmm_dist.config.schema import Config
 from diffmm_dist.errors import DamagedError, TakenOverError, UserError, one_line
 from diffmm_dist.graph.hetero import Kernel
-from diffmm_dist.monitoring.jsonl import LARGEST_METRICS
-from diffmm_dist.records import check_text, sealed_text
+from diffmm_dist.monitoring.jsonl import LARGEST_METRICS, read_jsonl
+from diffmm_dist.records import RunId, new_run_id, run_of_text, sealed_text
 from diffmm_dist.staging import is_partial
 from diffmm_dist.train.checkpoint_names import complete_checkpoints, remove_incomplete
 from diffmm_dist.train.lease import LEASE_S, LeaseLock
 from diffmm_dist.train.lock import FileLock, RunLock
-from diffmm_dist.train.selection import Protocol
+from diffmm_dist.train.run_records import Identity, Result
 
 CONFIG = "config.yaml"
 IDENTITY = "run.json"
@@ -34,54 +30,6 @@ LOCK = "lock"
 STOP = "stop-requested"
 _STOP_POLL_S = 3.0
 _MARK = "mark-"
-
-
-# What these files say is shown, compared and counted with, so it has a form and bounds like everything that is read.
-Word = Annotated[str, Field(max_length=100)]
-Amount = Annotated[float, Field(allow_inf_nan=False)]
-Whole = Annotated[int, Field(ge=0, lt=2**63)]
-
-
-class Identity(TypedDict):
-    """run.json: what the run was started with, and which writer has it.
-
-    Attributes:
-        dataset: the fingerprint of the dataset.
-        version: the program's version at the first start.
-        kernel: the sparse kernel at the first start.
-        writer: the number of the process that trains, or trained last; it stands in every checkpoint and record too.
-    """
-
-    dataset: Word
-    version: Word
-    kernel: NotRequired[Kernel]
-    writer: NotRequired[Whole]
-
-
-def _has_metrics(values: dict[str, float]) -> dict[str, float]:
-    if not all(re.fullmatch("[a-z_]{1,20}@[0-9]{1,10}", name) for name in values):
-        raise UserError("it holds a metric whose name is none")
-    return values
-
-
-Metrics = Annotated[dict[str, Amount], AfterValidator(_has_metrics)]
-
-
-class Result(TypedDict):
-    """result.json (docs/evaluation.md)."""
-
-    protocol: Protocol
-    seed: Whole
-    best_epoch: Whole
-    epochs: Whole
-    valid: Metrics
-    test: Metrics
-    seconds_per_epoch: Amount
-    seconds_per_phase: dict[Word, Amount]
-    peak_rss_gib: Amount
-    notes: NotRequired[list[str]]
-    config: dict[str, dict[str, Any]]
-
 
 # What may change between two commands on one run folder: where it runs and what is written, never which run it is. Of
 # these only the device and the number of threads can reach a number, and then its last bits alone.
@@ -175,12 +123,27 @@ class RunFolder:
         place = self._at(CONFIG)
         text = storage.read_bytes(place).decode("utf-8", errors="replace")
         try:
-            check_text(text)
+            run = run_of_text(text)
         except ValueError as error:
             raise DamagedError(
                 f"{place} is damaged or of an earlier version: {error}; restore it, or choose another run.path"
             ) from error
+        self._check_own(run, CONFIG, remedy="restore it, or choose another run.path")
         return config_from_text(text, source=place)
+
+    @cached_property
+    def run(self) -> RunId:
+        """The run's id.
+
+        Raises:
+            UserError: the folder has none.
+            DamagedError: run.json is not what the run has written.
+        """
+        return self.identity()["run"]
+
+    def _check_own(self, run: RunId, name: str, *, remedy: str) -> None:
+        if run != self.run:
+            raise DamagedError(f"{self._at(name)} belongs to another run than {self._at(IDENTITY)}; {remedy}")
 
     def claim(self, config: Config, *, fingerprint: str, patience_s: float = 0) -> None:
         """Make the folder this run's, or check that it is, and keep other processes out until this one ends.
@@ -241,8 +204,9 @@ class RunFolder:
                 "one; choose another run.path or remove the folder"
             )
         else:
-            storage.write_record(self._at(IDENTITY), Identity(dataset=fingerprint, version=__version__))
-        storage.write_bytes(self._at(CONFIG), sealed_text(to_yaml(config)).encode())
+            identity = Identity(run=new_run_id(), dataset=fingerprint, version=__version__)
+            storage.write_record(self._at(IDENTITY), identity)
+        storage.write_bytes(self._at(CONFIG), sealed_text(to_yaml(config), run=self.run).encode())
         self._remove_leftovers()
         if self._remote and storage.exists(self._at(METRICS)):
             self.metrics.write_bytes(storage.read_bytes(self._at(METRICS), limit=LARGEST_METRICS))
@@ -339,7 +303,7 @@ class RunFolder:
     def identity(self) -> Identity:
         """Return what the run was started with."""
         remedy = "remove the run folder and train again"
-        identity: Identity = storage.read_record(self._at(IDENTITY), Identity, remedy=remedy)
+        identity: Identity = storage.read_record(self._at(IDENTITY), Identity, remedy=remedy, must_be_sealed=True)
         return identity
 
     def remember_kernel(self, kernel: Kernel) -> None:
@@ -357,8 +321,17 @@ class RunFolder:
         if not storage.exists(self._at(RESULT)):
             return None
         remedy = "remove it and run the `train` command again"
-        result: Result = storage.read_record(self._at(RESULT), Result, remedy=remedy)
+        result: Result = storage.read_record(self._at(RESULT), Result, remedy=remedy, must_be_sealed=True)
+        self._check_own(result["run"], RESULT, remedy=remedy)
         return result
+
+    def records(self) -> list[dict[str, Any]]:
+        """Return what metrics.jsonl holds.
+
+        Raises:
+            UserError: a line is not what the run has written.
+        """
+        return read_jsonl(self.metrics, run=self.run)
 
     def write_result(self, result: Result) -> None:
         """Write result.json at once.

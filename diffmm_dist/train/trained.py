@@ -6,15 +6,15 @@ from dataclasses import dataclass
 from diffmm_dist.config.schema import Config, GraphConfig
 from diffmm_dist.data.dataset import Dataset
 from diffmm_dist.data.training import TrainingData
-from diffmm_dist.errors import UserError
+from diffmm_dist.errors import DamagedError, UserError
 from diffmm_dist.models.base import Recommender
 from diffmm_dist.parallel.world import World
 from diffmm_dist.train.build import build_evaluation, build_recipe, choose_device, load_training_data, open_dataset
 from diffmm_dist.train.checkpoint import Checkpoints
 from diffmm_dist.train.clip import clipped
-from diffmm_dist.train.run_folder import RunFolder
+from diffmm_dist.train.run_folder import RESULT, RunFolder
 from diffmm_dist.train.selection import Evaluation
-from diffmm_dist.train.state import is_of_model, load_model
+from diffmm_dist.train.state import Best, is_of_model, load_model
 
 
 @dataclass(frozen=True)
@@ -52,11 +52,8 @@ def load_trained(run_path: str) -> TrainedRun:
     """
     folder = RunFolder.existing(run_path)
     config = folder.config()
-    checkpoints = Checkpoints(folder.checkpoints, keep=config.checkpoint.keep, world=World.single())
-    newest = checkpoints.newest(checkpoints.progress)
-    best = newest[1].best if newest is not None else None
-    if best is None:
-        raise UserError(f"run {run_path} has not evaluated an epoch yet; let `train` go on until it has")
+    checkpoints = Checkpoints(folder.checkpoints, run=folder.run, keep=config.checkpoint.keep, world=World.single())
+    best = _best_epoch(folder, checkpoints)
     dataset = open_dataset(config)
     if dataset.manifest.fingerprint != folder.identity()["dataset"]:
         raise UserError(f"dataset {config.data.path} is not the one that run {run_path} was trained on; restore it")
@@ -66,5 +63,21 @@ def load_trained(run_path: str) -> TrainedRun:
         update={"graph": GraphConfig(kernel="csr")}
     )  # they agree but for rounding
     model = build_recipe(anywhere, data, device=world.device).model
-    load_model(model, checkpoints.tensors(best.checkpoint, {}, wanted=is_of_model))
+    load_model(model, checkpoints.open(best.checkpoint).tensors({}, wanted=is_of_model))
     return TrainedRun(config, dataset, data, model, best.epoch, world)
+
+
+def _best_epoch(folder: RunFolder, checkpoints: Checkpoints) -> Best:
+    """Return the best epoch by the newest checkpoint that can be read, which must be that of the run's result."""
+    newest = checkpoints.newest(lambda checkpoint: checkpoint.progress)
+    best, done = (newest[1].best, newest[1].cursor.epoch) if newest is not None else (None, 0)
+    known, result = None if best is None else best.epoch, folder.result()
+    if result is not None and done <= result["epochs"] and known != result["best_epoch"]:
+        name = "there is none" if newest is None else newest[0]
+        raise DamagedError(
+            f"the best epoch of run {folder.uri} is {result['best_epoch']} by its {RESULT}, which its newest good "
+            f"checkpoint ({name}) does not know; restore the checkpoints, or remove {RESULT} and train on"
+        )
+    if best is None:
+        raise UserError(f"run {folder.uri} has not evaluated an epoch yet; let `train` go on until it has")
+    return best

@@ -16,7 +16,7 @@ from diffmm_dist.cores import Threads, choose_threads, usable_cores
 from diffmm_dist.data.dataset import Dataset
 from diffmm_dist.data.training import TrainingData
 from diffmm_dist.errors import StoppedError, TakenOverError, UserError
-from diffmm_dist.monitoring.jsonl import JsonlRecorder, read_jsonl
+from diffmm_dist.monitoring.jsonl import JsonlRecorder
 from diffmm_dist.monitoring.log import logger
 from diffmm_dist.monitoring.progress import ProgressBar
 from diffmm_dist.monitoring.recorder import MultiRecorder, Recorder
@@ -39,7 +39,8 @@ from diffmm_dist.train.clip import clipped
 from diffmm_dist.train.estimate import check_memory, program_bytes
 from diffmm_dist.train.loop import TrainingRun, train
 from diffmm_dist.train.restore import restore
-from diffmm_dist.train.run_folder import Result, RunFolder
+from diffmm_dist.train.run_folder import RunFolder
+from diffmm_dist.train.run_records import Result
 from diffmm_dist.train.selection import Evaluation
 from diffmm_dist.train.state import TrainState, is_of_model, load_model
 
@@ -142,7 +143,8 @@ def _train_in(
     recipe = _build(folder, config, data)
     state = TrainState(recipe.model, recipe.phases, world)
     writer = _writer(folder, world)
-    checkpoints = Checkpoints(folder.checkpoints, keep=config.checkpoint.keep, world=world, writer=writer)
+    run = agree(lambda: folder.run, world)
+    checkpoints = Checkpoints(folder.checkpoints, run=run, keep=config.checkpoint.keep, world=world, writer=writer)
     restore(state, checkpoints, folder)
     if state.best is not None and config.eval.metric not in state.best.metrics:
         raise UserError(
@@ -193,7 +195,9 @@ def _writer(folder: RunFolder, world: World) -> Writer:
 
 def _recorders(folder: RunFolder, config: Config, *, start_epoch: int) -> list[Recorder]:
     """Return the run folder's own recorders."""
-    recorders: list[Recorder] = [JsonlRecorder(folder.metrics, start_epoch=start_epoch, writer=folder.writer)]
+    recorders: list[Recorder] = [
+        JsonlRecorder(folder.metrics, run=folder.run, start_epoch=start_epoch, writer=folder.writer)
+    ]
     if config.monitoring.tensorboard:
         from diffmm_dist.monitoring.tensorboard import TensorBoardRecorder
 
@@ -280,12 +284,13 @@ def _conclude(
     best = state.best.checkpoint
     load_model(
         state.model,
-        agree(lambda: checkpoints.tensors(best, state.row_owners(), wanted=is_of_model), state.world),
+        agree(lambda: checkpoints.open(best).tensors(state.row_owners(), wanted=is_of_model), state.world),
     )
     peak = all_reduce_max(peak_rss_gib(), state.world)
-    records = read_jsonl(folder.metrics)
+    records = folder.records()
     times = {tag for record in records for tag in record if tag.startswith("time/")} - {"time/epoch_s"}
     return {
+        "run": folder.run,
         "protocol": config.eval.protocol,
         "seed": config.run.seed,
         "best_epoch": state.best.epoch,

@@ -65,7 +65,7 @@ def test_there_is_a_case_for_every_model():
 def test_result_and_run_folder(dataset, tmp_path, sections):
     result = train(dataset, tmp_path / "run", sections)
     assert list(result) == [
-        "protocol", "seed", "best_epoch", "epochs", "valid", "test", "seconds_per_epoch", "seconds_per_phase",
+        "run", "protocol", "seed", "best_epoch", "epochs", "valid", "test", "seconds_per_epoch", "seconds_per_phase",
         "peak_rss_gib", "notes", "config",
     ]  # fmt: skip
     assert unsealed(json.loads((tmp_path / "run" / "result.json").read_text())) == result

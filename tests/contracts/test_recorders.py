@@ -4,17 +4,21 @@ import pytest
 
 from diffmm_dist.monitoring.jsonl import JsonlRecorder, read_jsonl
 from diffmm_dist.monitoring.tensorboard import TensorBoardRecorder
+from tests.support.builders import RUN_ID
 
 
 class JsonlCase:
     @staticmethod
     def make(path, **options):
-        return JsonlRecorder(path / "metrics.jsonl", **options)
+        return JsonlRecorder(path / "metrics.jsonl", run=RUN_ID, **options)
 
     @staticmethod
     def read(path):
         return {
-            (tag, r["epoch"]): v for r in read_jsonl(path / "metrics.jsonl") for tag, v in r.items() if tag != "epoch"
+            (tag, record["epoch"]): value
+            for record in read_jsonl(path / "metrics.jsonl", run=RUN_ID)
+            for tag, value in record.items()
+            if tag not in ("epoch", "writer")
         }
 
 

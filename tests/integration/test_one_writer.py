@@ -9,7 +9,7 @@ from multiprocessing import get_context
 
 import pytest
 
-from diffmm_dist.monitoring.jsonl import read_jsonl
+from diffmm_dist.train.run_folder import RunFolder
 from tests.support.builders import metrics_of, small_config, synthetic_dataset, write_config
 from tests.support.forked import calling, forked, run, stopped
 from tests.support.processes import assert_same_result, wait_until
@@ -64,7 +64,7 @@ class Writers:
         """The same command once more ends as the undisturbed run; every epoch is recorded once."""
         run(self._logs / "finish", *self.arguments, env=self.environment(0))
         assert_same_result(self.folder, self.expected)
-        writers = [record["writer"] for record in read_jsonl(self.folder / "metrics.jsonl")]
+        writers = [record["writer"] for record in RunFolder(str(self.folder)).records()]
         assert writers == sorted(writers)
         names = {path.name for path in self.folder.glob("checkpoints/*")}
         assert names == set(self.complete())
@@ -103,7 +103,7 @@ def test_one_that_was_away_for_longer_than_the_lease_writes_nothing_more(writers
             second.send(signal.SIGTERM)
             assert second.wait() == 130, second.log
             assert "a checkpoint is saved" in second.log
-    records = read_jsonl(writers.folder / "metrics.jsonl")
+    records = RunFolder(str(writers.folder)).records()
     assert [record["epoch"] for record in records] == list(range(len(records)))
     assert {record["writer"] for record in records} <= {1, 2}
 

@@ -10,13 +10,17 @@ from diffmm_dist import storage
 from diffmm_dist.data.dataset import Dataset
 from diffmm_dist.errors import UserError
 from diffmm_dist.export.bundle import read_bundle
-from diffmm_dist.parallel.world import World
 from diffmm_dist.s3 import file_system
-from diffmm_dist.train.checkpoint import Checkpoints
-from diffmm_dist.train.state import Cursor, Progress
 from tests.contracts.storage_contract import StorageContract
 from tests.support import damage
-from tests.support.builders import launch, published_folder, synthetic_dataset, write_config
+from tests.support.builders import (
+    launch,
+    progress_at,
+    published_folder,
+    run_checkpoints,
+    synthetic_dataset,
+    write_config,
+)
 from tests.support.processes import assert_same_result, started, wait_until
 
 TENSORS = {"model/table": torch.arange(4000.0).view(1000, 4), "model/count": torch.tensor(7)}
@@ -120,9 +124,9 @@ def test_damage_on_s3_is_refused(place, tmp_path, kind):
 
 @pytest.fixture
 def checkpoints(place):
-    made = Checkpoints(f"{place}/checkpoints", keep=2, world=World.single())
+    made = run_checkpoints(f"{place}/checkpoints", keep=2)
     for epoch in (1, 2):
-        made.save(made.name(epoch), TENSORS, Progress(Cursor(epoch), None, {}, {}, {}), {})
+        made.save(TENSORS, progress_at(epoch), {})
     return made
 
 
@@ -141,7 +145,7 @@ def test_a_checkpoint_on_s3_that_lacks_a_file_is_passed_over(place, checkpoints,
 
 
 def check_passed_over(checkpoints, good, damaged):
-    name, loaded = checkpoints.newest(lambda name: (checkpoints.progress(name), checkpoints.tensors(name, {}))[1])
+    name, loaded = checkpoints.newest(lambda checkpoint: checkpoint.tensors({}))
     assert (name, checkpoints.damaged) == (good, [damaged])
     assert all(torch.equal(loaded[key], value) for key, value in TENSORS.items())
 

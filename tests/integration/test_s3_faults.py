@@ -5,8 +5,8 @@ import time
 
 import pytest
 
-from diffmm_dist.monitoring.jsonl import read_jsonl
 from diffmm_dist.s3 import file_system
+from diffmm_dist.train.run_folder import RunFolder
 from tests.support.builders import launch, synthetic_dataset, write_config
 from tests.support.processes import assert_same_result, started, wait_until
 from tests.support.s3 import FailingProxy
@@ -60,7 +60,7 @@ class Training:
         assert_same_result(self.folder, self.undisturbed)
 
     def retries(self):
-        return read_jsonl(self.folder / "metrics.jsonl")[-1]["storage/retries"]
+        return RunFolder(str(self.folder)).records()[-1]["storage/retries"]
 
 
 @pytest.fixture

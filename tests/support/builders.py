@@ -21,6 +21,9 @@ from diffmm_dist.parallel.shard import Shard
 from diffmm_dist.parallel.world import World
 from diffmm_dist.sparse import CSR
 from diffmm_dist.train.checkpoint import Checkpoints
+from diffmm_dist.train.run_folder import RunFolder
+from diffmm_dist.train.state import Cursor, Progress
+from diffmm_dist.train.worker import run_worker
 
 ROOT = Path(__file__).parents[2]
 
@@ -114,17 +117,39 @@ def launch(*arguments, check=True, timeout=280, env=None, **kwargs):
     return done
 
 
+def train_alone(config):
+    """Train in this process; return the result."""
+    return run_worker(config, stop_requested=lambda: False, show_progress=False)
+
+
+def warnings_in(caplog):
+    """The warnings that were logged, in their order."""
+    return [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+
+
+RUN_ID = "0123456789abcdef" * 2
+
+
+def run_checkpoints(path, *, run=RUN_ID, keep=1, **options):
+    """The checkpoints of a run in a folder of their own."""
+    return Checkpoints(str(path), run=run, keep=keep, world=World.single(), **options)
+
+
+def progress_at(*cursor):
+    """What a checkpoint says that knows nothing but its place."""
+    return Progress(Cursor(*cursor), None, {}, {}, {})
+
+
 def checkpoint_tensors(path):
-    """All tensors of one checkpoint."""
-    return Checkpoints(str(path.parent), keep=1, world=World.single()).tensors(path.name, {})
+    """All tensors of one checkpoint of a run."""
+    folder = path.parent
+    return run_checkpoints(folder, run=RunFolder(str(folder.parent)).run).open(path.name).tensors({})
 
 
 def metrics_of(run):
     """The lines of metrics.jsonl without what depends on the clock, the number of workers or how often they began."""
-    from diffmm_dist.monitoring.jsonl import read_jsonl
-
     clock = ("time/", "mem/", "throughput/", "comm/", "storage/", "writer")
-    records = read_jsonl(Path(run) / "metrics.jsonl")
+    records = RunFolder(str(run)).records()
     return [{tag: value for tag, value in record.items() if not tag.startswith(clock)} for record in records]
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pyarrow as pa
 
 from diffmm_dist.errors import UserError
-from diffmm_dist.records import sealed, sealed_text, unsealed
+from diffmm_dist.records import run_of_text, sealed, sealed_text, unsealed
 
 
 def flip(path, place, bit=0):
@@ -84,9 +84,10 @@ def forge(folder, marker):
 def forge_config(run, old, new):
     """Change a run's configuration and the checksum in it."""
     place = Path(run) / "config.yaml"
-    text = place.read_text().rpartition("# sha256: ")[0]
-    assert old in text
-    place.write_text(sealed_text(text.replace(old, new)))
+    text = place.read_text()
+    run, content = run_of_text(text), text.rpartition("# run: ")[0]
+    assert old in content
+    place.write_text(sealed_text(content.replace(old, new), run=run))
 
 
 def forge_checkpoint(folder):
@@ -102,9 +103,12 @@ def forge_checkpoint(folder):
 
 def forge_state(folder):
     """Make a checkpoint's state agree with its index as it is now."""
-    state = unsealed(json.loads((folder / "state.json").read_text()))
-    state["index"] = hashlib.sha256((folder / "index.json").read_bytes()).hexdigest()
-    (folder / "state.json").write_text(json.dumps(sealed(state)))
+    reseal(folder / "state.json", index=hashlib.sha256((folder / "index.json").read_bytes()).hexdigest())
+
+
+def reseal(path, **changes):
+    """Change a record and the checksum in it."""
+    path.write_text(json.dumps(sealed({**unsealed(json.loads(path.read_text())), **changes})))
 
 
 def _forge_entries(folder, value):

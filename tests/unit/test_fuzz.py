@@ -22,12 +22,12 @@ from diffmm_dist.data.importers.arrays import open_rows
 from diffmm_dist.data.importers.arrow_tables import Table
 from diffmm_dist.data.importers.sparse_pickle import read_pattern
 from diffmm_dist.errors import UserError
-from diffmm_dist.monitoring.jsonl import read_jsonl
+from diffmm_dist.monitoring.jsonl import JsonlRecorder, read_jsonl
 from diffmm_dist.safe_text import message, refuse_secrets, without_secrets
 from diffmm_dist.storage import read_record
-from diffmm_dist.train.run_folder import Result
-from diffmm_dist.train.state import Progress
-from tests.support.builders import ROOT, synthetic_dataset
+from diffmm_dist.train.checkpoint_reading import State
+from diffmm_dist.train.run_records import Result
+from tests.support.builders import ROOT, RUN_ID, synthetic_dataset
 
 LONGER = int(os.environ.get("DIFFMM_FUZZ", "0"))
 FUZZ = settings(
@@ -95,6 +95,13 @@ def written(folder, name, write):
     return (folder / name).read_bytes()
 
 
+def record(path):
+    recorder = JsonlRecorder(path, run=RUN_ID)
+    for epoch in range(2):
+        recorder.scalars({"a/b": 1.5}, epoch=epoch)
+    recorder.close()
+
+
 STATE = {
     "cursor": {"epoch": 1, "phase": 0, "step": 0, "global_step": 3},
     "best": {"epoch": 0, "metrics": {"recall@20": 0.5}, "checkpoint": "epoch-00001"},
@@ -102,8 +109,12 @@ STATE = {
     "scalars": {"a/b": 1.5},
     "seconds": {},
     "notes": [],
+    "run": RUN_ID,
+    "writer": 1,
+    "index": "0" * 64,
 }
 RESULT = {
+    "run": RUN_ID,
     "protocol": "validation",
     "seed": 1,
     "best_epoch": 0,
@@ -135,9 +146,9 @@ READERS = {
     "configuration": ("c.yaml", load_config),
     "configuration of a run": ("r.yaml", read_config_of_a_run),
     "manifest": ("manifest.json", lambda path: Dataset.open(str(path.parent))),
-    "state": ("state.json", lambda path: read_record(str(path), Progress, remedy="remove it")),
+    "state": ("state.json", lambda path: read_record(str(path), State, remedy="remove it")),
     "result": ("result.json", lambda path: read_record(str(path), Result, remedy="remove it")),
-    "metrics": ("metrics.jsonl", read_jsonl),
+    "metrics": ("metrics.jsonl", lambda path: read_jsonl(path, run=RUN_ID)),
     "pickle": ("m.pkl", lambda path: read_pattern(str(path), "m.pkl")),
     "old pickle": ("o.pkl", lambda path: read_pattern(str(path), "o.pkl")),
     "array": ("a.npy", read_array),
@@ -161,7 +172,7 @@ def contents(folder):
         "manifest": (folder / "d" / "manifest.json").read_bytes(),
         "state": json.dumps(STATE).encode(),
         "result": json.dumps(RESULT).encode(),
-        "metrics": b'{"epoch": 0, "a/b": 1.5}\n' * 2,
+        "metrics": written(folder, "metrics.jsonl", record),
         "pickle": matrix_bytes(5),
         "old pickle": matrix_bytes(0),
         "array": written(folder, "a.npy", lambda path: np.save(path, np.ones((9, 5)))),

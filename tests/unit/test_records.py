@@ -6,7 +6,8 @@ import pytest
 from typing_extensions import TypedDict
 
 from diffmm_dist.errors import DamagedError
-from diffmm_dist.records import check_seal, check_text, parse_record, sealed, sealed_text, unsealed
+from diffmm_dist.records import check_seal, parse_record, run_of_text, sealed, sealed_text, unsealed
+from tests.support.builders import RUN_ID
 
 RECORD = {"name": "é", "values": [1, 2.5, 1e-300, None], "inner": {"b": 1, "a": True}}
 
@@ -41,6 +42,11 @@ def test_a_record_without_a_checksum_is_read():
     assert parse_record("here", json.dumps(RECORD).encode(), Record, remedy="do that")["name"] == "é"
 
 
+def test_a_record_that_always_had_a_checksum_is_not_read_without():
+    with pytest.raises(DamagedError, match="here is damaged: it has no checksum; do that"):
+        parse_record("here", json.dumps(RECORD).encode(), Record, remedy="do that", must_be_sealed=True)
+
+
 def test_what_has_another_form_is_called_that_first():
     with pytest.raises(DamagedError, match="here is damaged at 'values'"):
         parse_record("here", json.dumps(sealed(RECORD) | {"values": "many"}).encode(), Record, remedy="do that")
@@ -48,7 +54,7 @@ def test_what_has_another_form_is_called_that_first():
 
 @pytest.mark.parametrize("change", [lambda t: t[:-30], lambda t: t.replace("1", "2", 1), lambda t: t[1:], lambda t: ""])
 def test_text_that_was_changed(change):
-    text = sealed_text("a: 1\nb: 'é'\n")
-    check_text(text)
+    text = sealed_text("a: 1\nb: 'é'\n", run=RUN_ID)
+    assert run_of_text(text) == RUN_ID
     with pytest.raises(ValueError, match="its last line is not its checksum"):
-        check_text(change(text))
+        run_of_text(change(text))

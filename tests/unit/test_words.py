@@ -7,15 +7,16 @@ import pytest
 from diffmm_dist import storage
 from diffmm_dist.data.dataset import Dataset
 from diffmm_dist.errors import UserError
-from diffmm_dist.train.run_folder import Identity, Result
-from tests.support.builders import synthetic_dataset
+from diffmm_dist.train.run_records import Identity, Result
+from tests.support.builders import RUN_ID, synthetic_dataset
 from tests.unit.config.test_mistakes import JARGON
 
 RESULT = {
+    "run": RUN_ID,
     "protocol": "validation", "seed": 1, "best_epoch": 0, "epochs": 1, "valid": {}, "test": {"recall@20": 0.1},
     "seconds_per_epoch": 1.0, "seconds_per_phase": {}, "peak_rss_gib": 1.0, "config": {},
 }  # fmt: skip
-IDENTITY = {"dataset": "f", "version": "1", "kernel": "csr"}
+IDENTITY = {"run": RUN_ID, "dataset": "f", "version": "1", "kernel": "csr"}
 
 
 @pytest.mark.parametrize(
@@ -41,7 +42,9 @@ def test_damaged_records_are_told_in_plain_words(tmp_path, kind, good, changes, 
 def test_records_that_are_no_map_are_told_in_plain_words(tmp_path, whole):
     path = tmp_path / "record.json"
     path.write_text(whole)
-    with pytest.raises(UserError, match="damaged at 'its top'.* must be a map with the keys dataset, version") as error:
+    with pytest.raises(
+        UserError, match="damaged at 'its top'.* must be a map with the keys run, dataset, version"
+    ) as error:
         storage.read_record(str(path), Identity, remedy="make it again")
     assert not JARGON.search(str(error.value))
 

@@ -6,10 +6,8 @@ import pytest
 import torch
 
 from diffmm_dist.errors import DamagedError, UserError
-from diffmm_dist.parallel.world import World
-from diffmm_dist.train.checkpoint import Checkpoints
 from diffmm_dist.train.checkpoint_index import INDEX_FILE, index_sha256, read_index
-from diffmm_dist.train.state import Cursor, Progress
+from tests.support.builders import progress_at, run_checkpoints
 from tests.support.damage import forge_state
 
 TENSORS = {
@@ -24,9 +22,9 @@ TENSORS = {
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     root = tmp_path_factory.mktemp("checkpoints")
-    checkpoints = Checkpoints(str(root), keep=1, world=World.single())
-    checkpoints.save("epoch-00001", TENSORS, Progress(Cursor(), None, {}, {}, {}), {})
-    loaded = checkpoints.tensors("epoch-00001", {})
+    checkpoints = run_checkpoints(root)
+    checkpoints.save(TENSORS, progress_at(1), {})
+    loaded = checkpoints.open("epoch-00001").tensors({})
     assert all(torch.equal(loaded[name], tensor) for name, tensor in TENSORS.items())
     return root / "epoch-00001"
 
@@ -126,7 +124,7 @@ def test_what_is_no_index_is_one_sentence(content, tmp_path):
 
 @pytest.mark.parametrize(
     "change",
-    [{"start": 2**40}, {"start": 3}, {"length": 2**40}, {"file": "__7_0.distcp"}],
+    [{"start": 2**40}, {"start": 3}, {"length": 30_000}, {"file": "__7_0.distcp"}],
     ids=["beyond the file", "inside another archive", "longer than the file", "a file that is not there"],
 )
 def test_a_place_where_no_tensor_is_found_is_one_sentence(change, folder, tmp_path):
@@ -135,4 +133,4 @@ def test_a_place_where_no_tensor_is_found_is_one_sentence(change, folder, tmp_pa
     damaged(folder, copied, lambda index: chunk(index).update(change))
     forge_state(copied)
     with pytest.raises(DamagedError, match="epoch-00001/__._0.distcp .+; restore it, or let `train` go on without"):
-        Checkpoints(str(tmp_path), keep=1, world=World.single()).tensors("epoch-00001", {})
+        run_checkpoints(tmp_path).open("epoch-00001").tensors({})

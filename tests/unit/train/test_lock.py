@@ -74,3 +74,29 @@ def test_a_holder_whose_file_was_removed_finds_out(tmp_path):
     (tmp_path / "lock").unlink()
     with pytest.raises(TakenOverError, match="has lost its lock .*lock, which somebody has removed"):
         first.check()
+
+
+@pytest.mark.parametrize("kind", ["link", "dangling link", "device", "pipe", "folder"])
+def test_a_lock_that_is_no_file_is_refused_and_written_to_by_nobody(tmp_path, kind):
+    victim = tmp_path / "victim"
+    make = {
+        "link": lambda path: (victim.write_text("mine"), path.symlink_to(victim)),
+        "dangling link": lambda path: path.symlink_to(victim),
+        "device": lambda path: path.symlink_to("/dev/zero"),
+        "pipe": os.mkfifo,
+        "folder": os.mkdir,
+    }[kind]
+    make(tmp_path / "lock")
+    with pytest.raises(
+        (UserError, IsADirectoryError), match="lock is (a link|no regular file); remove it|Is a directory"
+    ):
+        take(file_lock(tmp_path))
+    assert victim.exists() == (kind == "link")
+    assert kind != "link" or victim.read_text() == "mine"
+
+
+def test_a_lock_larger_than_any_is_refused(tmp_path):
+    with (tmp_path / "lock").open("wb") as file:
+        file.truncate(1 << 40)
+    with pytest.raises(UserError, match="lock is larger than 4 KiB"):
+        take(file_lock(tmp_path))

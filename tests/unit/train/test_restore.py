@@ -8,15 +8,17 @@ import pytest
 from diffmm_dist.errors import DamagedError, UserError
 from diffmm_dist.train.run_folder import RunFolder
 from diffmm_dist.train.trained import load_trained
-from diffmm_dist.train.worker import run_worker
 from tests.support import damage
-from tests.support.builders import checkpoint_tensors, metrics_of, small_config, synthetic_dataset
+from tests.support.builders import (
+    checkpoint_tensors,
+    metrics_of,
+    small_config,
+    synthetic_dataset,
+    train_alone,
+    warnings_in,
+)
 
 EPOCHS = 4
-
-
-def train(config):
-    return run_worker(config, stop_requested=lambda: False, show_progress=False)
 
 
 def config_of(folder, epochs, **sections):
@@ -33,7 +35,7 @@ def runs(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs")
     synthetic_dataset(folder / "data")
     for name, epochs in (("three", EPOCHS - 1), ("whole", EPOCHS)):
-        train(config_of(folder / name, epochs))
+        train_alone(config_of(folder / name, epochs))
     return folder
 
 
@@ -41,10 +43,6 @@ def runs(tmp_path_factory):
 def run(runs, tmp_path):
     shutil.copytree(runs / "data", tmp_path / "data")
     return shutil.copytree(runs / "three", tmp_path / "run")
-
-
-def warnings(caplog):
-    return [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
 
 
 def newest(run):
@@ -61,8 +59,8 @@ def test_a_damaged_newest_checkpoint(runs, run, caplog, file, change):
     """It is named, and the run ends where one does that nothing happened to."""
     place = newest(run) / file
     DAMAGES[change](place)
-    result = train(config_of(run, EPOCHS))
-    said = warnings(caplog)
+    result = train_alone(config_of(run, EPOCHS))
+    said = warnings_in(caplog)
     assert str(place) in said[0]
     assert "checkpoint epoch-00003 was damaged; the run went on from epoch-00002" in said[1:]
     assert set(result["notes"]) <= set(said)
@@ -76,18 +74,17 @@ def test_every_checkpoint_is_damaged(run):
     for path in (run / "checkpoints").iterdir():
         damage.flip(path / "__0_0.distcp", 0.3)
     with pytest.raises(UserError, match="no checkpoint in .* can be read; restore one of them, or remove that folder"):
-        train(config_of(run, EPOCHS))
+        train_alone(config_of(run, EPOCHS))
     assert metrics_of(run) == before
 
 
 def set_best(run, epoch):
     """Make an earlier epoch the best one."""
     for path in (run / "checkpoints").glob("*/state.json"):
-        state = json.loads(path.read_text())
-        state["best"] = {"epoch": epoch, "metrics": dict.fromkeys(state["best"]["metrics"], 0.99),
-                         "checkpoint": f"epoch-{epoch + 1:05d}"}  # fmt: skip
-        del state["sha256"]
-        path.write_text(json.dumps(state))
+        metrics = dict.fromkeys(json.loads(path.read_text())["best"]["metrics"], 0.99)
+        best = {"epoch": epoch, "metrics": metrics, "checkpoint": f"epoch-{epoch + 1:05d}"}
+        damage.reseal(path, best=best)
+    damage.reseal(run / "result.json", best_epoch=epoch)
 
 
 def flip_model(path):
@@ -106,10 +103,10 @@ def test_the_best_epochs_checkpoint_is_damaged(run, caplog, change):
         load_trained(str(run))
     (run / "result.json").unlink()
     with pytest.raises(UserError, match="has trained 3 epochs already"):
-        train(config_of(run, EPOCHS - 1))
+        train_alone(config_of(run, EPOCHS - 1))
     caplog.clear()
-    result = train(config_of(run, EPOCHS))
-    assert str(place) in warnings(caplog)[0]
+    result = train_alone(config_of(run, EPOCHS))
+    assert str(place) in warnings_in(caplog)[0]
     assert result["notes"] == [
         "the checkpoint epoch-00002 of the best epoch so far, 1, was lost; the best epoch is one from 3 on"
     ]
@@ -120,8 +117,8 @@ def test_the_best_epochs_checkpoint_is_damaged(run, caplog, change):
 def test_the_best_epochs_checkpoint_is_gone(run, caplog):
     set_best(run, 0)
     shutil.rmtree(run / "checkpoints" / "epoch-00001", ignore_errors=True)
-    result = train(config_of(run, EPOCHS))
-    assert "epoch-00001" in warnings(caplog)[0]
+    result = train_alone(config_of(run, EPOCHS))
+    assert "epoch-00001" in warnings_in(caplog)[0]
     assert result["best_epoch"] == 3
 
 
@@ -140,9 +137,9 @@ def test_the_best_epochs_checkpoint_is_gone(run, caplog):
 def test_damaged_records_of_epochs_that_are_done(runs, run, caplog, change, lost):
     place = run / "metrics.jsonl"
     place.write_text("".join(change(place.read_text().splitlines(keepends=True))))
-    result = train(config_of(run, EPOCHS))
+    result = train_alone(config_of(run, EPOCHS))
     said = f"metrics.jsonl has lost the records of epochs {lost}; it was damaged, shortened or removed"
-    assert warnings(caplog) == [said] == result["notes"]
+    assert warnings_in(caplog) == [said] == result["notes"]
     kept = [record for record in metrics_of(runs / "whole") if str(record["epoch"]) not in lost.split(", ")]
     assert metrics_of(run) == kept
 
@@ -150,23 +147,23 @@ def test_damaged_records_of_epochs_that_are_done(runs, run, caplog, change, lost
 def test_a_line_that_a_killed_process_left_unfinished_is_nothing_to_speak_of(runs, run, caplog):
     with (run / "metrics.jsonl").open("a") as file:
         file.write('{"epoch": 3, "valid/rec')
-    assert train(config_of(run, EPOCHS))["notes"] == []
-    assert warnings(caplog) == []
+    assert train_alone(config_of(run, EPOCHS))["notes"] == []
+    assert warnings_in(caplog) == []
     assert metrics_of(run) == metrics_of(runs / "whole")
 
 
 def test_records_without_a_checkpoint(run, caplog):
     shutil.rmtree(run / "checkpoints")
     (run / "result.json").unlink()
-    train(config_of(run, EPOCHS))
-    assert warnings(caplog) == [f"{run} has records of earlier epochs but no checkpoint; it begins anew"]
+    train_alone(config_of(run, EPOCHS))
+    assert warnings_in(caplog) == [f"{run} has records of earlier epochs but no checkpoint; it begins anew"]
 
 
 def test_notes_outlive_the_process_that_made_them(run):
     damage.flip(newest(run) / "index.json", 0.5)
     (run / "result.json").unlink()
-    train(config_of(run, EPOCHS))
-    notes = train(config_of(run, EPOCHS + 1))["notes"]
+    train_alone(config_of(run, EPOCHS))
+    notes = train_alone(config_of(run, EPOCHS + 1))["notes"]
     assert notes == ["checkpoint epoch-00003 was damaged; the run went on from epoch-00002"]
     assert RunFolder.existing(str(run)).result()["notes"] == notes
 
@@ -176,9 +173,9 @@ def test_notes_outlive_the_process_that_made_them(run):
 def test_a_damaged_file_of_the_run_folder(run, file, change):
     DAMAGES[change](run / file)
     if (file, change) == ("result.json", "deleted"):
-        assert train(config_of(run, EPOCHS - 1))["epochs"] == 3  # it is made again
+        assert train_alone(config_of(run, EPOCHS - 1))["epochs"] == 3  # it is made again
         return
     with pytest.raises(UserError) as error:
-        train(config_of(run, EPOCHS - 1))
+        train_alone(config_of(run, EPOCHS - 1))
     assert file in str(error.value)
     assert "\n" not in str(error.value)

@@ -1,7 +1,9 @@
+import shutil
+
 import pytest
 
 from diffmm_dist import __version__
-from diffmm_dist.errors import UserError
+from diffmm_dist.errors import DamagedError, UserError
 from diffmm_dist.graph.kernels import KernelChoice
 from diffmm_dist.train import build
 from diffmm_dist.train.run_folder import RunFolder, blocking_differences
@@ -59,7 +61,7 @@ def test_what_it_was_started_with_stays(tmp_path):
     claim(tmp_path).release()
     folder = claim(tmp_path, graph={"kernel": "csr"})
     folder.remember_writer()
-    assert folder.identity() == {"dataset": "abc", "version": __version__, "writer": 2}
+    assert folder.identity() == {"run": folder.run, "dataset": "abc", "version": __version__, "writer": 2}
 
 
 def test_the_kernel_that_was_chosen_stays(tmp_path, monkeypatch):
@@ -99,8 +101,30 @@ RESULT = {
 def test_no_result_before_the_end(tmp_path):
     folder = claim(tmp_path)
     assert folder.result() is None
-    folder.write_result(RESULT)
-    assert folder.result() == RESULT
+    folder.write_result({"run": folder.run, **RESULT})
+    assert folder.result() == {"run": folder.run, **RESULT}
+
+
+@pytest.mark.parametrize("name", ["config.yaml", "result.json"])
+def test_a_file_of_another_run_is_refused(tmp_path, name):
+    """Each is intact by itself."""
+    folders = [claim(tmp_path / name) for name in ("a", "b")]
+    for folder in folders:
+        folder.write_result({"run": folder.run, **RESULT})
+    shutil.copy(tmp_path / "a" / "run" / name, tmp_path / "b" / "run" / name)
+    with pytest.raises(DamagedError, match=rf"{name} belongs to another run than .+run\.json; "):
+        folders[1].result() if name == "result.json" else folders[1].config()
+
+
+def test_with_the_identity_of_another_run_nothing_fits(tmp_path):
+    for name in ("a", "b"):
+        folder = claim(tmp_path / name)
+        folder.write_result({"run": folder.run, **RESULT})
+    shutil.copy(tmp_path / "a" / "run" / "run.json", tmp_path / "b" / "run" / "run.json")
+    folder = RunFolder(str(tmp_path / "b" / "run"))
+    for read in (folder.config, folder.result):
+        with pytest.raises(DamagedError, match="belongs to another run"):
+            read()
 
 
 @pytest.mark.parametrize("content", ["", "{}", "[]", "nonsense", '{"epochs": "many"}'])
