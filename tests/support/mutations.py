@@ -7,6 +7,7 @@ import contextlib
 import hashlib
 import io
 import json
+import os
 import shutil
 import sys
 import tempfile
@@ -72,27 +73,30 @@ class Kind:
     checked: bool = True
 
 
-def build(world):
+def build(world, *, seed):
     """Make one of everything below a folder, as a user would."""
-    synthetic_dataset(world / "plain", users=40, items=30, interactions=300, modalities={"visual": 3})
+    world.mkdir(exist_ok=True)
+    synthetic_dataset(world / "plain", users=40, items=30, interactions=300, modalities={"visual": 3}, seed=seed)
     partition_dataset(str(world / "plain"), str(world / "dataset"), num_parts=2, method="random", seed=1)
     configs = world / "configs"
     configs.mkdir()
-    tree = {**SMALL, "data": {"path": "d"}, "run": {"path": "r", "seed": 3}}
+    tree = {**SMALL, "data": {"path": "d"}, "run": {"path": "r", "seed": seed}}
     (configs / "base.yaml").write_text(yaml.safe_dump(tree))
     (configs / "c.yaml").write_text("extends: base.yaml\ntrain: {epochs: 2}\n")
     words = ["train", configs / "base.yaml", f"data.path={world / 'plain'}", f"run.path={world / 'run' / 'r'}"]
     assert run(*words, "train.epochs=2", "graph.kernel=csr", "model.name=lightgcn", "checkpoint.keep=2")[0] == 0
     assert run("export", world / "run" / "r", "--out", world / "bundle")[0] == 0
-    published_folder(world / "published")
-    _tables(world)
+    published_folder(world / "published", seed=seed)
+    _tables(world, seed)
+    shutil.copytree(world / "dataset", world / "cached" / "dataset")
+    assert _cached(world / "cached")[0] == 0
     (world / "bench").mkdir()
     for name in ("a", "b"):
         shutil.copy(ROOT / "docs" / "benchmarks" / MEASURED, world / "bench" / f"{name}.json")
 
 
-def _tables(world):
-    random = np.random.default_rng(2)
+def _tables(world, seed):
+    random = np.random.default_rng(seed)
     table = pa.table({"u": random.integers(0, 9, 80), "i": random.integers(0, 7, 80)})
     folder = world / "tables"
     folder.mkdir()
@@ -307,6 +311,17 @@ def _resealed(change):
     return forge
 
 
+def _pipe(path):
+    path.unlink()
+    os.mkfifo(path)
+
+
+def _device(path):
+    path.unlink()
+    path.symlink_to("/dev/zero")
+
+
+ANOTHERS = "another's"  # the same file of another run, dataset, bundle or folder, intact by itself
 MUTATIONS = {
     **{f"flip {bit}": _flip(bit) for bit in range(_FLIPS)},
     "half": _cut(lambda size: size // 2),
@@ -315,6 +330,9 @@ MUTATIONS = {
     "deleted": Path.unlink,
     "empty": lambda path: path.write_bytes(b""),
     "folder": _folder,
+    "pipe": _pipe,
+    "device": _device,
+    ANOTHERS: None,
     "junk behind": lambda path: path.write_bytes(path.read_bytes() + b"\x00junk\xff"),
     "junk": lambda path: path.write_bytes(bytes(range(256)) * 4),
     "zeros": _zeros,
@@ -329,29 +347,31 @@ def mutations_of(kind):
     return {**MUTATIONS, **(ARROW_MUTATIONS if is_ours else {})}
 
 
+def _file_of(kind, folder):
+    if "{sha256}" not in kind.file:
+        return kind.file
+    return kind.file.format(sha256=Dataset.open(str(folder / "dataset")).manifest.user_ids.files[0].sha256)
+
+
 class Laboratory:
     """The world, and what each kind says undamaged."""
 
     def __init__(self, folder):
-        self.folder = Path(folder)
-        build(self.folder)
-        self._prepare_cache()
+        self.world, self.twin = Path(folder) / "world", Path(folder) / "twin"
+        build(self.world, seed=3)
+        build(self.twin, seed=4)
         self._expected = {}
-
-    def _prepare_cache(self):
-        shutil.copytree(self.folder / "dataset", self.folder / "cached" / "dataset")
-        assert _cached(self.folder / "cached")[0] == 0
 
     def read(self, kind, mutate=None):
         """Read a copy, damaged if asked for; return the outcome and the file."""
-        with tempfile.TemporaryDirectory(dir=self.folder) as scratch:
+        with tempfile.TemporaryDirectory(dir=self.world) as scratch:
             copy = Path(scratch) / "copy"
-            shutil.copytree(self.folder / kind.folder, copy)
-            name = kind.file
-            if "{sha256}" in name:
-                name = name.format(sha256=Dataset.open(str(copy / "dataset")).manifest.user_ids.files[0].sha256)
-            if mutate is not None:
-                mutate(copy / name)
+            shutil.copytree(self.world / kind.folder, copy)
+            name = _file_of(kind, copy)
+            if mutate == ANOTHERS:
+                shutil.copy(self.twin / kind.folder / _file_of(kind, self.twin / kind.folder), copy / name)
+            elif mutate is not None:
+                mutations_of(kind)[mutate](copy / name)
             status, value, said = kind.read(copy)
             value = value.replace(str(copy), "") if isinstance(value, str) else value
             return status, value, said.replace(str(copy), ""), Path(name).name
@@ -363,7 +383,7 @@ class Laboratory:
             assert status == 0, f"{kind.name}, undamaged: {said}{status}"
             self._expected[kind.name] = value, set(said.splitlines())
         expected, usual = self._expected[kind.name]
-        status, value, said, name = self.read(kind, mutations_of(kind)[mutation])
+        status, value, said, name = self.read(kind, mutation)
         if isinstance(status, str):
             return "traceback", status
         if status != 0:
