@@ -30,6 +30,7 @@ CONFIG = "config.yaml"
 IDENTITY = "run.json"
 RESULT = "result.json"
 METRICS = "metrics.jsonl"
+_EVENTS = "tensorboard"
 LOCK = "lock"
 STOP = "stop-requested"
 _STOP_POLL_S = 3.0
@@ -151,7 +152,11 @@ class RunFolder:
     @property
     def tensorboard(self) -> Path:
         """The folder of the events."""
-        return self.local / "tensorboard"
+        return self.local / _EVENTS
+
+    def event_files(self) -> list[str]:
+        """Return the names of the run's event files; on S3 those of earlier processes are there alone."""
+        return storage.list_names(self._at(_EVENTS))
 
     @classmethod
     def existing(cls, uri: str) -> "RunFolder":
