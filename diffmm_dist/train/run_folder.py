@@ -3,8 +3,8 @@
 import contextlib
 import math
 import re
-import tempfile
 import time
+import weakref
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any
@@ -20,7 +20,7 @@ from diffmm_dist.errors import DamagedError, TakenOverError, UserError, one_line
 from diffmm_dist.graph.hetero import Kernel
 from diffmm_dist.monitoring.jsonl import LARGEST_METRICS
 from diffmm_dist.records import check_text, sealed_text
-from diffmm_dist.staging import is_partial
+from diffmm_dist.staging import is_partial, scratch_folder
 from diffmm_dist.train.checkpoint_names import complete_checkpoints, remove_incomplete
 from diffmm_dist.train.lease import LEASE_S, LeaseLock
 from diffmm_dist.train.lock import FileLock, RunLock
@@ -35,6 +35,7 @@ LOCK = "lock"
 STOP = "stop-requested"
 _STOP_POLL_S = 3.0
 _MARK = "mark-"
+_SCRATCH = "diffmm-run-"
 
 
 # What these files say is shown, compared and counted with, so it has a form and bounds like everything that is read.
@@ -141,8 +142,9 @@ class RunFolder:
         """The folder for metrics and events."""
         if not self._remote:
             return Path(self.uri)
-        self._scratch = tempfile.TemporaryDirectory(prefix="diffmm-dist-")
-        return Path(self._scratch.name)
+        scratch = contextlib.ExitStack()
+        weakref.finalize(self, scratch.close)  # with this object, or with the process
+        return Path(scratch.enter_context(scratch_folder(_SCRATCH)))
 
     @property
     def metrics(self) -> Path:
