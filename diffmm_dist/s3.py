@@ -236,9 +236,7 @@ def check_endpoint(endpoint: str, source: str) -> None:
     except ValueError:  # UnicodeError is one
         is_address = False
     if is_address and "@" in parts.netloc:
-        problem = (
-            "holds credentials; give them as AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY or in the profile, and write"
-        )
+        problem = "holds credentials; give them as AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, and write"
     elif not is_address or not endpoint.isprintable() or set(endpoint) & set(" \"'?#\\@%"):
         problem = "is not the address of a server; write"
     else:

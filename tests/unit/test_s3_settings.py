@@ -60,8 +60,8 @@ def test_an_endpoint(endpoint):
 
 
 def test_wherever_the_endpoint_is_set(monkeypatch, tmp_path):
-    settings = ["[default]\nendpoint_url = http://AKIAKEY:SECRET@h:abc\n",
-                "[default]\nservices = here\n[services here]\ns3 =\n  endpoint_url = http://AKIAKEY:SECRET@h\n"]  # fmt: skip
+    services = "[default]\nservices = here\n[services here]\ns3 =\n  endpoint_url = http://AKIAKEY:SECRET@h\n"
+    settings = ["[default]\nendpoint_url = http://AKIAKEY:SECRET@h:abc\n", services]
     for text in settings:
         (tmp_path / "config").write_text(text)
         assert "endpoint_url of the AWS profile" in refused()

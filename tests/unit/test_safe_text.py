@@ -69,7 +69,7 @@ HARMLESS = [
     "http://[::1]:8265", "http://head:8265,http://other:8265", "valid/recall@20=0.5", "{'recall@20': 0.5}",
     '{"a":"s3://b/x","b":"recall@20"}', "s3://bucket/token=1/part.parquet", "write section.key=value", "monkey=1",
     "signal=2", "num_tokens=3", "the token: it is at /x", "100%", "%zz@", "a@b@c", "s3:GetObject", "model=***",
-    "a == b", "caf\u00e9: it is \uff08closed\uff09", "path: s3://bucket/x # as on 12:30", "train.epochs=3",
+    "a == b", "\u00e9: it is \uff08closed\uff09", "path: s3://bucket/x # as on 12:30", "train.epochs=3",
     "--split=test", "~/runs/x@y", "x:/y@z",
 ]  # fmt: skip
 
