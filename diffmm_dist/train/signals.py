@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+from diffmm_dist.errors import StoppedError, TakenOverError
 from diffmm_dist.interrupts import SIGNALS, after_work
 from diffmm_dist.monitoring.log import logger
 
@@ -17,7 +18,8 @@ class StopSignals:
     """While active, the first SIGINT or SIGTERM asks the run to stop, and a second one interrupts it.
 
     Before the run has looked for the first time whether it is to stop there is nothing to save, so the first signal
-    interrupts it too.
+    interrupts it too. What libraries make of an interrupt, such as a file that cannot be written, is one again when
+    the block ends.
 
     Args:
         request: asks the run to stop after its present step.
@@ -27,6 +29,7 @@ class StopSignals:
     def __init__(self, request: Callable[[], None] = lambda: None, *, looks: bool = False) -> None:
         self._request = request
         self._received = False
+        self._interrupted = False
         self._looks = looks
 
     def requested(self) -> bool:
@@ -38,12 +41,15 @@ class StopSignals:
         self._previous = {number: signal.signal(number, self._handle) for number in SIGNALS}
         return self
 
-    def __exit__(self, *exception: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
+        if self._interrupted and isinstance(error, Exception) and not isinstance(error, StoppedError | TakenOverError):
+            raise KeyboardInterrupt from error
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self._received or not self._looks:
+            self._interrupted = True
             raise KeyboardInterrupt
         self._received = True
         logger.info("stopping after this step and saving a checkpoint; once more stops at once, without one")
