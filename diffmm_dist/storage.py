@@ -215,13 +215,17 @@ def download(uri: str, path: str) -> str:
     """Copy a file to a local path, where it appears at once; return its SHA-256."""
     digest = hashlib.sha256()
     with open_file(uri) as source, replacing_file(path) as target:
-        target.writelines(_hashed(source, digest))
+        target.writelines(_hashed(uri, source, digest))
     return digest.hexdigest()
 
 
-def _hashed(file: IO[bytes], digest: Any) -> Iterator[bytes]:
+def _hashed(uri: str, file: IO[bytes], digest: Any) -> Iterator[bytes]:
     """Yield a file in pieces that the digest has taken in."""
-    while piece := file.read(_PIECE):
+    while True:
+        with _explained(uri, "read"):
+            piece = file.read(_PIECE)
+        if not piece:
+            return
         digest.update(piece)
         yield piece
 

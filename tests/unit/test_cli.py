@@ -356,6 +356,7 @@ def test_bad_options(run_cli, tmp_path, config):
     _, out, _ = run_cli("recommend", tmp_path / "bundle", "--users", "user_1, user_1", "--k", "3")
     assert out.count("user_1") == 3
     one_sentence(run_cli("evaluate", tmp_path / "run", "--k", "9999999999"), "must be whole numbers")
+    one_sentence(run_cli("evaluate", tmp_path / "run", "--k", "9" * 5000), "must be whole numbers")
     twice = ("--modality", "visual:3", "--modality", "visual:4")
     one_sentence(run_cli("prepare", "synthetic", "--out", tmp_path / "x", *twice), "give each modality once")
     wrong = ("--modality", "visual", "--modality", "wide:0", "--items", "3")
