@@ -59,7 +59,6 @@ def read_arrow(
         hashed = HashedReader(source) if promise.sha256 is not None else None
         for index, message, schema in _record_batches(hashed or source, promise):
             if index < skip:
-                message.skip()
                 continue
             if held is not None:
                 yield held

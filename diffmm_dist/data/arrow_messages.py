@@ -12,8 +12,10 @@ from typing import NamedTuple, Protocol
 import pyarrow as pa
 
 _MAGIC = b"ARROW1\0\0"
-_LARGEST_METADATA = 4 << 20
-_SCHEMA, _RECORD_BATCH = 1, 3
+_SCHEMA, _DICTIONARY, _RECORD_BATCH = 1, 2, 3
+_BLOCK = "<qiiq"  # of a footer: where a message lies, and how long its parts are
+_MOST_ROWS, _ROWS_PER_BYTE = 1 << 20, 1000  # of one message of anybody's: so many, or so many for each byte of the file
+_MOST_BYTES = 64 << 20
 _PADDING = 64  # bytes that a buffer may have behind its values
 _EXPLAINED = 64 << 10  # bytes of text that a buffer of any size may hold,
 _TEXT_PER_BYTE = 1000  # and more of them for each byte of it
@@ -39,13 +41,15 @@ class Message(NamedTuple):
     """One message whose body has not been read yet.
 
     Attributes:
-        file: which stands before the body.
+        file: where it lies.
+        place: of the body.
         framed: its metadata, as it stands in the file.
         table: in the metadata.
         size: of the body in bytes.
     """
 
     file: Seekable
+    place: int
     framed: bytes
     table: "_Table"
     size: int
@@ -64,11 +68,21 @@ class Message(NamedTuple):
 
     def read(self) -> pa.Buffer:
         """Return the whole message."""
+        self.file.seek(self.place)
         return pa.py_buffer(self.framed + _exactly(self.file, self.size))
 
-    def skip(self) -> None:
-        """Go on behind the body."""
-        self.file.seek(self.size, io.SEEK_CUR)
+    def sizes(self) -> tuple[int, int]:
+        """Return how many rows a message of any kind has, and how many bytes its compressed buffers say they hold."""
+        kind = self.table.number(1, "<B")
+        if kind not in (_DICTIONARY, _RECORD_BATCH):
+            return 0, 0
+        batch = self.table.table(2) if kind == _RECORD_BATCH else self.table.table(2).table(1)
+        size = 0
+        for start, length in batch.structs(2, "<qq") if batch.has(3) else ():
+            if length >= 8:
+                self.file.seek(self.place + max(0, min(start, self.size)))
+                size += max(0, int.from_bytes(_exactly(self.file, 8), "little", signed=True))
+        return batch.number(0, "<q"), size
 
     def check(self, data: pa.Buffer, schema: pa.Schema) -> None:
         """Raise a ``MalformedError`` unless a record batch's buffers hold no more than its rows need.
@@ -95,7 +109,7 @@ class Message(NamedTuple):
 
 
 def messages(file: Seekable) -> Iterator[Message]:
-    """Yield the messages of a file; whoever takes one reads or skips it before the next.
+    """Yield the messages of a file that holds one after the other, as ours do.
 
     Raises:
         MalformedError: this is no file of messages, or it ends too early.
@@ -104,21 +118,59 @@ def messages(file: Seekable) -> Iterator[Message]:
     file.seek(0)
     if file.read(len(_MAGIC)) != _MAGIC:
         raise MalformedError("it does not begin as an Arrow file does")
-    place = len(_MAGIC)
-    while True:
-        frame = _exactly(file, 8)
-        mark, length = struct.unpack("<Ii", frame)
-        if mark != 0xFFFF_FFFF or not 0 <= length <= min(_LARGEST_METADATA, end - place):
-            raise MalformedError("it holds something else than messages")
-        if length == 0:
-            return
-        metadata = _exactly(file, length)
-        table = _Table.root(metadata)
-        size = table.number(3, "<q")
-        place += len(frame) + length + size
-        if size < 0 or place > end:
-            raise MalformedError("it ends inside a message")
-        yield Message(file, frame + metadata, table, size)
+    yield from _following(file, len(_MAGIC), end)
+
+
+def _message(file: Seekable, place: int, end: int) -> Message | None:
+    """Return the message at a place, None if the last one came before."""
+    file.seek(place)
+    frame = _exactly(file, 8)
+    mark, length = struct.unpack("<Ii", frame)
+    if mark != 0xFFFF_FFFF or not 0 <= length <= end - place:
+        raise MalformedError("it holds something else than messages")
+    if length == 0:
+        return None
+    metadata = _exactly(file, length)
+    table = _Table.root(metadata)
+    size = table.number(3, "<q")
+    body = place + len(frame) + length
+    if not 0 <= size <= end - body:
+        raise MalformedError("it ends inside a message")
+    return Message(file, body, frame + metadata, table, size)
+
+
+def check_sizes(file: Seekable) -> None:
+    """Raise a ``MalformedError`` for a file or a stream of anybody's that says it is much larger than it is."""
+    end = file.seek(0, io.SEEK_END)
+    file.seek(0)
+    is_file = file.read(6) == _MAGIC[:6]
+    for message in _in_footer(file, end) if is_file else _following(file, 0, end, marked=False):
+        rows, size = message.sizes()
+        if rows > max(_MOST_ROWS, _ROWS_PER_BYTE * end) or size > max(_MOST_BYTES, _TEXT_PER_BYTE * end):
+            raise MalformedError(f"it says that {end:,} bytes hold {rows:,} rows of {size:,} bytes; save it anew")
+
+
+def _in_footer(file: Seekable, end: int) -> Iterator[Message]:
+    """Yield the record batches and dictionaries that the end of a file names."""
+    file.seek(max(0, end - 10))
+    length = int.from_bytes(_exactly(file, 10)[:4], "little")
+    if length > end - 10:
+        raise MalformedError("its end is missing")
+    file.seek(end - 10 - length)
+    footer = _Table.root(_exactly(file, length))
+    for field in (2, 3):
+        for place, *_ in footer.structs(field, _BLOCK) if footer.has(field) else ():
+            message = _message(file, place, end) if 0 <= place < end else None
+            if message is None:
+                raise MalformedError("its end names messages that are not there")
+            yield message
+
+
+def _following(file: Seekable, place: int, end: int, *, marked: bool = True) -> Iterator[Message]:
+    """Yield messages from a place on, up to the mark of the end, or of the file if there need not be one."""
+    while (marked or place < end) and (message := _message(file, place, end)):
+        yield message
+        place = message.place + message.size
 
 
 def _limits(kind: pa.DataType, rows: int) -> Iterator[int | None]:

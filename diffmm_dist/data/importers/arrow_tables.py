@@ -7,6 +7,7 @@ from functools import cached_property
 
 import pyarrow as pa
 
+from diffmm_dist.data.arrow_messages import MalformedError
 from diffmm_dist.data.importers.table_files import Part, find_files
 from diffmm_dist.data.importers.table_formats import PartReader, TextOptions, open_part
 from diffmm_dist.data.importers.table_schemas import UnifiedSchema, check_width, converted, num_fields
@@ -142,7 +143,7 @@ def _completed(batch: pa.RecordBatch, wanted: pa.Schema, part: Part) -> pa.Recor
 def _explained(uri: str) -> Iterator[None]:
     try:
         yield
-    except (pa.ArrowException, OSError, UnicodeError) as error:
+    except (MalformedError, pa.ArrowException, OSError, UnicodeError) as error:
         text = one_line(error)
         is_encoding = isinstance(error, UnicodeError) or "invalid UTF8" in text or "\0" in text
         remedy = "; if its text is not UTF-8, name its encoding with --encoding" if is_encoding else ""

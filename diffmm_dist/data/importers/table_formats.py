@@ -13,6 +13,7 @@ import pyarrow.csv as csv
 import pyarrow.dataset as arrow_dataset
 
 from diffmm_dist import storage
+from diffmm_dist.data.arrow_messages import check_sizes
 from diffmm_dist.data.importers import json_lines
 from diffmm_dist.data.importers.columns import MISSING
 from diffmm_dist.data.importers.table_files import Part
@@ -124,9 +125,15 @@ class _ParquetReader(PartReader):
 class _ArrowReader(PartReader):
     """An IPC file, such as a Feather file, or an IPC stream, such as a file of a Hugging Face dataset."""
 
+    _is_checked = False
+
     @contextmanager
     def _reader(self) -> Iterator[tuple[pa.Schema, Iterator[pa.RecordBatch]]]:
         with self._opened() as source:
+            if not self._is_checked:
+                check_sizes(source)
+                self._is_checked = True
+                source.seek(0)
             is_file = source.read(6) == b"ARROW1"
             source.seek(0)
             if is_file:
