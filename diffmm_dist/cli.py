@@ -25,7 +25,15 @@ from diffmm_dist.cli_options import (
 from diffmm_dist.cli_usage import UsageError, usage_sentence
 from diffmm_dist.config import render
 from diffmm_dist.cores import tell_libraries
-from diffmm_dist.errors import StoppedEarlyError, StoppedError, TakenOverError, UserError, one_line, system_sentence
+from diffmm_dist.errors import (
+    StoppedEarlyError,
+    StoppedError,
+    TakenOverError,
+    UserError,
+    lacks_memory,
+    one_line,
+    system_sentence,
+)
 from diffmm_dist.interrupts import ENDED, INTERRUPTED, ignore
 from diffmm_dist.monitoring.log import logger, metric_rows, print_table, say, set_up_logging
 from diffmm_dist.safe_text import check_word, message
@@ -264,7 +272,9 @@ def main() -> None:
         _fail(f"stopped: {error}", _TAKEN_OVER)
     except StoppedError as error:
         _fail(f"stopped at {error}; a checkpoint is saved, the same command goes on from there", INTERRUPTED)
-    except (OSError, MemoryError) as error:
+    except (OSError, MemoryError, RuntimeError) as error:
+        if not isinstance(error, OSError) and not lacks_memory(error):
+            raise
         _fail(f"error: {system_sentence(error)}", 1)
 
 

@@ -244,13 +244,6 @@ def upload(local: str, uri: str) -> None:
         shutil.copyfileobj(source, target)
 
 
-def make_folder(uri: str) -> None:
-    """Make a folder on a disk where nothing is; S3 has none."""
-    with _explained(uri, "write"):
-        if not is_remote(uri):
-            os.makedirs(_resolve(uri)[1])
-
-
 def remove_folder(uri: str, *, marker: str | None = None) -> None:
     """Remove a folder and all that is in it, if it is there; first the file that marks it as complete, if named.
 
