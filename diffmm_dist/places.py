@@ -41,7 +41,7 @@ def settle(place: str, *, to_write: bool = False, pattern: bool = False) -> str:
     if "\0" in place or not _is_text(place):
         raise _refusal(place, "it holds characters that no name has; write it again")
     if len(place.encode()) > _LONGEST:
-        raise _refusal(place, "it is longer than any name; choose a shorter one")
+        raise _refusal(place, "it must be at most 4,096 bytes long; choose a shorter name")
     if is_remote(place):
         return _settled_address(place, to_write=to_write, pattern=pattern)
     if place.startswith("~"):
