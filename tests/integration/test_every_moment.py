@@ -11,7 +11,7 @@ from tests.support.builders import synthetic_dataset
 from tests.support.processes import started
 
 ENDED = "interrupted; nothing is left half-written\n"
-STEPS_S = {"inspect": 0.1, "show": 0.02}
+STEPS_S = {"inspect": 0.25, "show": 0.1}
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +32,7 @@ def hears(process):
 @pytest.mark.timeout(600)
 def test_at_every_moment(name, number, commands):
     delay, finished = 0.0, 0
-    while finished < 3:
+    while finished < 2:
         with started(*commands[name], env={}, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
             while not hears(process) and process.poll() is None:
                 pass
