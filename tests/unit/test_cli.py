@@ -217,7 +217,7 @@ def test_a_damaged_dataset(run_cli, tmp_path, config):
     path = synthetic_dataset(tmp_path / "d")
     file = tmp_path / "d" / "interactions" / "split=train" / "part-00000.arrow"
     file.write_bytes(file.read_bytes()[:-100])
-    one_sentence(run_cli("train", "--config", config, f"data.path={path}"), str(file), "truncated or not an Arrow file")
+    one_sentence(run_cli("train", "--config", config, f"data.path={path}"), str(file), "is damaged: its checksum")
     one_sentence(run_cli("inspect", path, "--verify"), "split=train/part-00000.arrow missing or changed")
 
 
