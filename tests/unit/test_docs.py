@@ -11,10 +11,9 @@ import typer
 import yaml
 
 from diffmm_dist.cli import app
-from diffmm_dist.config.load import load_config
 from diffmm_dist.config.names import settings
-from diffmm_dist.config.schema import Config
 from diffmm_dist.errors import UserError
+from diffmm_dist.train.config import Config, load_config
 from tests.support.builders import ROOT
 
 PACKAGE = ROOT / "diffmm_dist"
