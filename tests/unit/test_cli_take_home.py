@@ -11,6 +11,7 @@ import pytest
 
 from diffmm_dist.data.writer import dataset_writer
 from tests.support.builders import launch, synthetic_dataset, write_config
+from tests.support.damage import reseal
 
 
 @pytest.fixture(scope="module")
@@ -99,10 +100,9 @@ def test_a_missing_figure_says_why(run_cli, made, tmp_path):
     assert f"{made / 'a'}: measured at 5, 20 only (its eval.k); `evaluate {made / 'a'} --k 10` measures it" in out
     for name, change in (("old", lambda test: test.pop("coverage@20")), ("none", dict.clear)):
         shutil.copytree(made / "a", tmp_path / name)
-        result = json.loads((tmp_path / name / "result.json").read_text())
-        change(result["test"])
-        del result["sha256"]  # as in a record from before there were checksums
-        (tmp_path / name / "result.json").write_text(json.dumps(result))
+        test = json.loads((tmp_path / name / "result.json").read_text())["test"]
+        change(test)
+        reseal(tmp_path / name / "result.json", test=test)
     _, out, _ = run_cli("compare", tmp_path / "old", tmp_path / "none")
     assert f"{tmp_path / 'old'}: it was measured by a version that knew fewer metrics" in out
     assert f"{tmp_path / 'none'}: its dataset {made / 'd'} has no test interactions" in out
