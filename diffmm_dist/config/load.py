@@ -194,7 +194,10 @@ class _Check(Generic[Root]):
                 yield key, value
             elif key not in form.sections or name not in form.sections[section].model_fields:
                 moved = [f"{key}.{inner}" for inner in value] if isinstance(value, dict) and not section else []
-                for unknown in [inner for inner in moved if self._names.is_moved(inner)] or [key]:
+                moved = [inner for inner in moved if self._names.is_moved(inner)]
+                if "." in str(name):
+                    self._add(source, self._names.unknown_section(key, form))
+                for unknown in moved or ([] if "." in str(name) else [key]):
                     self._unknown(unknown, source, form)
             elif isinstance(value, dict | None):
                 yield from self._known_below(key, value or {}, source, form)

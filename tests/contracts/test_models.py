@@ -13,7 +13,6 @@ from diffmm_dist.export.recommend import recommend
 from diffmm_dist.models.diffmm import phases
 from diffmm_dist.models.registry import SETTINGS
 from diffmm_dist.records import unsealed
-from diffmm_dist.train.config import ModelConfig
 from diffmm_dist.train.trained import load_trained
 from diffmm_dist.train.worker import run_worker
 from tests.support.builders import checkpoint_tensors, metrics_of, small_config, synthetic_dataset
@@ -60,8 +59,7 @@ def train(dataset, run, sections, stop_after=None, **more):
 
 
 def test_there_is_a_case_for_every_model():
-    names = set(ModelConfig.model_fields["name"].annotation.__args__)
-    assert names == set(SETTINGS) == {case["model"]["name"] for case in CASES.values()}
+    assert set(SETTINGS) == {case["model"]["name"] for case in CASES.values()}
 
 
 def test_result_and_run_folder(dataset, tmp_path, sections):

@@ -34,19 +34,19 @@ def test_what_is_shown_reads_back():
         (["modle.num_layers=3"], "unknown key 'modle'; did you mean 'model'?"),
         (
             ["model.diffusion.learning_rate=1"],
-            "unknown key 'diffusion.learning_rate'; did you mean 'train.learning_rate'?",
+            "unknown key 'model.diffusion.learning_rate'; did you mean 'train.learning_rate'?",
         ),
         (["train.epochs=0"], "'train.epochs' is 0: it must be a whole number from 1 to 1000000000"),
         (
             ["model.contrast.temperature=0.001"],
-            "'contrast.temperature' is 0.001: it must be a finite number of at least 0.03",
+            "'model.contrast.temperature' is 0.001: it must be a finite number of at least 0.03",
         ),
         (["train.learning_rate=.nan"], "'train.learning_rate' is nan"),
         (
             ["model.diffusion.edge_keep_prob=1.5"],
-            "'diffusion.edge_keep_prob' is 1.5: it must be a finite number from 0 to 1",
+            "'model.diffusion.edge_keep_prob' is 1.5: it must be a finite number from 0 to 1",
         ),
-        (["model.diffusion.denoiser_hidden_dims=[]"], "'diffusion.denoiser_hidden_dims' is []"),
+        (["model.diffusion.denoiser_hidden_dims=[]"], "'model.diffusion.denoiser_hidden_dims' is []"),
         (["model.name=difmm"], "'model.name' is 'difmm': it must be 'diffmm', 'lightgcn' or 'popularity'"),
         (["eval.metric=recall@7"], "eval.metric 'recall@7' is not measured with eval.k"),
         (["model.diffusion.noise_min=0.5"], "model.diffusion.noise_min 0.5 is above model.diffusion.noise_max 0.02"),
