@@ -1,4 +1,4 @@
-from diffmm_dist.cli import main
+from diffmm_dist.start import main
 
 if __name__ == "__main__":
     main()

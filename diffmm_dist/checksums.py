@@ -13,8 +13,7 @@ _PIECE = 1 << 20
 class HashedReader(io.RawIOBase):
     """A file that is hashed as it is read, so that its checksum costs no second pass.
 
-    Arrow's reader takes the end of a file first and then goes through it. From ``follow`` on every byte is hashed once,
-    in the order of the file; what a reader jumps over is read for the hash alone.
+    Every byte is hashed once, in the order of the file; what a reader jumps over is read for the hash alone.
 
     Args:
         source: the file, which can seek.
@@ -24,7 +23,6 @@ class HashedReader(io.RawIOBase):
         self._source = source
         self._digest = hashlib.sha256()
         self._hashed = 0  # bytes from the file's start
-        self._following = False
 
     def readable(self) -> bool:
         """Return True."""
@@ -46,16 +44,11 @@ class HashedReader(io.RawIOBase):
         """Return the next bytes, as many as asked for unless the file ends."""
         start = self._source.tell()
         data = self._source.read(size)
-        if self._following:
-            if start > self._hashed:
-                self._hash_until(start)
-                self._source.seek(start + len(data))
-            self._take_in(memoryview(data)[self._hashed - start :])
+        if start > self._hashed:
+            self._hash_until(start)
+            self._source.seek(start + len(data))
+        self._take_in(memoryview(data)[self._hashed - start :])
         return data
-
-    def follow(self) -> None:
-        """Begin to hash what is read."""
-        self._following = True
 
     def hexdigest(self) -> str:
         """Return the SHA-256 of the whole file, in hexadecimal, reading what is still to be hashed."""

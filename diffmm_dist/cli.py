@@ -25,7 +25,16 @@ from diffmm_dist.cli_options import (
 from diffmm_dist.cli_usage import UsageError, usage_sentence
 from diffmm_dist.config.render import to_yaml
 from diffmm_dist.cores import tell_libraries
-from diffmm_dist.errors import StoppedEarlyError, StoppedError, TakenOverError, UserError, one_line, system_sentence
+from diffmm_dist.errors import (
+    StoppedEarlyError,
+    StoppedError,
+    TakenOverError,
+    UserError,
+    lacks_memory,
+    one_line,
+    system_sentence,
+)
+from diffmm_dist.interrupts import ENDED, INTERRUPTED, ignore
 from diffmm_dist.monitoring.log import logger, metric_rows, print_table, say, set_up_logging
 from diffmm_dist.safe_text import check_word, message
 from diffmm_dist.train.config import reference_markdown
@@ -46,9 +55,7 @@ app.add_typer(bench_app, name="bench")
 app.command()(partition)
 app.command()(inspect)
 
-_INTERRUPTED = 130
 _TAKEN_OVER = 3
-_ENDED = "interrupted; nothing is left half-written"
 
 
 @app.command()
@@ -236,10 +243,10 @@ def config_reference() -> None:
 
 
 def _run() -> None:
-    with at_once(StoppedEarlyError(_ENDED)):
+    with at_once(StoppedEarlyError(ENDED)):
         status = app(standalone_mode=False)
-    if status == _INTERRUPTED:
-        raise StoppedEarlyError(_ENDED)
+    if status == INTERRUPTED:
+        raise StoppedEarlyError(ENDED)
 
 
 def main() -> None:
@@ -259,14 +266,16 @@ def main() -> None:
     except UserError as error:
         _fail(f"error: {one_line(error)}", 1)
     except StoppedEarlyError as error:
-        _fail(str(error), _INTERRUPTED)
+        _fail(str(error), INTERRUPTED)
     except typer.Abort:
-        _fail(_ENDED, _INTERRUPTED)
+        _fail(ENDED, INTERRUPTED)
     except TakenOverError as error:
         _fail(f"stopped: {error}", _TAKEN_OVER)
     except StoppedError as error:
-        _fail(f"stopped at {error}; a checkpoint is saved, the same command goes on from there", _INTERRUPTED)
-    except (OSError, MemoryError) as error:
+        _fail(f"stopped at {error}; a checkpoint is saved, the same command goes on from there", INTERRUPTED)
+    except (OSError, MemoryError, RuntimeError) as error:
+        if not isinstance(error, OSError) and not lacks_memory(error):
+            raise
         _fail(f"error: {system_sentence(error)}", 1)
 
 
@@ -288,5 +297,6 @@ def _check_words() -> None:
 def _fail(text: str, status: int) -> None:
     if os.environ.get("DIFFMM_DEBUG") == "1":
         raise
+    ignore()
     print(message(text), file=sys.stderr)
     sys.exit(status)

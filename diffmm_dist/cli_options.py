@@ -107,7 +107,8 @@ def positive_numbers(text: str, option: str) -> list[int]:
     Raises:
         UserError: they are something else; it names the option.
     """
-    numbers = [int(part) if part.strip().isdecimal() else 0 for part in text.split(",")]
+    parts = [part.strip() for part in text.split(",")]
+    numbers = [int(part) if part.isdecimal() and len(part) < 20 else 0 for part in parts]
     if not 1 <= min(numbers) <= max(numbers) <= LARGEST_COUNT:
         raise UserError(f"{option} {text} must be whole numbers of at least 1, such as 10,20,50")
     return sorted(set(numbers))

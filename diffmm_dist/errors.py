@@ -1,5 +1,7 @@
 """Errors: what a user can put right, and a run that was asked to stop."""
 
+_OUT_OF_MEMORY = ("can't allocate memory", "not enough memory", "out of memory", "std::bad_alloc")
+
 
 class UserError(ValueError):
     """Something that the user wrote, pointed at or ran into; its text is one sentence: what, where, what to do.
@@ -40,11 +42,20 @@ def closest(name: str, choices: list[str]) -> str:
     return f"; did you mean '{nearest[0]}'?" if nearest else ""
 
 
-def system_sentence(error: OSError | MemoryError) -> str:
+def lacks_memory(error: BaseException) -> bool:
+    """Tell whether there was not enough memory, of which torch says so only in the text of a ``RuntimeError``."""
+    text = str(error).lower()
+    return isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError) and any(words in text for words in _OUT_OF_MEMORY)
+    )
+
+
+def system_sentence(error: BaseException) -> str:
     """Return what the operating system refused and what to do about it; a full disk can show anywhere."""
-    if isinstance(error, MemoryError):
+    if lacks_memory(error):
         return "this takes more memory than there is; use smaller data or settings, or a larger machine"
-    where = f"{error.filename}: " if error.filename else ""
+    name = getattr(error, "filename", None)
+    where = f"{name}: " if name else ""
     return f"{where}{one_line(error)}; make room or give access, then run the same command again"
 
 

@@ -13,7 +13,9 @@ from diffmm_dist.safe_text import refuse_secrets
 from diffmm_dist.words import shortened
 
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):/(/?)(.*)", re.DOTALL)
-_BUCKET = re.compile(r"[A-Za-z0-9._-]+")
+_BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
+_LONGEST = 4096  # bytes of a path; an address has fewer
 _SPECIAL = "?#*[]"  # some tools take them for patterns or for the end of an address
 
 
@@ -38,6 +40,8 @@ def settle(place: str, *, to_write: bool = False, pattern: bool = False) -> str:
         raise _refusal(place, "a place must not be empty; name a file or a folder")
     if "\0" in place or not _is_text(place):
         raise _refusal(place, "it holds characters that no name has; write it again")
+    if len(place.encode()) > _LONGEST:
+        raise _refusal(place, "it must be at most 4,096 bytes long; choose a shorter name")
     if is_remote(place):
         return _settled_address(place, to_write=to_write, pattern=pattern)
     if place.startswith("~"):
@@ -98,6 +102,8 @@ def _settled_address(place: str, *, to_write: bool, pattern: bool) -> str:
     special = [mark for mark in _SPECIAL if any(mark in part for part in parts)]
     if special and not pattern:
         raise _refusal(place, f"an address must not hold {' '.join(special)}; choose another name")
+    if _CONTROL.search(place):
+        raise _refusal(place, "an address has no line breaks or other control characters in it; choose another name")
     if {".", ".."} & set(parts):
         raise _refusal(place, "an address has no . or .. in it; write it out")
     return "/".join([f"s3://{bucket}", *parts])

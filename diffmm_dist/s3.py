@@ -4,9 +4,12 @@ import contextlib
 import io
 import logging
 import os
+import traceback
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cache
 from typing import Any
+from urllib.parse import urlsplit
 
 from diffmm_dist.errors import UserError, one_line
 
@@ -20,7 +23,8 @@ def file_system(*, counted: bool = True) -> Any:
     """Return the file system of S3, without counting repeated requests where it is to be sent to another process."""
     import s3fs
 
-    return s3fs.S3FileSystem(**options()) if counted else s3fs.S3FileSystem(use_listings_cache=False)
+    counting = options()
+    return s3fs.S3FileSystem(**counting) if counted else s3fs.S3FileSystem(use_listings_cache=False)
 
 
 def etag(path: str) -> str | None:
@@ -179,12 +183,17 @@ def options() -> dict[str, Any]:
 
     botocore repeats what is throttled, answered 5xx or not answered, with growing pauses; AWS_MAX_ATTEMPTS and
     AWS_RETRY_MODE set how. s3fs repeats the request whose answer broke off.
+
+    Raises:
+        UserError: the endpoint that is set is none.
     """
     from aiobotocore.session import get_session
 
     os.environ.setdefault("AWS_RETRY_MODE", "standard")
     os.environ.setdefault("AWS_MAX_ATTEMPTS", str(_ATTEMPTS))
     session = get_session()
+    for source, endpoint in _endpoints(session):
+        check_endpoint(endpoint, source)
     session.register("request-created.s3", _retries.request)
     session.register("request-created.s3", _expect_nothing)
     logger = logging.getLogger("s3fs")
@@ -192,6 +201,47 @@ def options() -> dict[str, Any]:
     logger.addFilter(_retries.message)
     # Not every server honours If-Match, so s3fs compares the ETag of each answer with that of the first.
     return {"session": session, "use_listings_cache": False, "local_expiry_check": True}
+
+
+def _endpoints(session: Any) -> Iterator[tuple[str, str]]:
+    """Yield the endpoints that are set, each with the name of what sets it."""
+    for name in ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"):
+        if os.environ.get(name):
+            yield name, os.environ[name]
+    try:
+        profile, services = session.get_scoped_config(), session.full_config.get("services", {})
+    except Exception as error:  # of the client's many kinds
+        if is_of_client(error):  # which it says when it is used
+            return
+        raise
+    for settings in (services.get(profile.get("services"), {}).get("s3"), profile):
+        if isinstance(settings, dict) and settings.get("endpoint_url"):
+            yield "endpoint_url of the AWS profile", str(settings["endpoint_url"])
+
+
+def check_endpoint(endpoint: str, source: str) -> None:
+    """Check the address of an S3 server.
+
+    Args:
+        endpoint: the address.
+        source: what sets it.
+
+    Raises:
+        UserError: it is none, or more than that; the error does not repeat it, since it may hold credentials.
+    """
+    try:
+        parts = urlsplit(endpoint)
+        port, host = parts.port, parts.hostname or ""
+        is_address = parts.scheme in ("http", "https") and port != 0 and host.encode("idna") != b""
+    except ValueError:  # UnicodeError is one
+        is_address = False
+    if is_address and "@" in parts.netloc:
+        problem = "holds credentials; give them as AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, and write"
+    elif not is_address or not endpoint.isprintable() or set(endpoint) & set(" \"'?#\\@%"):
+        problem = "is not the address of a server; write"
+    else:
+        return
+    raise UserError(f"{source} {problem} http://HOST:PORT or https://HOST:PORT alone")
 
 
 def _was_replaced(error: BaseException) -> bool:
@@ -241,6 +291,14 @@ def reason(path: str, error: Exception) -> Exception:
 
 
 _REMEDIES = {
+    "Partial credentials": "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or an AWS profile",
+    "The config profile": "check AWS_PROFILE",
+    "Unable to parse config file": "mend it, or check AWS_CONFIG_FILE and AWS_SHARED_CREDENTIALS_FILE",
+    "proxies_config": "check HTTP_PROXY and HTTPS_PROXY",
+    "Failed to connect to proxy": "check HTTP_PROXY and HTTPS_PROXY",
+    "An HTTP Client raised an unhandled exception": "check AWS_CA_BUNDLE, HTTPS_PROXY and AWS_ENDPOINT_URL",
+    "region_name": "check AWS_DEFAULT_REGION",
+    "invalid literal for int()": "check AWS_MAX_ATTEMPTS and the other AWS variables and settings that are numbers",
     "Unable to locate credentials": "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or an AWS profile",
     "ExpiredToken": "renew the credentials",
     "SignatureDoesNotMatch": "check AWS_SECRET_ACCESS_KEY",
@@ -260,5 +318,15 @@ def remedy(error: BaseException, action: str) -> str:
 
 
 def is_of_client(error: Exception) -> bool:
-    """Tell what the client raises, such as missing credentials: it is no OSError, nor of any one class."""
-    return any(kind.__module__.split(".")[0] in ("aiobotocore", "botocore") for kind in type(error).__mro__)
+    """Tell what the client raises, such as missing credentials: it is no OSError, nor of any one class.
+
+    What is wrong with its settings it says with a ``ValueError`` too, which no other part of it raises.
+    """
+    if any(_is_clients(kind.__module__) for kind in type(error).__mro__):
+        return True
+    modules = (frame.f_globals.get("__name__", "") for frame, _ in traceback.walk_tb(error.__traceback__))
+    return isinstance(error, ValueError) and any(map(_is_clients, modules))
+
+
+def _is_clients(module: str) -> bool:
+    return module.split(".")[0] in ("aiobotocore", "botocore")

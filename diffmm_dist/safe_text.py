@@ -1,15 +1,38 @@
 """What others wrote, made fit to be shown: control characters escaped, secrets left out, addresses checked."""
 
 import re
+import unicodedata
 from urllib.parse import unquote
 
 from diffmm_dist.errors import UserError
 
-_START = re.compile(r"(?P<scheme>s3[an]?(?=:)|[A-Za-z][\w+.-]*(?=:/)):/*", re.IGNORECASE)
-_SIGN = r"[^\s'\"<>|]"
-_FOLDED = rf"(?:[^\s'\"<>|:@/]+:\s+{_SIGN}*@)?"  # a login that a line break has cut in two
-_ADDRESS = re.compile(rf"(?<![\w+.-])(?P<start>{_START.pattern})(?P<rest>{_FOLDED}{_SIGN}+)", re.IGNORECASE)
-_SIGNED = re.compile(r"(key|sign|token|secret|credential|password)[\w-]*=", re.IGNORECASE)
+_BLANKS = " \t\r\n"
+_SIGN = rf"[^{_BLANKS}]"
+# A word, or two where a line break has cut a login in two.
+_WORD = re.compile(rf"{_SIGN}*//[^{_BLANKS}:@/]+:[{_BLANKS}]+{_SIGN}*@{_SIGN}*|{_SIGN}+")
+_KEPT = re.compile(r"[\"'(\[{,]*(?:(?:s3[an]?|https?)://)?", re.IGNORECASE)  # before what is left out
+_KEPT_BEHIND = "\"')]},;:."
+_BEGINS_ADDRESS = re.compile(r"\s*(?:s3[an]?:|[a-z][\w+.-]*:/)", re.IGNORECASE)
+# Where an address may begin, whatever stands before it; a single letter before the colon is a disk of Windows.
+_ADDRESS = re.compile(
+    r"(?:(?<!\w)s3[an]?(?::/*|//+)|(?<=[\w.+-]{2}):/+)(?:\[[\da-f:.]+\])?(?P<authority>[^/]*)", re.IGNORECASE
+)
+_END_OF_PLACE = re.compile(r"[?'\"<>|]")
+_LOGIN = re.compile(
+    r"(?:^|[\\'\"<>|(){}\[\],;=&?#]|[:/]/|(?<!\w)s3[an]?[:/])"
+    r"(?P<login>[^\s/\\:@'\"<>|(){}\[\],;=&?#]+:[^/\\].*)",
+    re.IGNORECASE | re.DOTALL,
+)
+_NO_LOGIN = re.compile(  # a time, or a person's address
+    r"(?:\d{4}-\d\d-\d\d[T_])?\d{1,2}:\d\d(?::\d\d(?:\.\d+)?)?|(?:acct|mailto|sips?|xmpp):[^:]+", re.IGNORECASE
+)
+_ASSIGNED = re.compile(r"(^|[^\w./-])([\w.-]+)=(?=[^=\s])(?!\*\*\*)")
+_SECRET_NAME = re.compile(
+    r"secret|passwo?r?d|passphrase|credential|(?:access|account|api|private)[_.-]?key|(?:token|signature)$|"
+    r"(?:^|[_.-])(?:pwd|sig)$",
+    re.IGNORECASE,
+)
+_IN_QUERY = re.compile(r"key|sign", re.IGNORECASE)
 _HIDDEN = "***"
 
 
@@ -41,50 +64,86 @@ def message(text: str) -> str:
 
 
 def without_secrets(text: str) -> str:
-    """Return a text in which addresses that hold credentials are left out, whatever else is wrong with them."""
-    return _ADDRESS.sub(_harmless, text) if ":" in text else text
+    """Return a text in which words that hold credentials are left out, whatever else is wrong with them.
+
+    A word is what stands between blanks. It holds credentials if one of these is in it once percent encoding is undone
+    and letters of other widths are the plain ones:
+
+    * an address with a login before its host, or with a password that is no port;
+    * ``USER:PASSWORD@HOST`` without an address, unless it is a time, a disk of Windows, or deeper in a path;
+    * a name such as ``password`` or ``sig`` with ``=`` and a value, unless it is a folder of a path.
+    """
+    return _WORD.sub(_harmless, text)
 
 
 def _harmless(match: re.Match[str]) -> str:
-    return match["start"] + _HIDDEN if _holds_secret(match["rest"]) else match[0]
+    word = match[0]
+    if not _holds_secret(word):
+        return word
+    kept = _KEPT.match(word)
+    return f"{kept[0] if kept else ''}{_HIDDEN}{word[len(word.rstrip(_KEPT_BEHIND)) :]}"
 
 
-def _holds_secret(rest: str) -> bool:
-    """Tell whether what follows the scheme holds credentials: ``USER:PASSWORD@``, also encoded, or a signed query."""
-    place, _, query = _decoded(rest).partition("?")
-    authority = place.split("/")[0]
-    _, colon, password = authority.partition(":")
-    is_port = re.match(r"\d{1,5}(?!\w)", password) is not None
-    is_login = "@" in authority
-    if colon and not authority.startswith("arn:"):
-        is_login = "@" in place or (password != "" and not is_port)  # a password may hold slashes
-    return is_login or _SIGNED.search(query) is not None
+def _holds_secret(word: str) -> bool:
+    text = _plain(word)
+    return _has_address_with_login(text) or _has_login(text) or _has_named_secret(text)
 
 
-def _decoded(text: str) -> str:
-    """Return a text without percent encoding, however often it was encoded."""
+def _plain(text: str) -> str:
+    """Return a text without percent encoding, however often it was encoded, and in letters of the usual width."""
     for _ in range(8):
         further = unquote(text)
+        if not further.isascii():  # one by one, since a row of accents is put in order in the square of its length
+            further = "".join(unicodedata.normalize("NFKC", character) for character in further)
         if further == text:
             break
         text = further
     return text
 
 
+def _has_address_with_login(text: str) -> bool:
+    for place in _END_OF_PLACE.split(text):
+        last_at = place.rfind("@")
+        for match in _ADDRESS.finditer(place):
+            authority, start = match["authority"], match.start("authority")
+            _, colon, password = authority.partition(":")
+            if "@" in authority:
+                return True
+            is_port = re.match(r"\d{1,5}(?!\w)", password) is not None
+            behind = last_at > start or (password and not is_port)  # a password may hold slashes
+            if colon and behind and not authority.startswith("arn:"):
+                return True
+    return False
+
+
+def _has_login(text: str) -> bool:
+    """Tell whether ``USER:PASSWORD`` stands before an ``@``."""
+    first, *others = text.split("@")
+    logins = map(_LOGIN.search, [first, *(f"@{other}" for other in others)][:-1])
+    return any(match is not None and not _NO_LOGIN.fullmatch(match["login"]) for match in logins)
+
+
+def _has_named_secret(text: str) -> bool:
+    for before, name in _ASSIGNED.findall(text):
+        if _SECRET_NAME.search(name) or (before in ("?", "&", ";", "#") and _IN_QUERY.search(name)):
+            return True
+    return False
+
+
 def refuse_secrets(text: str, *, where: str = "") -> None:
-    """Check that no address in a text holds credentials.
+    """Check that a text holds no credentials.
 
     Args:
         text: anything.
         where: what the text is, for the error, which does not repeat it.
 
     Raises:
-        UserError: one does.
+        UserError: it does.
     """
-    start = _START.match(text)
-    if without_secrets(text) != text or (start is not None and _holds_secret(text[start.end() :])):
+    # An address may have blanks in it, so a text that begins with one is looked at as a whole too.
+    if without_secrets(text) != text or (_BEGINS_ADDRESS.match(text) and _holds_secret(text)):
         raise UserError(
-            f"{where}{': ' if where else ''}an address holds credentials, which would end up in files and logs; take "
+            f"{where}{': ' if where else ''}this holds credentials, which would end up in files and logs; take "
             "them out, and give them as AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY or as an AWS profile"
         )
 

@@ -215,13 +215,17 @@ def download(uri: str, path: str) -> str:
     """Copy a file to a local path, where it appears at once; return its SHA-256."""
     digest = hashlib.sha256()
     with open_file(uri) as source, replacing_file(path) as target:
-        target.writelines(_hashed(source, digest))
+        target.writelines(_hashed(uri, source, digest))
     return digest.hexdigest()
 
 
-def _hashed(file: IO[bytes], digest: Any) -> Iterator[bytes]:
+def _hashed(uri: str, file: IO[bytes], digest: Any) -> Iterator[bytes]:
     """Yield a file in pieces that the digest has taken in."""
-    while piece := file.read(_PIECE):
+    while True:
+        with _explained(uri, "read"):
+            piece = file.read(_PIECE)
+        if not piece:
+            return
         digest.update(piece)
         yield piece
 
@@ -238,13 +242,6 @@ def upload(local: str, uri: str) -> None:
     """Copy a local file to an address, where it appears at once."""
     with open(local, "rb") as source, replacing_file(uri) as target:
         shutil.copyfileobj(source, target)
-
-
-def make_folder(uri: str) -> None:
-    """Make a folder on a disk where nothing is; S3 has none."""
-    with _explained(uri, "write"):
-        if not is_remote(uri):
-            os.makedirs(_resolve(uri)[1])
 
 
 def remove_folder(uri: str, *, marker: str | None = None) -> None:

@@ -5,7 +5,6 @@ the run's checkpoint and takes a few steps of each phase; before each phase free
 of every phase is seen, where the run shows the largest alone.
 """
 
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -24,6 +23,7 @@ from diffmm_dist.monitoring.log import logger
 from diffmm_dist.parallel.group import run_group
 from diffmm_dist.parallel.world import World
 from diffmm_dist.precision import matmul_precision
+from diffmm_dist.staging import scratch_folder
 from diffmm_dist.train.build import build_evaluation, build_recipe, load_training_data, open_dataset
 from diffmm_dist.train.checkpoint import Checkpoints
 from diffmm_dist.train.clip import clipped
@@ -166,7 +166,7 @@ def bench_memory(names: Sequence[str], *, out: str) -> None:
 
 def measure_shape(shape: Shape) -> dict[str, Any]:
     """Train a shape and take each of its phases apart; return its entry of the JSON file."""
-    with tempfile.TemporaryDirectory() as folder:
+    with scratch_folder("diffmm-bench-") as folder:
         dataset = f"{folder}/dataset"
         widths = {f"modality_{number}": width for number, width in enumerate(shape.widths)}
         generate(SyntheticSpec(shape.users, shape.items, shape.interactions, widths, 1), dataset)

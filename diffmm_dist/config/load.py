@@ -266,11 +266,11 @@ def _nested(values: dict[str, Any]) -> Tree:
 
 
 def _texts(value: Any) -> Iterator[str]:
-    """Yield all texts in a tree."""
+    """Yield all texts in a tree, keys too."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, dict):
-        yield from (text for part in value.values() for text in _texts(part))
+        yield from (text for entry in value.items() for text in _texts(entry))
     elif isinstance(value, list | tuple | set):
         yield from (text for part in value for text in _texts(part))
 

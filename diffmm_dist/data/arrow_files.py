@@ -1,7 +1,8 @@
 """The one place that reads our Arrow IPC files: nothing in them is used before it is checked.
 
-Arrow's reader believes what a file says of its own offsets and lengths. So every record batch is validated in full
-before anybody sees it, and the file is compared with the checksum that was written beside it, as it is read.
+Arrow's reader believes what a file says of its own offsets and lengths. So what a record batch says of its size is
+compared with what is promised before it is decoded, every one is validated in full before anybody sees it, and the file
+is compared with the checksum that was written beside it, as it is read.
 """
 
 from collections.abc import Collection, Iterator
@@ -12,6 +13,8 @@ import pyarrow as pa
 
 from diffmm_dist import storage
 from diffmm_dist.checksums import HashedReader
+from diffmm_dist.data.arrow_messages import MalformedError, Message, Seekable, messages
+from diffmm_dist.data.schema import ROWS_PER_BATCH
 from diffmm_dist.errors import DamagedError, one_line
 
 
@@ -20,14 +23,14 @@ class Promise(NamedTuple):
 
     Attributes:
         schemas: one of these, metadata aside, is the file's.
-        rows: how many it holds; None where nothing says so.
+        rows: how many it holds.
         sha256: its checksum; None to believe it.
         source: what says so, for errors.
         remedy: what the user can do about a damaged file.
     """
 
     schemas: Collection[pa.Schema]
-    rows: int | None
+    rows: int
     sha256: str | None
     source: str
     remedy: str
@@ -53,23 +56,43 @@ def read_arrow(
     held: tuple[int, pa.RecordBatch] | None = None
     seen = 0
     with storage.open_input(place or uri) as source, _explained(uri, promise.remedy):
-        hashed = HashedReader(source)
-        reader = pa.ipc.open_file(pa.PythonFile(hashed if promise.sha256 else source, mode="r"))
-        _check_schema(reader.schema, promise)
-        hashed.follow()
-        for index in range(skip, reader.num_record_batches):
+        hashed = HashedReader(source) if promise.sha256 is not None else None
+        for index, message, schema in _record_batches(hashed or source, promise):
+            if index < skip:
+                continue
             if held is not None:
                 yield held
-            held = index, _checked(reader.get_batch(index))
-            seen += held[1].num_rows
-            if promise.rows is not None and seen > promise.rows:
+            seen += message.rows
+            if seen > promise.rows:
                 break
-        if promise.rows is not None and seen != promise.rows and (skip == 0 or seen > promise.rows):
+            held = index, _decoded(message, schema)
+        if seen != promise.rows and (skip == 0 or seen > promise.rows):
             raise _Unlike(f"holds {seen} rows but {promise.source} says {promise.rows}")
-        if promise.sha256 is not None and hashed.hexdigest() != promise.sha256:
+        if hashed is not None and hashed.hexdigest() != promise.sha256:
             raise _Unlike(f"is damaged: its checksum is not the one in {promise.source}")
         if held is not None:
             yield held
+
+
+def _record_batches(file: Seekable, promise: Promise) -> Iterator[tuple[int, Message, pa.Schema]]:
+    """Yield the numbers and messages of a file's record batches, and its schema, which is one of those promised."""
+    found = messages(file)
+    first = next(found, None)
+    if first is None or not first.is_schema:
+        raise MalformedError("it does not begin with a schema")
+    schema = pa.ipc.read_schema(first.read())
+    _check_schema(schema, promise)
+    for index, message in enumerate(found):
+        yield index, message, schema
+
+
+def _decoded(message: Message, schema: pa.Schema) -> pa.RecordBatch:
+    """Return a record batch, once it is sure how much memory it takes, and that what is in it is sound."""
+    if not 0 <= message.rows <= ROWS_PER_BATCH:
+        raise MalformedError(f"it holds a record batch of {message.rows:,} rows where {ROWS_PER_BATCH:,} are the most")
+    data = message.read()
+    message.check(data, schema)
+    return _checked(pa.ipc.read_record_batch(data, schema))
 
 
 class _Unlike(Exception):
@@ -98,5 +121,5 @@ def _explained(uri: str, remedy: str) -> Iterator[None]:
         yield
     except _Unlike as error:
         raise DamagedError(f"{uri} {error}; {remedy}") from None
-    except (pa.ArrowException, OSError) as error:
+    except (MalformedError, pa.ArrowException, OSError) as error:
         raise DamagedError(f"{uri} is truncated or not an Arrow file ({one_line(error)}); {remedy}") from error

@@ -108,6 +108,6 @@ def _cached(uri: str, file: FileEntry, cache: str, *, verify: bool) -> str:
             return place
         logger.warning("%s is damaged: its checksum is not the one in its name; fetching it again", place)
     if storage.download(uri, place) != file.sha256:
-        os.remove(place)
+        storage.remove_file(place)
         raise UserError(f"{uri} is damaged: its checksum is not the one in {MANIFEST}; prepare the dataset again")
     return place

@@ -22,7 +22,7 @@ from diffmm_dist import storage
 from diffmm_dist.config.render import flatten
 from diffmm_dist.data.arrow_files import Promise, read_arrow
 from diffmm_dist.data.checks import check_ids, first_not_finite
-from diffmm_dist.data.schema import ID_TYPES, ROWS_PER_BATCH
+from diffmm_dist.data.schema import ID_TYPES, ROWS_PER_BATCH, Natural
 from diffmm_dist.data.training import shard_interactions
 from diffmm_dist.errors import DamagedError, UserError
 from diffmm_dist.sparse import CSR
@@ -83,6 +83,7 @@ def export_bundle(run: TrainedRun, out: str, *, force: bool = False) -> None:
                 best_epoch=run.best_epoch,
                 num_users=user_embeddings.shape[0],
                 num_items=item_embeddings.shape[0],
+                num_seen=seen.indices.numel(),
                 embedding_dim=user_embeddings.shape[1],
                 dataset=run.dataset.manifest.fingerprint,
                 files={name: storage.sha256(storage.join(staging, name)) for name in names},
@@ -102,6 +103,7 @@ class Marker(TypedDict):
     best_epoch: int
     num_users: Count
     num_items: Count
+    num_seen: Natural
     embedding_dim: Count
     dataset: str
     files: dict[str, str]
@@ -144,7 +146,7 @@ def read_bundle(uri: str) -> Bundle:
         _read_table(uri, name, marker, _embedding_schemas(width), count)
         for name, count in ((USERS, marker["num_users"]), (ITEMS, marker["num_items"]))
     )
-    seen = _read_table(uri, SEEN, marker, [_SEEN_SCHEMA], None)
+    seen = _read_table(uri, SEEN, marker, [_SEEN_SCHEMA], marker["num_seen"])
     pairs = [seen.column(name).to_numpy() for name in ("user", "item")]
     for kind, ids, count in zip(("user", "item"), pairs, (users.num_rows, items.num_rows), strict=True):
         check_ids(ids, count, kind=kind, where=storage.join(uri, SEEN))
@@ -208,7 +210,7 @@ def _write_table(uri: str, table: pa.Table) -> None:
         writer.write_table(table, max_chunksize=ROWS_PER_BATCH)
 
 
-def _read_table(uri: str, name: str, marker: Marker, schemas: list[pa.Schema], rows: int | None) -> pa.Table:
+def _read_table(uri: str, name: str, marker: Marker, schemas: list[pa.Schema], rows: int) -> pa.Table:
     if name not in marker["files"]:
         raise DamagedError(f"{storage.join(uri, MARKER)} has no checksum of {name}; {_REMEDY}")
     promise = Promise(schemas, rows, marker["files"][name], MARKER, _REMEDY)

@@ -1,6 +1,5 @@
 """Several workers on this machine without Ray, for benchmarks: a process each, joined over a file."""
 
-import tempfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
@@ -10,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
+
+from diffmm_dist.staging import scratch_folder
 
 _TIMEOUT = timedelta(minutes=30)
 
@@ -22,7 +23,7 @@ def run_group(size: int, function: Callable[..., Any], *arguments: Any) -> list[
         function: of a module, so that it can be sent.
         arguments: for it.
     """
-    with tempfile.TemporaryDirectory() as folder:
+    with scratch_folder("diffmm-meeting-") as folder:
         rendezvous = str(Path(folder) / "rendezvous")
         with new_processes(size) as processes:
             members = [processes.submit(_member, rank, size, rendezvous, function, arguments) for rank in range(size)]

@@ -217,4 +217,5 @@ class Checkpoints:
 def _clear(partial: str) -> None:
     """Make an empty folder for a checkpoint: what is written into must be nobody else's."""
     storage.remove_folder(partial)
-    storage.make_folder(partial)
+    if not storage.is_remote(partial):
+        os.makedirs(partial)

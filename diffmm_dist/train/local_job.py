@@ -17,9 +17,9 @@ def run_here(config: Config) -> Result:
         StoppedEarlyError: the run was stopped before it trained, or a second time while it saved.
         TakenOverError: another process has taken the run over.
     """
-    with StopSignals() as signals:
-        try:
+    try:
+        with StopSignals() as signals:
             return run_worker(config, stop_requested=signals.requested)
-        except KeyboardInterrupt as interrupt:
-            last = RunFolder(config.run.path).last_complete()
-            raise StoppedEarlyError(f"stopped at once, without saving; {last}") from interrupt
+    except KeyboardInterrupt as interrupt:
+        last = RunFolder(config.run.path).last_complete()
+        raise StoppedEarlyError(f"stopped at once, without saving; {last}") from interrupt

@@ -3,7 +3,6 @@
 import logging
 import math
 import os
-import tempfile
 import threading
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,6 +12,7 @@ from diffmm_dist import cores, storage
 from diffmm_dist.errors import StoppedEarlyError, StoppedError, TakenOverError, UserError, system_sentence
 from diffmm_dist.monitoring.log import set_up_logging
 from diffmm_dist.monitoring.recorder import Recorder
+from diffmm_dist.staging import scratch_folder
 from diffmm_dist.train.build import open_dataset
 from diffmm_dist.train.cluster_room import Request
 from diffmm_dist.train.config import Config, config_from_tree
@@ -80,7 +80,7 @@ def _with_absolute_paths(config: Config) -> Config:
 
 def _fit(config: Config, folder: RunFolder, request: Request) -> Any:
     """Run the trainer; return what the first worker returned, or the exception."""
-    with tempfile.TemporaryDirectory(prefix="diffmm-dist-") as meeting_place:
+    with scratch_folder("diffmm-meeting-") as meeting_place:
         trainer = _trainer(config, folder, request, meeting_place)
         try:
             return trainer.fit().return_value

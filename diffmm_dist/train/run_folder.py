@@ -2,8 +2,8 @@
 
 import contextlib
 import math
-import tempfile
 import time
+import weakref
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from diffmm_dist.errors import DamagedError, TakenOverError, UserError, one_line
 from diffmm_dist.graph.hetero import Kernel
 from diffmm_dist.monitoring.jsonl import LARGEST_METRICS, read_jsonl
 from diffmm_dist.records import RunId, new_run_id, run_of_text, sealed_text
-from diffmm_dist.staging import is_partial
+from diffmm_dist.staging import is_partial, scratch_folder
 from diffmm_dist.train.checkpoint_names import complete_checkpoints, remove_incomplete
 from diffmm_dist.train.config import Config, config_from_text
 from diffmm_dist.train.lease import LEASE_S, LeaseLock
@@ -25,10 +25,12 @@ CONFIG = "config.yaml"
 IDENTITY = "run.json"
 RESULT = "result.json"
 METRICS = "metrics.jsonl"
+_EVENTS = "tensorboard"
 LOCK = "lock"
 STOP = "stop-requested"
 _STOP_POLL_S = 3.0
 _MARK = "mark-"
+_SCRATCH = "diffmm-run-"
 
 # What may change between two commands on one run folder: where it runs and what is written, never which run it is. Of
 # these only the device and the number of threads can reach a number, and then its last bits alone.
@@ -89,8 +91,9 @@ class RunFolder:
         """The folder for metrics and events."""
         if not self._remote:
             return Path(self.uri)
-        self._scratch = tempfile.TemporaryDirectory(prefix="diffmm-dist-")
-        return Path(self._scratch.name)
+        scratch = contextlib.ExitStack()
+        weakref.finalize(self, scratch.close)  # with this object, or with the process
+        return Path(scratch.enter_context(scratch_folder(_SCRATCH)))
 
     @property
     def metrics(self) -> Path:
@@ -100,7 +103,11 @@ class RunFolder:
     @property
     def tensorboard(self) -> Path:
         """The folder of the events."""
-        return self.local / "tensorboard"
+        return self.local / _EVENTS
+
+    def event_files(self) -> list[str]:
+        """Return the names of the run's event files; on S3 those of earlier processes are there alone."""
+        return storage.list_names(self._at(_EVENTS))
 
     @classmethod
     def existing(cls, uri: str) -> "RunFolder":

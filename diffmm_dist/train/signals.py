@@ -1,21 +1,25 @@
 """Ctrl-C and SIGTERM: as a request to save and stop while a run trains, and at once otherwise."""
 
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+from diffmm_dist.errors import StoppedError, TakenOverError
+from diffmm_dist.interrupts import SIGNALS, after_work
 from diffmm_dist.monitoring.log import logger
 
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_AGAIN_S = 0.01
 
 
 class StopSignals:
     """While active, the first SIGINT or SIGTERM asks the run to stop, and a second one interrupts it.
 
     Before the run has looked for the first time whether it is to stop there is nothing to save, so the first signal
-    interrupts it too.
+    interrupts it too. What libraries make of an interrupt, such as a file that cannot be written, is one again when
+    the block ends.
 
     Args:
         request: asks the run to stop after its present step.
@@ -25,6 +29,7 @@ class StopSignals:
     def __init__(self, request: Callable[[], None] = lambda: None, *, looks: bool = False) -> None:
         self._request = request
         self._received = False
+        self._interrupted = False
         self._looks = looks
 
     def requested(self) -> bool:
@@ -33,15 +38,18 @@ class StopSignals:
         return self._received
 
     def __enter__(self) -> "StopSignals":
-        self._previous = {number: signal.signal(number, self._handle) for number in _SIGNALS}
+        self._previous = {number: signal.signal(number, self._handle) for number in SIGNALS}
         return self
 
-    def __exit__(self, *exception: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
+        if self._interrupted and isinstance(error, Exception) and not isinstance(error, StoppedError | TakenOverError):
+            raise KeyboardInterrupt from error
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self._received or not self._looks:
+            self._interrupted = True
             raise KeyboardInterrupt
         self._received = True
         logger.info("stopping after this step and saving a checkpoint; once more stops at once, without one")
@@ -64,13 +72,37 @@ def at_once(error: BaseException) -> Iterator[None]:
         received.append(number)
         raise error
 
-    previous = {number: signal.signal(number, stop) for number in _SIGNALS}
+    previous = {number: signal.signal(number, stop) for number in SIGNALS}
     try:
-        yield
+        with _heard_where_errors_are_lost(type(error)):
+            yield
     except Exception as caught:
         if received:
             raise error from caught
         raise
     finally:
         for number, handler in previous.items():
-            signal.signal(number, handler)
+            signal.signal(number, after_work(handler))
+
+
+@contextmanager
+def _heard_where_errors_are_lost(kind: type[BaseException]) -> Iterator[None]:
+    """While open, a signal is sent again whose error is lost, since it came while Python tidied up."""
+    again: list[threading.Timer] = []
+    before = sys.unraisablehook
+
+    def lost(unraisable: "sys.UnraisableHookArgs") -> None:
+        if not issubclass(unraisable.exc_type, (kind, KeyboardInterrupt)):
+            before(unraisable)
+            return
+        timer = threading.Timer(_AGAIN_S, signal.pthread_kill, (threading.main_thread().ident, signal.SIGTERM))
+        again.append(timer)
+        timer.start()
+
+    sys.unraisablehook = lost
+    try:
+        yield
+    finally:
+        sys.unraisablehook = before
+        for timer in again:
+            timer.cancel()

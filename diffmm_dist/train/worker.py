@@ -201,7 +201,8 @@ def _recorders(folder: RunFolder, config: Config, *, start_epoch: int) -> list[R
     if config.monitoring.tensorboard:
         from diffmm_dist.monitoring.tensorboard import TensorBoardRecorder
 
-        recorders.append(TensorBoardRecorder(folder.tensorboard, start_epoch=start_epoch))
+        earlier = folder.event_files()
+        recorders.append(TensorBoardRecorder(folder.tensorboard, start_epoch=start_epoch, earlier=earlier))
     return [*recorders, _Publisher(folder)]
 
 

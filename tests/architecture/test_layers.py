@@ -30,14 +30,6 @@ def test_files_and_functions_stay_small(path):
             assert node.end_lineno - node.lineno < 60, node.name
 
 
-def test_tensorboard_has_one_home():
-    """import-linter sees torch in ``torch.utils.tensorboard``, so this one is looked for by hand."""
-    home = PACKAGE / "monitoring" / "tensorboard.py"
-    assert "torch.utils.tensorboard" in home.read_text()
-    others = [path for path in SOURCES if path != home and "torch.utils.tensorboard" in path.read_text()]
-    assert others == []
-
-
 # What may not stand in the sources: code from text, unsafe loading, and servers for everyone.
 FORBIDDEN = [
     r"\beval\(",

@@ -1,3 +1,4 @@
+import io
 import os
 
 import pytest
@@ -83,3 +84,23 @@ def test_what_botocore_says_is_one_sentence(monkeypatch):
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     with pytest.raises(UserError, match="cannot look at s3://no-such-bucket/x: "):
         storage.exists("s3://no-such-bucket/x")
+
+
+class Breaking(io.BytesIO):
+    def read(self, *_):
+        raise OSError("the connection broke")
+
+
+def test_a_copy_says_which_of_both_places_failed(tmp_path, monkeypatch):
+    (tmp_path / "source").write_bytes(b"x")
+    (tmp_path / "file").write_bytes(b"no folder")
+    (tmp_path / "away").symlink_to(tmp_path / "other")
+    storage.download(str(tmp_path / "source"), str(tmp_path / "away" / "copy"))
+    assert (tmp_path / "other" / "copy").read_bytes() == b"x"
+    with pytest.raises(UserError, match=f"^cannot write {tmp_path}/file/copy: "):
+        storage.download(str(tmp_path / "source"), str(tmp_path / "file" / "copy"))
+    monkeypatch.setattr(storage, "open_regular", lambda path: Breaking())
+    with pytest.raises(UserError, match=f"^cannot read {tmp_path}/source: the connection broke$"):
+        storage.download(str(tmp_path / "source"), str(tmp_path / "other" / "copy"))
+    assert (tmp_path / "other" / "copy").read_bytes() == b"x"
+    assert os.listdir(tmp_path / "other") == ["copy"]

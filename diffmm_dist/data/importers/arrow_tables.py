@@ -7,9 +7,10 @@ from functools import cached_property
 
 import pyarrow as pa
 
+from diffmm_dist.data.arrow_messages import MalformedError
 from diffmm_dist.data.importers.table_files import Part, find_files
 from diffmm_dist.data.importers.table_formats import PartReader, TextOptions, open_part
-from diffmm_dist.data.importers.table_schemas import UnifiedSchema, converted
+from diffmm_dist.data.importers.table_schemas import UnifiedSchema, check_width, converted, num_fields
 from diffmm_dist.errors import UserError, closest, one_line
 
 _HEADERS_AT_A_TIME = 8
@@ -44,7 +45,12 @@ class Table:
         self.is_text = files.parts[0].format in ("CSV", "TSV")
         readers = [open_part(part, text) for part in files.parts]
         with ThreadPoolExecutor(_HEADERS_AT_A_TIME) as threads:
-            schemas = list(threads.map(_schema_of, readers))
+            try:
+                schemas = list(threads.map(_schema_of, readers))
+            except BaseException:
+                for reader in readers:
+                    reader.stop()
+                raise
         self._readers = [
             (reader, set(schema.names)) for reader, schema in zip(readers, schemas, strict=True) if schema.names
         ]
@@ -105,6 +111,7 @@ class Table:
 
 def _schema_of(reader: PartReader) -> pa.Schema:
     with _explained(reader.part.uri):
+        check_width(reader.part.uri, num_fields(reader.schema))
         return reader.schema
 
 
@@ -136,7 +143,7 @@ def _completed(batch: pa.RecordBatch, wanted: pa.Schema, part: Part) -> pa.Recor
 def _explained(uri: str) -> Iterator[None]:
     try:
         yield
-    except (pa.ArrowException, OSError, UnicodeError) as error:
+    except (MalformedError, pa.ArrowException, OSError, UnicodeError) as error:
         text = one_line(error)
         is_encoding = isinstance(error, UnicodeError) or "invalid UTF8" in text or "\0" in text
         remedy = "; if its text is not UTF-8, name its encoding with --encoding" if is_encoding else ""

@@ -1,8 +1,8 @@
 """One file of a table, whatever its format: its columns, and record batches of some of them."""
 
-import codecs
-import io
+import threading
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,13 +11,17 @@ from functools import cached_property
 import pyarrow as pa
 import pyarrow.csv as csv
 import pyarrow.dataset as arrow_dataset
-import pyarrow.json as json
 
 from diffmm_dist import storage
+from diffmm_dist.data.arrow_messages import check_sizes
+from diffmm_dist.data.importers import json_lines
 from diffmm_dist.data.importers.columns import MISSING
 from diffmm_dist.data.importers.table_files import Part
-from diffmm_dist.data.importers.table_schemas import UnifiedSchema
+from diffmm_dist.data.importers.table_schemas import num_fields
+from diffmm_dist.data.importers.text_source import TextSource, check_header
 from diffmm_dist.errors import UserError
+from diffmm_dist.regular_files import size_text
+from diffmm_dist.words import shown
 
 _ROWS_PER_BATCH = 131_072
 _BLOCK_BYTES = 8 << 20  # of text that is parsed at a time; a row must fit in
@@ -47,7 +51,7 @@ class TextOptions:
                 "a table with another one"
             )
         try:
-            codecs.lookup(self.encoding)
+            "".encode(self.encoding)
         except (LookupError, ValueError):
             problems.append(f"--encoding {self.encoding!r} is unknown; give one such as utf-8, latin-1 or cp1252")
         if problems:
@@ -65,6 +69,11 @@ class PartReader(ABC):
     def __init__(self, part: Part, text: TextOptions) -> None:
         self.part = part
         self._text = text
+        self._stop = threading.Event()
+
+    def stop(self) -> None:
+        """End what other threads read of the file; nobody waits for it any more."""
+        self._stop.set()
 
     @property
     @abstractmethod
@@ -83,6 +92,15 @@ class PartReader(ABC):
     def _opened(self) -> Iterator[pa.NativeFile]:
         with storage.open_input(self.part.uri) as source:
             yield source if self.part.codec is None else pa.CompressedInputStream(source, self.part.codec)
+
+    @contextmanager
+    def _opened_text(self) -> Iterator[TextSource]:
+        with self._opened() as source:
+            text = TextSource(source, self._stop)
+            try:
+                yield text
+            finally:
+                text.leave()
 
 
 class _ParquetReader(PartReader):
@@ -107,9 +125,15 @@ class _ParquetReader(PartReader):
 class _ArrowReader(PartReader):
     """An IPC file, such as a Feather file, or an IPC stream, such as a file of a Hugging Face dataset."""
 
+    _is_checked = False
+
     @contextmanager
     def _reader(self) -> Iterator[tuple[pa.Schema, Iterator[pa.RecordBatch]]]:
         with self._opened() as source:
+            if not self._is_checked:
+                check_sizes(source)
+                self._is_checked = True
+                source.seek(0)
             is_file = source.read(6) == b"ARROW1"
             source.seek(0)
             if is_file:
@@ -143,9 +167,9 @@ class _CsvReader(PartReader):
     @cached_property
     def _names(self) -> list[str]:
         names: list[str] = self.likely_schema().names
-        repeated = sorted({name for name in names if names.count(name) > 1})
+        repeated = [name for name, count in Counter(names).items() if count > 1]
         if repeated:
-            raise UserError(f"{self.part.uri} has several columns called '{repeated[0]}'; rename all but one")
+            raise UserError(f"{self.part.uri} has several columns called {shown(min(repeated))}; rename all but one")
         return names
 
     def likely_schema(self) -> pa.Schema:
@@ -164,7 +188,8 @@ class _CsvReader(PartReader):
         wanted = {} if columns is None else {
             "include_columns": list(columns), "column_types": dict.fromkeys(columns, pa.string()),
         }  # fmt: skip
-        with self._opened() as source:
+        with self._opened_text() as source, self._explained():
+            check_header(self.part.uri, source, delimiter=delimiter, encoding=self._text.encoding)
             try:
                 reader = csv.open_csv(
                     source,
@@ -183,56 +208,35 @@ class _CsvReader(PartReader):
                 reader = None  # without even a header: Spark leaves such files
             yield reader
 
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        try:
+            yield
+        except pa.ArrowInvalid as error:
+            if "straddling" not in str(error):
+                raise
+            raise UserError(
+                f"cannot read {self.part.uri}: a row is longer than {size_text(_BLOCK_BYTES)}, or a quote is never "
+                "closed; mend it first"
+            ) from error
+
 
 class _JsonLinesReader(PartReader):
     """A JSON object per line. Blocks of lines are read twice: for the types of all values, and for the values."""
 
     @cached_property
     def schema(self) -> pa.Schema:
-        schemas = (_without_times(_read_json(block).schema) for block in self._blocks())
-        unified = UnifiedSchema.of((f"block {number}", schema) for number, schema in enumerate(schemas, start=1))
-        if unified.conflicts:
-            raise UserError(f"{self.part.uri}: {'; '.join(unified.conflicts.values())}; convert them to one type")
-        return unified.schema
+        return json_lines.schema_of(self.part.uri, self._blocks())
 
     def batches(self, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
         fields = pa.schema([self.schema.field(name) for name in columns])
         for block in self._blocks():
-            yield from _read_json(block, explicit_schema=fields).select(list(columns)).to_batches()
+            for lines in block.pieces(num_fields(fields)):
+                yield from json_lines.parse(lines, fields, others="ignore").select(list(columns)).to_batches()
 
-    def _blocks(self) -> Iterator[io.BytesIO]:
-        """Yield whole lines, as many as make up a block."""
-        rest, is_first = b"", True
-        with self._opened() as source:
-            while piece := source.read(_BLOCK_BYTES):
-                text = rest + bytes(piece)
-                if is_first and text.lstrip()[:1] == b"[":
-                    raise UserError(
-                        f"{self.part.uri} is one JSON array; write one object per line instead, such as with "
-                        "jq -c '.[]' or to_json(orient='records', lines=True)"
-                    )
-                is_first = False
-                end = text.rfind(b"\n") + 1
-                rest = text[end:]
-                if text[:end].strip():
-                    yield io.BytesIO(text[:end])
-        if rest.strip():
-            yield io.BytesIO(rest)
-
-
-def _without_times(schema: pa.Schema) -> pa.Schema:
-    """JSON knows no times: what Arrow takes for one is a text."""
-    return pa.schema([field.with_type(pa.string()) if pa.types.is_timestamp(field.type) else field for field in schema])
-
-
-def _read_json(block: io.BytesIO, explicit_schema: pa.Schema | None = None) -> pa.Table:
-    """Parse whole lines at once, with the fields of a schema alone if one is given."""
-    behavior = "infer" if explicit_schema is None else "ignore"
-    return json.read_json(
-        block,
-        json.ReadOptions(block_size=block.getbuffer().nbytes + 1),
-        json.ParseOptions(explicit_schema=explicit_schema, unexpected_field_behavior=behavior),
-    )
+    def _blocks(self) -> Iterator[json_lines.Lines]:
+        with self._opened_text() as source:
+            yield from json_lines.whole_lines(self.part.uri, source, size=_BLOCK_BYTES)
 
 
 _READERS: dict[str, type[PartReader]] = {

@@ -9,6 +9,8 @@ import pyarrow.compute as pc
 from diffmm_dist.data.importers.columns import plain, plain_type
 from diffmm_dist.errors import UserError
 
+MOST_COLUMNS = 1 << 14  # with those inside of others
+
 
 @dataclass
 class UnifiedSchema:
@@ -28,9 +30,13 @@ class UnifiedSchema:
         """Return the schema of files, given as (where, schema)."""
         unified = cls()
         for where, schema in schemas:
-            for column in schema:
-                unified._add(where, column.with_type(plain_type(column.type)).with_nullable(True))
+            unified.add(where, schema)
         return unified
+
+    def add(self, where: str, schema: pa.Schema) -> None:
+        """Take in the schema of one more file, or of another part of one."""
+        for column in schema:
+            self._add(where, column.with_type(plain_type(column.type)).with_nullable(True))
 
     def _add(self, where: str, column: pa.Field) -> None:
         known = self.fields.setdefault(column.name, column)
@@ -74,3 +80,18 @@ def converted(column: pa.Array, kind: pa.DataType) -> pa.Array:
     """
     values = plain(column)
     return values if values.type.equals(kind) else pc.cast(values, kind)
+
+
+def num_fields(schema: pa.Schema) -> int:
+    """Return how many columns there are, those inside of others counted too."""
+    count, level = 0, [field.type for field in schema]
+    while level:
+        count += len(level)
+        level = [kind.field(index).type for kind in level for index in range(kind.num_fields)]
+    return count
+
+
+def check_width(where: str, num_columns: int) -> None:
+    """Raise a ``UserError`` about a table with more columns than any has."""
+    if num_columns > MOST_COLUMNS:
+        raise UserError(f"{where} has more than {MOST_COLUMNS:,} columns; give a table of lists, or of fewer columns")

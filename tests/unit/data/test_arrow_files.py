@@ -265,7 +265,6 @@ def test_a_hashed_reader_hashes_every_byte_once_whatever_is_read(tmp_path, seed)
         reader = HashedReader(source)
         reader.seek(-100, 2)
         assert reader.read() == data[-100:]
-        reader.follow()
         for _ in range(20):
             place, size = int(random.integers(5000)), int(random.integers(400))
             reader.seek(place)

@@ -207,7 +207,9 @@ class TestJsonLines:
 
     def test_types_that_do_not_go_together(self, tmp_path, monkeypatch):
         monkeypatch.setattr(table_formats, "_BLOCK_BYTES", 16)
-        with pytest.raises(UserError, match=r"column 'x' holds int64 in block 1 and string in block \d; convert them"):
+        with pytest.raises(
+            UserError, match=r"holds int64 in the lines from 1 on and string in the lines from 4 on; convert"
+        ):
             read(self.write(tmp_path, {"x": 1}, {"x": 2}, {"x": 3}, {"x": "a"}))
 
     def test_files_that_cannot_be(self, tmp_path):

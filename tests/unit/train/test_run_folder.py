@@ -1,4 +1,8 @@
+import os
 import shutil
+import signal
+import time
+from multiprocessing import get_context
 
 import pytest
 
@@ -154,3 +158,27 @@ def test_a_refused_claim_keeps_nobody_out(tmp_path):
 def test_no_folder(tmp_path):
     with pytest.raises(UserError, match="is not a run folder"):
         RunFolder.existing(str(tmp_path))
+
+
+def record_and_wait():
+    folder = RunFolder("s3://bucket/run")
+    folder.metrics.write_text("recorded")
+    signal.pause()
+
+
+def test_the_scratch_of_a_killed_run_on_s3_goes_with_the_next_one(tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    killed = get_context("fork").Process(target=record_and_wait)
+    killed.start()
+    while not list(tmp_path.glob("*/metrics.jsonl")):
+        assert killed.is_alive()
+        time.sleep(0.01)
+    living = RunFolder("s3://bucket/other")
+    assert living.local.exists()
+    assert len(os.listdir(tmp_path)) == 2
+    killed.kill()
+    killed.join()
+    following = RunFolder("s3://bucket/run")
+    assert {following.local, living.local} == set(tmp_path.iterdir())
+    del living, following
+    assert os.listdir(tmp_path) == []

@@ -3,10 +3,11 @@
 import os
 import signal
 import time
+from contextlib import suppress
 
 import pytest
 
-from diffmm_dist.errors import StoppedEarlyError, StoppedError
+from diffmm_dist.errors import StoppedEarlyError, StoppedError, UserError
 from diffmm_dist.evaluation import evaluator
 from diffmm_dist.export import bundle
 from diffmm_dist.train import partitioning, trained
@@ -66,6 +67,21 @@ def test_a_library_that_makes_another_error_of_it_does_not_hide_it():
             os.kill(os.getpid(), signal.SIGTERM)
         except StoppedEarlyError:
             raise RuntimeError("interrupted") from None
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_a_library_that_makes_another_error_of_an_interrupt_does_not_hide_it(number):
+    with pytest.raises(KeyboardInterrupt), StopSignals():
+        try:
+            os.kill(os.getpid(), number)
+        except KeyboardInterrupt:
+            raise UserError("the checkpoint cannot be written") from None
+    with pytest.raises(UserError), StopSignals():
+        raise UserError("nobody has interrupted")
+    with pytest.raises(StoppedError), StopSignals():
+        with suppress(KeyboardInterrupt):
+            os.kill(os.getpid(), number)
+        raise StoppedError("what is saved is saved")
 
 
 @pytest.mark.parametrize("number", SIGNALS)
