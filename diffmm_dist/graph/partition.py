@@ -3,6 +3,8 @@
 Shapes: U users, I items, P parts.
 """
 
+import os
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,12 +14,15 @@ from torch import Tensor
 
 from diffmm_dist.errors import UserError
 from diffmm_dist.graph.hetero import import_dgl, quietly
-from diffmm_dist.parallel.group import new_processes
+from diffmm_dist.parallel.group import changed_environment, new_processes
 from diffmm_dist.parallel.random import RandomStream
 from diffmm_dist.sparse import CSR
 
 _WITHOUT_DGL = "take --method random, or partition where it can be: datasets go anywhere"
-_SOON_DONE = 1_000_000  # interactions, for which METIS takes about as long as a process takes to start
+_GAVE_UP = "METIS gave up on this graph, or was asked to end; run the command again, or take --method random"
+# METIS reads memory that it has not written, and cuts by what it finds there. So glibc fills what it hands out, with
+# the complement of 255; what a thread has just given back it would hand out as it is, if it kept any.
+_ZEROS = "glibc.malloc.perturb=255:glibc.malloc.tcache_count=0"
 
 
 @dataclass(frozen=True)
@@ -47,19 +52,18 @@ def random_parts(pairs: CSR, num_parts: int, *, seed: int) -> Parts:
 def metis_parts(pairs: CSR, num_parts: int) -> Parts:
     """Cut as few edges as METIS can, with users, items and edges balanced (Karypis and Kumar, 1998).
 
-    METIS hears no signal but SIGTERM, which it takes for an error of its own; so large graphs are cut in a process of
-    their own, which can be killed.
+    It is cut in a process of its own: METIS hears no signal but SIGTERM, which it takes for an error of its own, so it
+    must be killed; and the same graph must give the same parts, so all memory must begin as zeros.
 
     Raises:
         UserError: DGL, which brings METIS, cannot be imported, or METIS gives up.
     """
-    import_dgl(otherwise=_WITHOUT_DGL)
-    if pairs.num_entries <= _SOON_DONE:
-        part = _metis(pairs, num_parts)
-    else:
-        with new_processes(1) as processes:
-            part = processes.submit(_metis, pairs, num_parts).result()
-    parts = torch.from_numpy(part)
+    tunables = ":".join(filter(None, [os.environ.get("GLIBC_TUNABLES"), _ZEROS]))
+    with changed_environment({"GLIBC_TUNABLES": tunables}), new_processes(1) as processes:
+        try:
+            parts = torch.from_numpy(processes.submit(_metis, pairs, num_parts).result())
+        except BrokenProcessPool as error:
+            raise UserError(_GAVE_UP) from error
     return Parts(parts[: pairs.num_rows], parts[pairs.num_rows :], num_parts)
 
 
@@ -74,9 +78,7 @@ def _metis(pairs: CSR, num_parts: int) -> npt.NDArray[np.int64]:
         with quietly():  # DGL tells how it went, and METIS too
             part = dgl.metis_partition_assignment(graph, num_parts, balance_ntypes=kinds, balance_edges=True)
     except dgl.DGLError as error:
-        raise UserError(
-            "METIS gave up on this graph, or was asked to end; run the command again, or take --method random"
-        ) from error
+        raise UserError(_GAVE_UP) from error
     found: npt.NDArray[np.int64] = part.to(torch.int64).numpy()
     return found
 

@@ -1,6 +1,7 @@
 """Several workers on this machine without Ray, for benchmarks: a process each, joined over a file."""
 
-from collections.abc import Callable, Iterator
+import os
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from datetime import timedelta
@@ -41,6 +42,21 @@ def new_processes(size: int, *, initializer: Callable[[], None] | None = None) -
         except BaseException:
             _kill_children()
             raise
+
+
+@contextmanager
+def changed_environment(changed: Mapping[str, str]) -> Iterator[None]:
+    """Set variables of this process and of those that it starts meanwhile; afterwards they are what they were."""
+    before = {name: os.environ.get(name) for name in changed}
+    os.environ.update(changed)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
 
 
 def _kill_children() -> None:

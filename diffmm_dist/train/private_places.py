@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from diffmm_dist.errors import UserError, one_line
+from diffmm_dist.parallel.group import changed_environment
 
 # A socket's path has at most 107 bytes; below its folder Ray adds a session's name, `/sockets/plasma_store`.
 _LONGEST = 43
@@ -48,7 +49,7 @@ def private_places(*, local: bool) -> Iterator[str | None]:
         if local and not _usable(_default_temp()):
             folder = folder or _private_folder()
             temp = str(folder / "ray")
-        with _environment(changed):
+        with changed_environment(changed):
             yield temp
     finally:
         if folder is not None:
@@ -126,17 +127,3 @@ def _private_folder() -> Path:
         f"Ray needs a folder to write to with a short path, and none of {', '.join(map(str, dict.fromkeys(bases)))} is "
         "one; set RAY_TMPDIR to one, or cluster.num_workers=0 to train in this process"
     )
-
-
-@contextmanager
-def _environment(changed: dict[str, str]) -> Iterator[None]:
-    before = {name: os.environ.get(name) for name in changed}
-    os.environ.update(changed)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value

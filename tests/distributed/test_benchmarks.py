@@ -2,6 +2,7 @@
 
 import json
 import os
+from multiprocessing import get_context
 
 import pytest
 
@@ -11,8 +12,15 @@ from diffmm_dist.bench.scaling import bench_scaling, efficiency
 from diffmm_dist.bench.threads import bench_threads
 from diffmm_dist.cores import usable_cores
 from diffmm_dist.errors import UserError
+from diffmm_dist.parallel import group
 from diffmm_dist.train.partitioning import partition_dataset
 from tests.support.builders import small_config, synthetic_dataset
+from tests.support.forked import START
+
+
+@pytest.fixture(autouse=True)
+def _workers_have_imported_everything(monkeypatch):
+    monkeypatch.setattr(group, "get_context", lambda _: get_context(START))
 
 
 @pytest.fixture(scope="module")

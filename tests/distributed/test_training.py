@@ -71,7 +71,7 @@ def test_small_runs_use_every_shape_of_mesh(dataset, tmp_path):
 
 
 def test_any_number_of_workers_gives_the_same_curves(dataset, tmp_path):
-    sections = {name: {**model, "train": {"epochs": 2, "batch_size": 64}} for name, model in MODELS.items()}
+    sections = {name: {**model, "train": {"epochs": 2, "batch_size": 128}} for name, model in MODELS.items()}
     for size in (1, 2, 3, 4):
         runs = {name: tmp_path / f"{name}-{size}" for name in MODELS}
         on_workers(size, *(partial(train, dataset=dataset, run=runs[name], sections=sections[name]) for name in MODELS))

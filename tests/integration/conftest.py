@@ -5,7 +5,8 @@ import uuid
 import pytest
 
 from diffmm_dist import s3 as s3_client
-from tests.support.builders import synthetic_dataset
+from tests.support.builders import synthetic_dataset, write_config
+from tests.support.forked import run
 from tests.support.s3 import s3_server
 
 
@@ -13,6 +14,23 @@ from tests.support.s3 import s3_server
 def dataset(tmp_path_factory):
     """A dataset whose epochs take a second."""
     return synthetic_dataset(tmp_path_factory.mktemp("data") / "d", users=400, items=200, interactions=8000)
+
+
+@pytest.fixture(scope="module")
+def short_config(tmp_path_factory, dataset):
+    """A run of four epochs."""
+    return write_config(
+        tmp_path_factory.mktemp("short") / "c.yaml", data={"path": dataset}, run={"path": "to be set"},
+        train={"epochs": 4, "batch_size": 256},
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def short_run(tmp_path_factory, short_config):
+    """It, in one process, without Ray."""
+    folder = tmp_path_factory.mktemp("local")
+    run(folder / "log", "train", "--config", short_config, f"run.path={folder / 'run'}")
+    return folder / "run"
 
 
 @pytest.fixture(scope="session")

@@ -10,7 +10,8 @@ from pathlib import Path
 
 from tests.support.builders import ROOT
 
-_context = get_context("forkserver")
+START = "forkserver"
+_context = get_context(START)
 _context.set_forkserver_preload(["tests.support.preloaded"])
 
 

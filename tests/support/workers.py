@@ -10,6 +10,7 @@ import torch.multiprocessing as mp
 from diffmm_dist.parallel.ranges import Ownership
 from diffmm_dist.parallel.shard import Shard
 from diffmm_dist.parallel.world import World
+from tests.support.forked import START
 from tests.support.processes import free_port
 
 SIZES = [1, 2, 3]
@@ -36,7 +37,8 @@ def on_workers(size, *checks, timeout_s=120):
         for check in checks:
             check(World.single())
     else:
-        mp.spawn(_worker, args=(size, free_port(), timeout_s, checks), nprocs=size)
+        arguments = size, free_port(), timeout_s, checks
+        mp.start_processes(_worker, args=arguments, nprocs=size, start_method=START)
 
 
 def shard_with(world, user_bounds, item_bounds, user_ids=None, item_ids=None):

@@ -23,7 +23,8 @@ LONGEST_LINE = 32 << 20
 MOST_KEYS = 1 << 16  # of a line
 _MOST_CELLS = 32 << 20  # of a piece that is parsed at once
 _FIRST_BYTES = 16 << 10  # in which keys are looked for that nobody has seen yet
-_LINE_END, _BRACE, _BRACKET, _CLOSING, _COLON = b"\n{[}:"
+_SHORTEST_KEY = len('"":1')
+_LINE_END, _BRACE, _BRACKET, _CLOSING = b"\n{[}"
 _STEPS = np.zeros(256, np.int8)
 _STEPS[list(b"{[")], _STEPS[list(b"}]")] = 1, -1
 
@@ -97,17 +98,22 @@ class Lines:
                     f"cannot read {self.uri}: line {self.first + number} is no JSON object, or not all of one; write "
                     "one object per line"
                 )
-        for places, most in (((text == _BRACE) | (text == _BRACKET), DEEPEST), (text == _COLON, MOST_KEYS)):
-            for number in self._lines_with_more(np.flatnonzero(places), most):
-                self._check_line(number)
+        for number in np.union1d(self._with_many_openings(text), self._long()).tolist():
+            self._check_line(number)
 
-    def _lines_with_more(self, places: npt.NDArray[np.int64], most: int) -> list[int]:
-        """Return the lines in which more than so many of some places lie."""
-        if len(places) <= most:
-            return []
-        numbers = np.searchsorted(self._ends, places[most:], side="right")
-        before = np.searchsorted(self._ends, places[:-most], side="right")
-        return [int(number) for number in np.unique(numbers[numbers == before])]
+    def _with_many_openings(self, text: npt.NDArray[np.uint8]) -> npt.NDArray[np.int64]:
+        """Return the lines that may be nested too deep, by how often anything is opened in them."""
+        counts = [int(np.count_nonzero(text == mark)) for mark in (_BRACE, _BRACKET)]
+        if sum(counts) < self.count + DEEPEST:  # each has one
+            return np.empty(0, np.int64)
+        places = np.flatnonzero((text == _BRACE) | (text == _BRACKET))
+        last = np.searchsorted(self._ends, places[DEEPEST:], side="right")
+        first = np.searchsorted(self._ends, places[:-DEEPEST], side="right")
+        return np.unique(last[last == first])
+
+    def _long(self) -> npt.NDArray[np.int64]:
+        """Return the lines that have room for too many keys."""
+        return np.flatnonzero(np.diff(self._ends, prepend=0) > MOST_KEYS * _SHORTEST_KEY)
 
     def _line(self, number: int) -> bytes:
         return self._part(number, number + 1).text

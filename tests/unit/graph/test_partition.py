@@ -49,6 +49,20 @@ def test_metis_finds_the_islands():
     assert max(report["users_balance"], report["items_balance"], report["edges_balance"]) < 1.1
 
 
+def test_what_memory_held_before_does_not_change_what_metis_finds(monkeypatch):
+    """METIS reads memory that it has not written, so every process would cut by what it happens to hold."""
+    pytest.importorskip("dgl", reason="DGL is not installed")
+    pairs = random_pairs(60, 40)
+    found = []
+    for memory, number in (("tcache_count=7", "1"), ("tcache_count=0:glibc.malloc.perturb=170", "2")):
+        monkeypatch.setenv("GLIBC_TUNABLES", f"glibc.malloc.{memory}")
+        monkeypatch.setenv("OMP_NUM_THREADS", number)
+        monkeypatch.setenv("PYTHONHASHSEED", number)
+        found.append(metis_parts(pairs, 7))
+    assert torch.equal(found[0].users, found[1].users)
+    assert torch.equal(found[0].items, found[1].items)
+
+
 def test_no_edges():
     pairs = random_pairs(4, 3, share=0.0)
     report = partition_report(pairs, random_parts(pairs, 2, seed=0))
