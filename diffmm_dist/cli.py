@@ -23,7 +23,7 @@ from diffmm_dist.cli_options import (
     positive_numbers,
 )
 from diffmm_dist.cli_usage import UsageError, usage_sentence
-from diffmm_dist.config import render
+from diffmm_dist.config.render import to_yaml
 from diffmm_dist.cores import tell_libraries
 from diffmm_dist.errors import (
     StoppedEarlyError,
@@ -37,6 +37,7 @@ from diffmm_dist.errors import (
 from diffmm_dist.interrupts import ENDED, INTERRUPTED, ignore
 from diffmm_dist.monitoring.log import logger, metric_rows, print_table, say, set_up_logging
 from diffmm_dist.safe_text import check_word, message
+from diffmm_dist.train.config import reference_markdown
 from diffmm_dist.train.signals import at_once
 
 # Commands import what they need when they run: `--help` and a misspelt key must not wait for torch.
@@ -232,13 +233,13 @@ def _ids(text: str) -> list[str]:
 @config_app.command("show")
 def config_show(overrides: Overrides = None, config: ConfigFile = None) -> None:
     """Print the resolved configuration."""
-    say(render.to_yaml(configured(config, overrides)), end="")
+    say(to_yaml(configured(config, overrides)), end="")
 
 
 @config_app.command("reference")
 def config_reference() -> None:
     """Print docs/configuration.md."""
-    say(render.reference_markdown(), end="")
+    say(reference_markdown(), end="")
 
 
 def _run() -> None:

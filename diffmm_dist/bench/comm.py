@@ -12,7 +12,6 @@ from diffmm_dist import storage
 from diffmm_dist.bench.machine import command, machine
 from diffmm_dist.bench.scaling import generate_random_edges, random_edges
 from diffmm_dist.bench.work import propagation_products
-from diffmm_dist.config.schema import Config
 from diffmm_dist.data.batches import EpochBatches
 from diffmm_dist.data.dataset import Dataset
 from diffmm_dist.data.training import TrainingData, shard_of
@@ -22,13 +21,15 @@ from diffmm_dist.errors import UserError
 from diffmm_dist.graph import relation
 from diffmm_dist.losses import contrastive
 from diffmm_dist.models.base import PhaseContext
+from diffmm_dist.models.diffmm.recipe import item_shards
 from diffmm_dist.parallel.collectives import ring_bytes
 from diffmm_dist.parallel.columns import Columns
 from diffmm_dist.parallel.group import run_group
 from diffmm_dist.parallel.random import RandomStream
 from diffmm_dist.parallel.shard import Shard
 from diffmm_dist.parallel.world import World
-from diffmm_dist.train.build import build_recipe, item_shards, load_training_data, open_dataset
+from diffmm_dist.train.build import build_recipe, load_training_data, open_dataset
+from diffmm_dist.train.config import Config
 from diffmm_dist.train.worker import prepare_process
 
 _FLOAT = 4
@@ -93,7 +94,7 @@ def predict(config: Config, dataset: Dataset, data: TrainingData, size: int) -> 
     """Return what each of ``size`` workers sends in one step of each phase, from the whole data in one process."""
     shards = [shard_of(dataset, World(rank, size, torch.device("cpu"))) for rank in range(size)]
     real = _rows_sent(data.shard.user_ids[data.interactions.row_ids], data.interactions.indices, shards)
-    topk = min(config.diffusion.rebuild_topk, dataset.num_items)
+    topk = min(config.model.diffusion.rebuild_topk, dataset.num_items)
     users = data.shard.user_ids.repeat_interleave(topk)
     generated = [
         _rows_sent(users, random_edges(data.shard.user_ids, modality, topk, dataset.num_items).reshape(-1), shards)
@@ -128,15 +129,16 @@ def _rows_sent(user_ids: Tensor, item_ids: Tensor, shards: Sequence[Shard]) -> l
 
 def _propagation(config: Config, real: int, generated: Sequence[int]) -> int:
     """Return the bytes of all products of one recommendation step, forward and backward."""
-    contrasted = config.contrast.contrastive_weight > 0
+    contrasted = config.model.contrast.contrastive_weight > 0
     of_real, of_generated = propagation_products(len(generated), config.model.num_layers, contrasted=contrasted)
     rows = 2 * (of_real * real + of_generated * sum(generated))  # forward and backward
-    return int(rows) * config.model.embedding_dim * _FLOAT
+    width: int = config.model.embedding_dim
+    return int(rows) * width * _FLOAT
 
 
 def _contrast(config: Config, data: TrainingData, shards: Sequence[Shard]) -> list[int]:
     """Return the bytes of all contrastive terms of the first batch."""
-    if config.contrast.contrastive_weight == 0:
+    if config.model.contrast.contrastive_weight == 0:
         return [0] * len(shards)
     stream = PhaseContext(World.single(), config.run.seed, 0).stream("interactions")
     batches = EpochBatches(
@@ -146,12 +148,12 @@ def _contrast(config: Config, data: TrainingData, shards: Sequence[Shard]) -> li
     users = torch.unique(data.shard.user_ids[data.interactions.row_ids[chosen]])
     items = torch.unique(data.interactions.indices[chosen])
     num_modalities = len(data.features)
-    main = config.contrast.contrastive_anchor == "main"
+    main = config.model.contrast.contrastive_anchor == "main"
     pairs = num_modalities if main else num_modalities * (num_modalities - 1) // 2
-    if config.contrast.max_nodes is not None:
+    if config.model.contrast.max_nodes is not None:
         batch_stream = PhaseContext(World.single(), config.run.seed, 0).stream("batch").child(0)
-        users = _sampled(users, config.contrast.max_nodes, batch_stream.child("users"))
-        items = _sampled(items, config.contrast.max_nodes, batch_stream.child("items"))
+        users = _sampled(users, config.model.contrast.max_nodes, batch_stream.child("users"))
+        items = _sampled(items, config.model.contrast.max_nodes, batch_stream.child("items"))
     own_users = [int(torch.isin(users, shard.user_ids).sum()) for shard in shards]
     own_items = [int(torch.isin(items, shard.own_item_ids).sum()) for shard in shards]
     sides = ((own_users, max(shards[0].users.sizes)), (own_items, max(shards[0].items.sizes)))
@@ -167,7 +169,7 @@ def _sampled(ids: Tensor, max_nodes: int, stream: RandomStream) -> Tensor:
 def _contrast_term(config: Config, counts: Sequence[int], most_rows: int) -> list[int]:
     """Return the bytes of one term: anchors and weights to all, sums block by block, gradients of the anchors."""
     size, dim, total = len(counts), config.model.embedding_dim, sum(counts)
-    if config.contrast.negatives == "batch":
+    if config.model.contrast.negatives == "batch":
         most_rows = max(counts)
     step = max(contrastive.LEAST_ANCHORS, contrastive.BLOCK_ELEMENTS // max(most_rows, 1))
     blocks = [min(step, total - start) for start in range(0, total, step)]
@@ -178,7 +180,9 @@ def _contrast_term(config: Config, counts: Sequence[int], most_rows: int) -> lis
 def _denoiser(config: Config, data: TrainingData, shards: Sequence[Shard]) -> list[int]:
     """Return the bytes of the first step of all denoisers: sums over each row of the mesh, then over each column."""
     size, num_modalities = len(shards), len(data.features)
-    num_item_shards = item_shards(config, num_items=data.shard.num_items, num_workers=size)
+    num_item_shards = item_shards(
+        config.model, batch_size=config.train.batch_size, num_items=data.shard.num_items, num_workers=size
+    )
     num_rows = size // num_item_shards
     stream = PhaseContext(World.single(), config.run.seed, 0).stream("users")
     batches = EpochBatches(
@@ -200,16 +204,16 @@ def _denoiser(config: Config, data: TrainingData, shards: Sequence[Shard]) -> li
 
 def _sums_of_row(config: Config, batch: int) -> list[int]:
     """Return the values of each sum over a row of the mesh: into the hidden layer, its gradient, the signal, noise."""
-    widths = config.diffusion.denoiser_hidden_dims
+    widths = config.model.diffusion.denoiser_hidden_dims
     sums = [batch * widths[0], batch * widths[-1], batch * config.model.embedding_dim]
-    if config.diffusion.normalize_input:
+    if config.model.diffusion.normalize_input:
         sums.append(batch)
-    return [*sums, widths[0] ** 2] if config.denoiser.noise == "hidden" else sums
+    return [*sums, widths[0] ** 2] if config.model.denoiser.noise == "hidden" else sums
 
 
 def _weights(config: Config, num_items: int) -> int:
     """Return how many weights a denoiser has at some items."""
-    diffusion = config.diffusion
+    diffusion = config.model.diffusion
     denoiser = Denoiser(
         Columns.whole(num_items), diffusion.denoiser_hidden_dims, time_embedding_dim=diffusion.time_embedding_dim
     )

@@ -15,13 +15,13 @@ from torch import Tensor
 from diffmm_dist.bench.operations import FLOAT, Case, Operation, Variant
 from diffmm_dist.bench.problems import STREAM, normal_rows
 from diffmm_dist.bench.work import contrast_flop
-from diffmm_dist.config.schema import ContrastConfig
 from diffmm_dist.losses import contrastive
 from diffmm_dist.losses.contrastive import BatchNodes, info_nce
+from diffmm_dist.models.diffmm.settings import Contrast
 from diffmm_dist.parallel.ranges import Ownership
 from diffmm_dist.parallel.world import World
 
-_TEMPERATURE = ContrastConfig().temperature
+_TEMPERATURE = Contrast().temperature
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,6 @@ import torch
 from diffmm_dist import storage
 from diffmm_dist.bench.machine import command, machine
 from diffmm_dist.bench.memory import peak_bytes
-from diffmm_dist.config.schema import Config
 from diffmm_dist.data.dataset import Dataset
 from diffmm_dist.data.synthetic import SyntheticSpec, generate
 from diffmm_dist.errors import UserError, closest
@@ -28,6 +27,7 @@ from diffmm_dist.staging import scratch_folder
 from diffmm_dist.train.build import build_evaluation, build_recipe, load_training_data, open_dataset
 from diffmm_dist.train.checkpoint import Checkpoints
 from diffmm_dist.train.clip import clipped
+from diffmm_dist.train.config import Config
 from diffmm_dist.train.estimate import Estimate, estimate, program_bytes
 from diffmm_dist.train.restore import restore
 from diffmm_dist.train.run_folder import RunFolder
@@ -64,7 +64,11 @@ class Shape:
 
 
 def _diffmm(hidden: Sequence[int], **sections: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
-    return {**sections, "diffusion": {"denoiser_hidden_dims": hidden, **sections.get("diffusion", {})}}
+    """Return sections of a configuration, those of the model among them under their own names."""
+    of_model = {name: sections.pop(name, {}) for name in ("diffusion", "denoiser", "contrast")}
+    of_model["diffusion"] = {"denoiser_hidden_dims": hidden, **of_model["diffusion"]}
+    of_model["contrast"] = {"contrastive_anchor": "main", "max_nodes": _CONTRASTED, **of_model["contrast"]}
+    return {**sections, "model": {**sections.get("model", {}), **of_model}}
 
 
 _LARGE_BATCH = {"batch_size": 50_000}
@@ -186,7 +190,6 @@ def _config(shape: Shape, dataset: str, run: str) -> Config:
         "data": {"path": dataset},
         "run": {"path": run},
         "graph": {"kernel": "csr"},
-        "contrast": {"contrastive_anchor": "main", "max_nodes": _CONTRASTED},
         "cluster": {"threads_per_worker": 1},
     }
     for section, values in {"train": {}, **shape.settings}.items():

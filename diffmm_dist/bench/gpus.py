@@ -13,12 +13,13 @@ from diffmm_dist import storage
 from diffmm_dist.bench.comm import predict
 from diffmm_dist.bench.machine import command
 from diffmm_dist.bench.work import contrast_flop, input_flop, output_flop, product_flop, propagation_products
-from diffmm_dist.config.schema import Config
 from diffmm_dist.data.dataset import Dataset
 from diffmm_dist.diffusion.denoiser import TRAFFIC as DENOISER
 from diffmm_dist.diffusion.output import gram_pays
+from diffmm_dist.models.diffmm.recipe import item_shards
 from diffmm_dist.parallel.world import World
-from diffmm_dist.train.build import item_shards, load_training_data, open_dataset
+from diffmm_dist.train.build import load_training_data, open_dataset
+from diffmm_dist.train.config import Config
 
 _FLOAT = 4
 _ADAM_ACCESSES = 7  # of each weight in a step: value, gradient and moments read, all but the gradient written
@@ -102,7 +103,9 @@ def epoch_work(config: Config, dataset: Dataset, size: int, sent_per_step: dict[
         size: W.
         sent_per_step: bytes by purpose that the worker which sends most sends in a step of each phase.
     """
-    shards = item_shards(config, num_items=dataset.num_items, num_workers=size)
+    shards = item_shards(
+        config.model, batch_size=config.train.batch_size, num_items=dataset.num_items, num_workers=size
+    )
     denoise, rebuild = _diffusion(config, dataset, num_groups=size // shards, num_item_shards=shards)
     steps = -(-dataset.num_users // config.train.batch_size)
     exchanges = _num_modalities(config, dataset) * (3 if shards > 1 else 0) + (size > shards)
@@ -117,14 +120,14 @@ def _num_modalities(config: Config, dataset: Dataset) -> int:
 
 def _diffusion(config: Config, dataset: Dataset, *, num_groups: int, num_item_shards: int) -> tuple[Work, Work]:
     """Return a worker's work of the denoise and of the rebuild phase, without exchanges."""
-    first, last = config.diffusion.denoiser_hidden_dims[0], config.diffusion.denoiser_hidden_dims[-1]
+    first, last = config.model.diffusion.denoiser_hidden_dims[0], config.model.diffusion.denoiser_hidden_dims[-1]
     modalities, dim = _num_modalities(config, dataset), config.model.embedding_dim
     items, users = dataset.num_items / num_item_shards, dataset.num_users / num_groups
     batch = config.train.batch_size / num_groups
     steps = -(-dataset.num_users // config.train.batch_size)
-    hidden_noise = config.denoiser.noise == "hidden"
-    gram = config.denoiser.products == "gram" or (
-        config.denoiser.products == "auto" and gram_pays(round(batch), round(items), last)
+    hidden_noise = config.model.denoiser.noise == "hidden"
+    gram = config.model.denoiser.products == "gram" or (
+        config.model.denoiser.products == "auto" and gram_pays(round(batch), round(items), last)
     )
     into = input_flop(batch, items, first, hidden_noise=hidden_noise)
     out = output_flop(batch, items, last, dim, gram=gram)
@@ -142,17 +145,17 @@ def _recommend(config: Config, dataset: Dataset, size: int, sent_per_step: int) 
     modalities, dim, layers = _num_modalities(config, dataset), config.model.embedding_dim, config.model.num_layers
     interactions = dataset.manifest.num_interactions("train")
     steps = -(-interactions // config.train.batch_size)
-    contrasted = config.contrast.contrastive_weight > 0
+    contrasted = config.model.contrast.contrastive_weight > 0
     real, of_each = propagation_products(modalities, layers, contrasted=contrasted)
     generated = modalities * of_each
-    edges = interactions * real + dataset.num_users * config.diffusion.rebuild_topk * generated
+    edges = interactions * real + dataset.num_users * config.model.diffusion.rebuild_topk * generated
     gathered = 4 * edges / size * dim * _FLOAT  # both directions, forward and backward
     nodes = (dataset.num_users + dataset.num_items) / size
     rows = nodes * dim * _ROW_ACCESSES * _FLOAT
-    pairs = modalities if config.contrast.contrastive_anchor == "main" else modalities * (modalities - 1) // 2
+    pairs = modalities if config.model.contrast.contrastive_anchor == "main" else modalities * (modalities - 1) // 2
     pairs *= contrasted
-    anchors = min(config.train.batch_size, config.contrast.max_nodes or config.train.batch_size)
-    compared = 2 * anchors / size if config.contrast.negatives == "batch" else nodes
+    anchors = min(config.train.batch_size, config.model.contrast.max_nodes or config.train.batch_size)
+    compared = 2 * anchors / size if config.model.contrast.negatives == "batch" else nodes
     flops = pairs * contrast_flop(anchors, compared, dim)
     exchanges = (real + generated) * _EXCHANGES_PER_PRODUCT + 2 * pairs * _EXCHANGES_PER_TERM + 8 if size > 1 else 0
     return Work(steps * flops, steps * (gathered + rows), steps * sent_per_step, steps * exchanges)

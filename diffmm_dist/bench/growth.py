@@ -14,7 +14,7 @@ from diffmm_dist.bench.machine import command, machine
 from diffmm_dist.bench.memory import extra_mib
 from diffmm_dist.bench.problems import normal_rows, power_law_rows
 from diffmm_dist.bench.scaling import generate_random_edges
-from diffmm_dist.config.schema import Config
+from diffmm_dist.config.section import changed
 from diffmm_dist.data.training import TrainingData
 from diffmm_dist.errors import UserError
 from diffmm_dist.evaluation.evaluator import rank_items
@@ -23,6 +23,7 @@ from diffmm_dist.monitoring.timing import take_turns
 from diffmm_dist.parallel.shard import Shard
 from diffmm_dist.parallel.world import World
 from diffmm_dist.train.build import build_recipe
+from diffmm_dist.train.config import Config
 from diffmm_dist.train.worker import prepare_process
 
 _FEATURE_WIDTH = 32
@@ -122,8 +123,8 @@ def operations(config: Config, size: GrowthSize) -> Mapping[str, Callable[[], ob
     }
     world = World.single()
     data = TrainingData(Shard.whole(size.users, size.items, world=world), rows, rows.num_entries, features)
-    diffusion = config.diffusion.model_copy(update={"denoiser_hidden_dims": (size.hidden,)})
-    recipe = build_recipe(config.model_copy(update={"diffusion": diffusion}), data, device=_CPU)
+    sized = changed(config, {"model.diffusion.denoiser_hidden_dims": (size.hidden,)})
+    recipe = build_recipe(sized, data, device=_CPU)
     generate_random_edges(recipe.model)
     calls: dict[str, Callable[[], object]] = {}
     for phase in recipe.phases:

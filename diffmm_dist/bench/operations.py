@@ -24,7 +24,7 @@ import torch
 from diffmm_dist import storage
 from diffmm_dist.bench.machine import command, machine
 from diffmm_dist.bench.memory import extra_mib
-from diffmm_dist.config.schema import LARGEST_COUNT
+from diffmm_dist.config.section import LARGEST_COUNT
 from diffmm_dist.errors import UserError, closest
 from diffmm_dist.monitoring.timing import take_turns
 from diffmm_dist.train.worker import prepare_process

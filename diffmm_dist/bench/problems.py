@@ -3,9 +3,9 @@
 import torch
 from torch import Tensor
 
-from diffmm_dist.config.schema import DiffusionConfig
 from diffmm_dist.diffusion.denoiser import Denoiser
 from diffmm_dist.diffusion.schedule import DiffusionSchedule
+from diffmm_dist.models.diffmm.settings import Diffusion
 from diffmm_dist.parallel.columns import Columns
 from diffmm_dist.parallel.random import RandomStream
 from diffmm_dist.parallel.ranges import Ownership
@@ -13,7 +13,7 @@ from diffmm_dist.parallel.world import World
 from diffmm_dist.sparse import CSR
 
 STREAM = RandomStream.of("bench")
-PUBLISHED = DiffusionConfig()
+PUBLISHED = Diffusion()
 _SKEW = 3  # node number n u^3 with u uniform: how often a node is drawn falls as its rank^(-2/3)
 
 

@@ -9,11 +9,11 @@ from torch.profiler import ProfilerActivity, profile
 from diffmm_dist import storage
 from diffmm_dist.bench.machine import command, machine
 from diffmm_dist.bench.scaling import generate_random_edges
-from diffmm_dist.config.schema import Config
 from diffmm_dist.models.base import Phase, PhaseContext
 from diffmm_dist.parallel.world import World
 from diffmm_dist.precision import matmul_precision
 from diffmm_dist.train.build import build_recipe, choose_device, load_training_data, open_dataset
+from diffmm_dist.train.config import Config
 from diffmm_dist.train.worker import prepare_process
 
 _OPERATORS = 15  # of each phase that are listed

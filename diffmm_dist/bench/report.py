@@ -1,6 +1,6 @@
 """Markdown tables from benchmark files."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from statistics import mean, median
 from typing import Any
@@ -19,10 +19,10 @@ from diffmm_dist.bench.documents import (
     TrainingBenchmark,
 )
 from diffmm_dist.errors import UserError
+from diffmm_dist.train.config import Config
 
 _LATE_EPOCHS = 20
 _LOSS_EPOCHS = (0, 1, 4, 9, 24, 49)
-_METHOD = ("model", "diffusion", "denoiser", "contrast", "train")  # sections of the configuration
 _REMEDY = "give a file written by a `bench` command"
 
 
@@ -85,21 +85,27 @@ def _quality(documents: Sequence[_Labelled]) -> list[str]:
 
 def _labelled(documents: Sequence[TrainingBenchmark]) -> list[_Labelled]:
     """Return each document behind its model, with the settings of the method in which documents of one model differ."""
-    settings = [
-        {
-            f"{section}.{key}": value
-            for section, values in document["config"].items()
-            if section in _METHOD
-            for key, value in values.items()
-        }
-        for document in documents
-    ]
+    settings = [_method(document["config"]) for document in documents]
     labels = []
     for mine in settings:
         others = [other for other in settings if other["model.name"] == mine["model.name"]]
         differing = [key for key in mine if any(other.get(key, mine[key]) != mine[key] for other in others)]
         labels.append(", ".join([mine["model.name"], *(f"{key}={mine[key]}" for key in differing)]))
     return list(zip(labels, documents, strict=True))
+
+
+def _method(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what of a run's settings is its method; earlier versions had the model's sections beside the others."""
+    of_model = {**config["model"], **{name: part for name, part in config.items() if name not in Config.model_fields}}
+    return dict(_flat({"model": of_model, "train": config["train"]}))
+
+
+def _flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in tree.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
 
 
 def _losses(documents: Sequence[_Labelled]) -> list[str]:

@@ -10,7 +10,6 @@ from torch import Tensor
 
 from diffmm_dist import storage
 from diffmm_dist.bench.machine import command, machine
-from diffmm_dist.config.schema import Config
 from diffmm_dist.errors import UserError
 from diffmm_dist.models.base import Phase, PhaseContext, Recommender
 from diffmm_dist.models.diffmm.model import DiffMM
@@ -21,6 +20,7 @@ from diffmm_dist.parallel.group import run_group
 from diffmm_dist.parallel.random import RandomStream
 from diffmm_dist.parallel.world import World
 from diffmm_dist.train.build import build_recipe, load_training_data, open_dataset
+from diffmm_dist.train.config import Config
 from diffmm_dist.train.worker import prepare_process
 
 

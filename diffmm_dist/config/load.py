@@ -3,13 +3,14 @@
 from collections.abc import Iterator, Sequence
 from datetime import date
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any, Generic, NamedTuple, TypeVar
 
 from pydantic import TypeAdapter
 
 from diffmm_dist.config import yaml_text
-from diffmm_dist.config.names import Setting, malformed, settings, unknown_key, unknown_section
-from diffmm_dist.config.schema import Config, broken_rules
+from diffmm_dist.config.form import Form, Setting, variant_sections
+from diffmm_dist.config.names import Names
+from diffmm_dist.config.section import Section, broken_rules
 from diffmm_dist.errors import UserError, one_line
 from diffmm_dist.places import settle_local
 from diffmm_dist.regular_files import read_regular
@@ -17,6 +18,7 @@ from diffmm_dist.safe_text import check_word, refuse_secrets
 from diffmm_dist.words import allowed, shortened, shown
 
 Tree = dict[str, Any]
+Root = TypeVar("Root", bound=Section)
 COMMAND_LINE = "command line"
 _MOST_FILES = 20
 
@@ -26,43 +28,32 @@ class Layer(NamedTuple):
 
     Attributes:
         source: the file, or the command line.
-        tree: its sections.
+        tree: its sections; on the command line the whole key of each setting.
     """
 
     source: str
     tree: Tree
 
 
-def load_config(path: str | Path | None, overrides: Sequence[str] = ()) -> Config:
+def load_config(root: type[Root], path: str | Path | None, overrides: Sequence[str] = ()) -> Root:
     """Read a configuration file and apply overrides.
 
     Args:
+        root: the kind of configuration.
         path: YAML file; ``extends: OTHER.yaml`` inside it is relative to the file. None starts from the defaults.
-        overrides: ``section.key=value``, the value in YAML.
+        overrides: ``section.key=value``, with as many sections as there are, the value in YAML.
 
     Raises:
         UserError: naming every mistake at once, each with its key, by the file or command line that it stands in.
     """
     layers = read_layers(Path(path), seen=()) if path is not None else []
-    tree, problems = _parsed_overrides(overrides)
-    check = _Check(COMMAND_LINE if path is None else str(path))
-    for problem in problems:
-        check.add(COMMAND_LINE, problem)
-    return check.config([*layers, Layer(COMMAND_LINE, tree)])
+    check = _Check(root, COMMAND_LINE if path is None else str(path))
+    return check.config([*layers, Layer(COMMAND_LINE, check.overrides(overrides))])
 
 
-def config_from_text(text: str, *, source: str) -> Config:
-    """Read a configuration that extends no other, for instance the one kept in a run folder on S3.
-
-    Raises:
-        UserError: naming every mistake at once, each with its key.
-    """
-    return config_from_tree(_parsed(text, source), source=source)
-
-
-def config_from_tree(tree: Tree, *, source: str) -> Config:
-    """Check an already parsed configuration, for instance the one kept in a run folder."""
-    return _Check(source).config([Layer(source, tree)])
+def config_from_tree(root: type[Root], tree: Tree, *, source: str) -> Root:
+    """Check an already parsed configuration."""
+    return _Check(root, source).config([Layer(source, tree)])
 
 
 def read_layers(path: Path, seen: tuple[Path, ...]) -> list[Layer]:
@@ -77,7 +68,7 @@ def read_layers(path: Path, seen: tuple[Path, ...]) -> list[Layer]:
         text = read_regular(path, limit=yaml_text.LARGEST_BYTES).decode("utf-8")
     except (OSError, UnicodeDecodeError, RuntimeError) as error:  # links in a circle are a RuntimeError
         raise UserError(f"cannot read the configuration {path}: {one_line(error)}") from error
-    tree = _parsed(text, str(path))
+    tree = parsed(text, str(path))
     base = tree.pop("extends", None)
     if base is None:
         return [Layer(str(path), tree)]
@@ -87,8 +78,12 @@ def read_layers(path: Path, seen: tuple[Path, ...]) -> list[Layer]:
     return [*read_layers(below, (*seen, place)), Layer(str(path), tree)]
 
 
-def _parsed(text: str, source: str) -> Tree:
-    """Return the sections of a YAML text."""
+def parsed(text: str, source: str) -> Tree:
+    """Return the sections of a YAML text, which extends no other.
+
+    Raises:
+        UserError: it is no YAML, or holds no sections.
+    """
     refuse_secrets(text, where=source)
     try:
         tree = yaml_text.parse(text)
@@ -100,86 +95,132 @@ def _parsed(text: str, source: str) -> Tree:
     return tree
 
 
-def _parsed_overrides(overrides: Sequence[str]) -> tuple[Tree, list[str]]:
-    """Return the sections of ``section.key=value`` texts, and what is wrong with the others."""
-    tree: Tree = {}
-    problems: list[str] = []
-    others: list[str] = []
-    for override in overrides:
-        refuse_secrets(override, where=COMMAND_LINE)
-        key, equals, text = override.partition("=")
-        section, dot, name = key.partition(".")
-        if not (equals and dot and section and name) or key != key.strip() or key.startswith("-"):
-            others.append(override)
-            continue
-        try:
-            tree.setdefault(section, {})[name] = yaml_text.parse(text)
-        except ValueError:
-            problems.append(f"the value of '{shortened(override)}' is not valid YAML")
-    return tree, [*problems, *malformed(others)]
-
-
-class _Check:
+class _Check(Generic[Root]):
     """Finds every mistake of a configuration, by the place that it stands in.
 
     Args:
+        root: the kind of configuration.
         source: the place that is to be completed where something is missing.
     """
 
-    def __init__(self, source: str) -> None:
+    def __init__(self, root: type[Root], source: str) -> None:
+        self._root = root
+        self._names = Names(root)
         self._source = source
         self._problems: dict[str, list[str]] = {}
+        self._nameless: set[str] = set()  # sections whose name is none
 
-    def add(self, source: str, problem: str) -> None:
-        """Note a mistake."""
+    def _add(self, source: str, problem: str) -> None:
         self._problems.setdefault(source, []).append(problem)
 
-    def config(self, layers: Sequence[Layer]) -> Config:
+    def overrides(self, texts: Sequence[str]) -> Tree:
+        """Return the values of ``section.key=value`` texts by their keys, and note what is wrong with the others."""
+        tree: Tree = {}
+        others: list[str] = []
+        for text in texts:
+            refuse_secrets(text, where=COMMAND_LINE)
+            key, equals, value = text.partition("=")
+            if not equals or "." not in key or not all(key.split(".")) or key != key.strip() or key.startswith("-"):
+                others.append(text)
+                continue
+            try:
+                tree[key] = yaml_text.parse(value)
+            except ValueError:
+                self._add(COMMAND_LINE, f"the value of '{shortened(text)}' is not valid YAML")
+        for problem in self._names.malformed(others):
+            self._add(COMMAND_LINE, problem)
+        return tree
+
+    def config(self, layers: Sequence[Layer]) -> Root:
         """Return the configuration of some layers, the last one winning.
 
         Raises:
             UserError: with all mistakes, also those noted before.
         """
-        written: dict[str, _Written] = {}
-        for place, layer in enumerate(layers):
+        for layer in layers:
             for text in _texts(layer.tree):  # escapes in the file may have hidden it so far
                 refuse_secrets(text, where=layer.source)
-            written |= self._known_keys(place, layer)
-        values = self._values(written)
-        for rule, sentence in broken_rules(values):
-            last = max((written[key] for key in rule.keys if key in written), key=lambda one: one.place)
-            self.add(last.source, sentence)
+        form, layers = self._form(layers)
+        written: dict[str, _Written] = {}
+        for place, layer in enumerate(layers):
+            written |= {key: _Written(value, layer.source, place) for key, value in self._known(layer, form)}
+        values = self._values(written, form)
+        rules = tuple(one for section in form.sections.values() for one in section.rules)
+        for one, sentence in broken_rules(rules, values):
+            last = max((written[key] for key in one.keys if key in written), key=lambda found: found.place)
+            self._add(last.source, sentence)
         self._raise_all([layer.source for layer in layers])
-        tree: Tree = {}
-        for setting in settings():
-            tree.setdefault(setting.section, {})[setting.name] = values[setting.key]
-        return Config.model_validate(tree)
+        return self._root.model_validate(_nested(values))
 
-    def _known_keys(self, place: int, layer: Layer) -> dict[str, "_Written"]:
-        """Return what a layer sets, and note the sections and keys that do not exist."""
-        known = {setting.key for setting in settings()}
-        written = {}
-        for section, keys in layer.tree.items():
-            if section not in Config.model_fields:
-                self.add(layer.source, unknown_section(str(section)))
-                continue
-            if not isinstance(keys, dict | None):
-                self.add(layer.source, f"'{section}' is {shown(keys)}: it must be a section with keys under it")
-                continue
-            for name, value in (keys or {}).items():
-                if f"{section}.{name}" in known:
-                    written[f"{section}.{name}"] = _Written(value, layer.source, place)
-                else:
-                    self.add(layer.source, unknown_key(section, str(name)))
-        return written
+    def _form(self, layers: Sequence[Layer]) -> tuple[Form, Sequence[Layer]]:
+        """Return the form that is meant, and what of the layers is for it; note a name of a variant that is none.
 
-    def _values(self, written: dict[str, "_Written"]) -> dict[str, Any]:
+        A layer that names another variant begins its section anew: what earlier ones say there is for theirs.
+        """
+        names = {}
+        for section, variants in variant_sections(self._root).items():
+            name, begin, source = variants.default, 0, self._source
+            for place, layer in enumerate(layers):
+                for written in _names_written(layer, section):
+                    begin = place if written != name else begin
+                    name, source = written, layer.source
+            if isinstance(name, str) and name in variants.forms:
+                names[section] = name
+            else:
+                self._nameless.add(section)
+                choices = allowed({"enum": list(variants.forms)})
+                self._add(source, f"'{section}.name' is {shown(name)}: it must be {choices}")
+            layers = [_without(layer, section) if place < begin else layer for place, layer in enumerate(layers)]
+        return Form(self._root, names), layers
+
+    def _known(self, layer: Layer, form: Form) -> Iterator[tuple[str, Any]]:
+        """Yield what a layer sets, and note the sections and keys that do not exist."""
+        if layer.source != COMMAND_LINE:
+            yield from self._known_below("", layer.tree, layer.source, form)
+            return
+        for key, value in layer.tree.items():
+            if key in form.settings:
+                yield key, value
+            elif key in form.sections:
+                inner = next(setting for setting in form.settings if setting.startswith(f"{key}."))
+                self._add(layer.source, f"'{key}' is a section; set its keys, such as {inner}=VALUE")
+            else:
+                self._unknown(key, layer.source, form)
+
+    def _known_below(self, section: str, tree: Tree, source: str, form: Form) -> Iterator[tuple[str, Any]]:
+        for name, value in tree.items():
+            key = f"{section}.{name}" if section else str(name)
+            if key in form.settings and name in form.sections[section].model_fields:
+                yield key, value
+            elif key not in form.sections or name not in form.sections[section].model_fields:
+                moved = [f"{key}.{inner}" for inner in value] if isinstance(value, dict) and not section else []
+                moved = [inner for inner in moved if self._names.is_moved(inner)]
+                if "." in str(name):
+                    self._add(source, self._names.unknown_section(key, form))
+                for unknown in moved or ([] if "." in str(name) else [key]):
+                    self._unknown(unknown, source, form)
+            elif isinstance(value, dict | None):
+                yield from self._known_below(key, value or {}, source, form)
+            else:
+                self._add(source, f"'{key}' is {shown(value)}: it must be a section with keys under it")
+
+    def _unknown(self, key: str, source: str, form: Form) -> None:
+        """Note a key that the form does not have, unless its section's own name is the mistake."""
+        section = key.partition(".")[0]
+        if section in self._nameless:
+            return
+        if section in form.sections or self._names.is_moved(key):
+            self._add(source, self._names.unknown_key(key, form))
+        else:
+            self._add(source, self._names.unknown_section(section if source == COMMAND_LINE else key, form))
+
+    def _values(self, written: dict[str, "_Written"], form: Form) -> dict[str, Any]:
         """Return all values that are right, converted, and note the others and what is missing."""
         values = {}
-        for setting in settings():
-            if setting.key not in written:
+        for setting in form.settings.values():
+            if setting.key not in written or setting.key.removesuffix(".name") in self._nameless:
                 if setting.field.is_required():
-                    self.add(self._source, f"'{setting.key}' is missing; set it in the file or as {setting.key}=VALUE")
+                    self._add(self._source, f"'{setting.key}' is missing; set it in the file or as {setting.key}=VALUE")
                 else:
                     values[setting.key] = setting.field.default
                 continue
@@ -187,7 +228,7 @@ class _Check:
             try:
                 values[setting.key] = _converted(setting, one.value)
             except ValueError as error:
-                self.add(one.source, f"'{setting.key}' is {_refusal(setting, one.value, error)}")
+                self._add(one.source, f"'{setting.key}' is {_refusal(setting, one.value, error)}")
         return values
 
     def _raise_all(self, sources: Sequence[str]) -> None:
@@ -196,6 +237,32 @@ class _Check:
                  if source in self._problems}  # fmt: skip
         if lists:
             raise UserError("; ".join(f"{source}: {'; '.join(problems)}" for source, problems in lists.items()))
+
+
+def _names_written(layer: Layer, section: str) -> Iterator[Any]:
+    """Yield the key ``name`` of a section, if a layer sets it."""
+    on_command_line = layer.source == COMMAND_LINE
+    tree, key = (layer.tree, f"{section}.name") if on_command_line else (layer.tree.get(section, {}), "name")
+    if isinstance(tree, dict) and key in tree:
+        yield tree[key]
+
+
+def _without(layer: Layer, section: str) -> Layer:
+    """Return what a layer says of the other sections."""
+    kept = {key: value for key, value in layer.tree.items() if key.partition(".")[0] != section}
+    return Layer(layer.source, kept)
+
+
+def _nested(values: dict[str, Any]) -> Tree:
+    """Return values by dotted keys as a tree."""
+    tree: Tree = {}
+    for key, value in values.items():
+        *sections, name = key.split(".")
+        inner = tree
+        for section in sections:
+            inner = inner.setdefault(section, {})
+        inner[name] = value
+    return tree
 
 
 def _texts(value: Any) -> Iterator[str]:

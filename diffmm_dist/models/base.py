@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from diffmm_dist.graph.hetero import Kernel
 from diffmm_dist.parallel.random import RandomStream
 from diffmm_dist.parallel.ranges import Ownership
 from diffmm_dist.parallel.world import World
@@ -86,6 +87,11 @@ class Recommender(ABC, nn.Module):
 
     Each worker builds the model with its own rows of the tables, and with all of everything else.
     """
+
+    @property
+    def kernel(self) -> Kernel | None:
+        """The sparse kernel that it propagates with, None for a model without a graph."""
+        return None
 
     @abstractmethod
     def embeddings(self) -> tuple[Tensor, Tensor]:

@@ -4,23 +4,22 @@ The peak is the largest phase's sum of what lives at that time: reading, resumin
 Models say what they need (costs.py in each one's folder); docs/benchmarks/memory.md compares with measured runs.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from operator import attrgetter
 
 import torch
 
-from diffmm_dist.config.schema import Config
+from diffmm_dist.config.section import changed
 from diffmm_dist.data.schema import Manifest
 from diffmm_dist.errors import UserError
 from diffmm_dist.evaluation import evaluator
 from diffmm_dist.models.common import costs
 from diffmm_dist.models.common.costs import FLOAT, INT, ModelMemory, Parts, Share
-from diffmm_dist.models.diffmm import costs as diffmm
-from diffmm_dist.models.lightgcn import costs as lightgcn
-from diffmm_dist.models.popularity import costs as popularity
+from diffmm_dist.models.recipe import Needs
 from diffmm_dist.monitoring.timing import status_kib
-from diffmm_dist.train.build import contrast_settings, diffusion_settings, item_shards
+from diffmm_dist.train.build import model_entry
+from diffmm_dist.train.config import Config
 
 GIB = 2**30
 _LATER_BYTES = 96 << 20  # optimisers, TensorBoard, threads and their buffers: loaded after the estimate, measured
@@ -94,7 +93,7 @@ def estimate(config: Config, manifest: Manifest, *, num_workers: int, program: i
         held_out=manifest.num_interactions("valid") + manifest.num_interactions("test"),
         num_workers=num_workers,
     )
-    memory = _MODELS[config.model.name](config, manifest, share)
+    memory = model_entry(config).memory(config.model, _needs(config, manifest, share))
     features = {name: size for name, size in memory.kept.items() if name == "features"}
     reading = {"interactions": (share.interactions + share.held_out) * _READ_INTS * INT}
     phases = {
@@ -125,7 +124,7 @@ def _with_program(phase: str, parts: Parts, program: int, kept: int) -> Parts:
 
 
 def _may_use_dgl(config: Config) -> bool:
-    return config.graph.kernel != "csr" and config.model.name != "popularity"
+    return config.graph.kernel != "csr" and model_entry(config).propagates
 
 
 def _ranking(config: Config, manifest: Manifest, share: Share, memory: ModelMemory) -> Parts:
@@ -141,48 +140,15 @@ def _ranking(config: Config, manifest: Manifest, share: Share, memory: ModelMemo
     return {"embeddings": rows, "masks": masks, "scores": int(ranked * block * _SCORE_ARRAYS * FLOAT), "lists": lists}
 
 
-def _diffmm(config: Config, manifest: Manifest, share: Share) -> ModelMemory:
+def _needs(config: Config, manifest: Manifest, share: Share) -> Needs:
     used = config.data.modalities or tuple(manifest.modalities)  # names that are none are refused when data are read
-    names = [name for name in manifest.modalities if name in used]
-    projection = config.model.modality_projection
-    kinds = [projection if isinstance(projection, str) else projection.get(name, "affine") for name in names]
-    denoising = diffmm.Denoising(
-        widths=[manifest.modalities[name].width for name in names],
-        matrix_projections=kinds.count("matrix"),
-        item_shards=item_shards(config, num_items=share.num_items, num_workers=share.num_workers),
+    return Needs(
+        share,
+        widths={name: entry.width for name, entry in manifest.modalities.items() if name in used},
         batch_size=config.train.batch_size,
         rounded=config.train.precision == "bfloat16",
-    )
-    return diffmm.memory(
-        share,
-        denoising,
-        diffusion_settings(config),
-        contrast_settings(config),
-        embedding_dim=config.model.embedding_dim,
-        num_layers=config.model.num_layers,
         dgl=_may_use_dgl(config),
     )
-
-
-def _lightgcn(config: Config, _: Manifest, share: Share) -> ModelMemory:
-    return lightgcn.memory(
-        share,
-        embedding_dim=config.model.embedding_dim,
-        num_layers=config.model.num_layers,
-        batch_size=config.train.batch_size,
-        dgl=_may_use_dgl(config),
-    )
-
-
-def _popularity(_: Config, __: Manifest, share: Share) -> ModelMemory:
-    return popularity.memory(share)
-
-
-_MODELS: Mapping[str, Callable[[Config, Manifest, Share], ModelMemory]] = {
-    "diffmm": _diffmm,
-    "lightgcn": _lightgcn,
-    "popularity": _popularity,
-}
 
 
 def check_memory(
@@ -237,18 +203,10 @@ _LEAST_SAVED = 0.02
 
 def _smaller(config: Config) -> Iterator[tuple[str, Config]]:
     """Yield each setting that sizes something, as text, and the configuration with its smallest value."""
-    smallest: dict[str, dict[str, Any]] = {
-        "model": {"embedding_dim": 1, "num_layers": 0},
-        "diffusion": {"denoiser_hidden_dims": (1,) * len(config.diffusion.denoiser_hidden_dims), "rebuild_topk": 1},
-        "denoiser": {"products": "gram"},
-        "contrast": {"negatives": "batch"},
-        "train": {"batch_size": 1},
-        "eval": {"batch_size": 1, "k": (1,)},
-    }
-    for section, values in smallest.items():
-        for key, value in values.items():
-            before = getattr(getattr(config, section), key)
-            if before != value:
-                part = getattr(config, section).model_copy(update={key: value})
-                text = list(before) if isinstance(before, tuple) else before
-                yield f"{section}.{key}={text}", config.model_copy(update={section: part})
+    of_model = model_entry(config).smallest(config.model)
+    smallest = {f"model.{key}": value for key, value in of_model.items()}
+    smallest |= {"train.batch_size": 1, "eval.batch_size": 1, "eval.k": (1,)}
+    for key, value in smallest.items():
+        before = attrgetter(key)(config)
+        if before != value:
+            yield f"{key}={list(before) if isinstance(before, tuple) else before}", changed(config, {key: value})

@@ -1,7 +1,7 @@
 """A run in this process."""
 
-from diffmm_dist.config.schema import Config
 from diffmm_dist.errors import StoppedEarlyError
+from diffmm_dist.train.config import Config
 from diffmm_dist.train.run_folder import RunFolder
 from diffmm_dist.train.run_records import Result
 from diffmm_dist.train.signals import StopSignals

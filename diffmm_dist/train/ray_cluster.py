@@ -11,7 +11,6 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, cast
 
-from diffmm_dist.config.schema import ClusterConfig
 from diffmm_dist.errors import StoppedEarlyError, UserError, one_line
 from diffmm_dist.monitoring.log import logger
 from diffmm_dist.train.cluster_room import (
@@ -29,6 +28,7 @@ from diffmm_dist.train.cluster_room import (
     request_for,
     waiting,
 )
+from diffmm_dist.train.config import ClusterConfig
 from diffmm_dist.train.private_places import private_places
 from diffmm_dist.train.signals import at_once
 

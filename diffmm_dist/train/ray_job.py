@@ -9,14 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from diffmm_dist import cores, storage
-from diffmm_dist.config.load import config_from_tree
-from diffmm_dist.config.schema import Config
 from diffmm_dist.errors import StoppedEarlyError, StoppedError, TakenOverError, UserError, system_sentence
 from diffmm_dist.monitoring.log import set_up_logging
 from diffmm_dist.monitoring.recorder import Recorder
 from diffmm_dist.staging import scratch_folder
 from diffmm_dist.train.build import open_dataset
 from diffmm_dist.train.cluster_room import Request
+from diffmm_dist.train.config import Config, config_from_tree
 from diffmm_dist.train.ray_cluster import is_local, ray_cluster, room_for
 from diffmm_dist.train.run_folder import RunFolder
 from diffmm_dist.train.run_records import Result

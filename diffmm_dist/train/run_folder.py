@@ -9,15 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from diffmm_dist import __version__, storage
-from diffmm_dist.config.load import config_from_text
 from diffmm_dist.config.render import flatten, to_yaml
-from diffmm_dist.config.schema import Config
 from diffmm_dist.errors import DamagedError, TakenOverError, UserError, one_line
 from diffmm_dist.graph.hetero import Kernel
 from diffmm_dist.monitoring.jsonl import LARGEST_METRICS, read_jsonl
 from diffmm_dist.records import RunId, new_run_id, run_of_text, sealed_text
 from diffmm_dist.staging import is_partial, scratch_folder
 from diffmm_dist.train.checkpoint_names import complete_checkpoints, remove_incomplete
+from diffmm_dist.train.config import Config, config_from_text
 from diffmm_dist.train.lease import LEASE_S, LeaseLock
 from diffmm_dist.train.lock import FileLock, RunLock
 from diffmm_dist.train.run_records import Identity, Result
@@ -47,9 +46,11 @@ def blocking_differences(old: Config, new: Config) -> list[str]:
     """
     before, after = flatten(old), flatten(new)
     return [
-        f"{key} is {after[key]!r} but the run has {before[key]!r}"
-        for key in after
-        if before[key] != after[key] and key not in RESUMABLE_KEYS and key.split(".")[0] not in RESUMABLE_SECTIONS
+        f"{key} is {after.get(key, 'not there')!r} but the run has {before.get(key, 'none')!r}"
+        for key in dict.fromkeys([*after, *before])
+        if before.get(key) != after.get(key)
+        and key not in RESUMABLE_KEYS
+        and key.split(".")[0] not in RESUMABLE_SECTIONS
     ]
 
 

@@ -8,10 +8,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from diffmm_dist.config.load import load_config
 from diffmm_dist.errors import StoppedEarlyError, UserError, one_line
 from diffmm_dist.monitoring.log import logger
 from diffmm_dist.storage import is_remote
+from diffmm_dist.train.config import load_config
 from diffmm_dist.train.private_places import check_token
 
 # Data, results, history and what tools leave behind; in the form of .gitignore, as Ray wants it.

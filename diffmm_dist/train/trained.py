@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from diffmm_dist.config.schema import Config, GraphConfig
 from diffmm_dist.data.dataset import Dataset
 from diffmm_dist.data.training import TrainingData
 from diffmm_dist.errors import DamagedError, UserError
@@ -12,6 +11,7 @@ from diffmm_dist.parallel.world import World
 from diffmm_dist.train.build import build_evaluation, build_recipe, choose_device, load_training_data, open_dataset
 from diffmm_dist.train.checkpoint import Checkpoints
 from diffmm_dist.train.clip import clipped
+from diffmm_dist.train.config import Config, GraphConfig
 from diffmm_dist.train.run_folder import RESULT, RunFolder
 from diffmm_dist.train.selection import Evaluation
 from diffmm_dist.train.state import Best, is_of_model, load_model

@@ -11,11 +11,11 @@ from typing import Any
 import pyarrow as pa
 import torch
 
-from diffmm_dist.config.schema import Config, GraphConfig
 from diffmm_dist.cores import Threads, choose_threads, usable_cores
 from diffmm_dist.data.dataset import Dataset
 from diffmm_dist.data.training import TrainingData
 from diffmm_dist.errors import StoppedError, TakenOverError, UserError
+from diffmm_dist.models.recipe import Recipe
 from diffmm_dist.monitoring.jsonl import JsonlRecorder
 from diffmm_dist.monitoring.log import logger
 from diffmm_dist.monitoring.progress import ProgressBar
@@ -26,7 +26,6 @@ from diffmm_dist.parallel.world import World
 from diffmm_dist.train.allocator import give_back_freed_memory, keep_freed_memory
 from diffmm_dist.train.available import available_memory
 from diffmm_dist.train.build import (
-    Recipe,
     build_evaluation,
     build_recipe,
     choose_device,
@@ -36,6 +35,7 @@ from diffmm_dist.train.build import (
 )
 from diffmm_dist.train.checkpoint import Checkpoints, Writer
 from diffmm_dist.train.clip import clipped
+from diffmm_dist.train.config import Config, GraphConfig
 from diffmm_dist.train.estimate import check_memory, program_bytes
 from diffmm_dist.train.loop import TrainingRun, train
 from diffmm_dist.train.restore import restore
@@ -261,8 +261,8 @@ def _build(folder: RunFolder, config: Config, data: TrainingData) -> Recipe:
     if config.graph.kernel == "auto" and chosen is not None:
         config = config.model_copy(update={"graph": GraphConfig(kernel=chosen)})
     recipe = build_recipe(config, data, device=world.device)
-    if recipe.kernel is not None and chosen is None:
-        on_first(partial(folder.remember_kernel, recipe.kernel), world)
+    if recipe.model.kernel is not None and chosen is None:
+        on_first(partial(folder.remember_kernel, recipe.model.kernel), world)
     return recipe
 
 

@@ -32,12 +32,15 @@ def dataset(tmp_path_factory):
 
 
 SETTINGS = {
-    "main anchor": {"contrast": {"contrastive_anchor": "main"}},
-    "denoisers spread over the items": {"denoiser": {"sharding": "items", "noise": "hidden"}},
+    "main anchor": {"model": {"contrast": {"contrastive_anchor": "main"}}},
+    "denoisers spread over the items": {"model": {"denoiser": {"sharding": "items", "noise": "hidden"}}},
     "modal anchor in the batch": {
-        "contrast": {"contrastive_anchor": "modal", "negatives": "batch", "max_nodes": 20},
-        "diffusion": {"rebuild_topk": 3, "denoiser_hidden_dims": [6, 4]},
-        "model": {"num_layers": 2, "embedding_dim": 8},
+        "model": {
+            "num_layers": 2,
+            "embedding_dim": 8,
+            "contrast": {"contrastive_anchor": "modal", "negatives": "batch", "max_nodes": 20},
+            "diffusion": {"rebuild_topk": 3, "denoiser_hidden_dims": [6, 4]},
+        },
         "train": {"batch_size": 64},  # two rows of two workers
     },
 }

@@ -11,7 +11,7 @@ import torch
 
 from diffmm_dist.errors import LostWorkerError, StoppedError, TakenOverError, UserError
 from diffmm_dist.models.diffmm import phases
-from diffmm_dist.train.build import item_shards
+from diffmm_dist.models.diffmm.recipe import item_shards
 from diffmm_dist.train.worker import run_worker
 from tests.support.builders import checkpoint_tensors, metrics_of, small_config, synthetic_dataset
 from tests.support.damage import flip
@@ -20,11 +20,15 @@ from tests.support.workers import on_workers
 MODELS = {
     "diffmm": {"model": {"name": "diffmm"}},
     "diffmm, modal anchor": {
-        "model": {"name": "diffmm", "num_layers": 2, "modality_projection": "affine"},
-        "diffusion": {"rebuild_topk": 3, "edge_keep_prob": 1.0},
-        "contrast": {"contrastive_anchor": "modal", "negatives": "batch", "max_nodes": 25},
+        "model": {
+            "name": "diffmm",
+            "num_layers": 2,
+            "modality_projection": "affine",
+            "diffusion": {"rebuild_topk": 3, "edge_keep_prob": 1.0},
+            "contrast": {"contrastive_anchor": "modal", "negatives": "batch", "max_nodes": 25},
+        },
     },
-    "diffmm, denoisers spread over the items": {"denoiser": {"sharding": "items", "noise": "hidden"}},
+    "diffmm, denoisers spread over the items": {"model": {"denoiser": {"sharding": "items", "noise": "hidden"}}},
     "lightgcn": {"model": {"name": "lightgcn", "num_layers": 2}},
     "popularity": {"model": {"name": "popularity"}},
 }
@@ -58,7 +62,12 @@ def result_of(run):
 
 def test_small_runs_use_every_shape_of_mesh(dataset, tmp_path):
     config = small_config(dataset, tmp_path, train={"batch_size": 64})
-    assert [item_shards(config, num_items=60, num_workers=size) for size in (1, 2, 3, 4)] == [1, 1, 1, 2]
+    assert [item_shards(config.model, batch_size=64, num_items=60, num_workers=size) for size in (1, 2, 3, 4)] == [
+        1,
+        1,
+        1,
+        2,
+    ]
 
 
 def test_any_number_of_workers_gives_the_same_curves(dataset, tmp_path):

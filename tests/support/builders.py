@@ -9,7 +9,6 @@ import numpy as np
 import torch
 import yaml
 
-from diffmm_dist.config.schema import Config
 from diffmm_dist.data.synthetic import SyntheticSpec, generate
 from diffmm_dist.data.training import TrainingData
 from diffmm_dist.diffusion.schedule import DiffusionSchedule
@@ -21,6 +20,7 @@ from diffmm_dist.parallel.shard import Shard
 from diffmm_dist.parallel.world import World
 from diffmm_dist.sparse import CSR
 from diffmm_dist.train.checkpoint import Checkpoints
+from diffmm_dist.train.config import Config
 from diffmm_dist.train.run_folder import RunFolder
 from diffmm_dist.train.state import Cursor, Progress
 from diffmm_dist.train.worker import run_worker
@@ -29,8 +29,7 @@ ROOT = Path(__file__).parents[2]
 
 # A whole DiffMM run in seconds.
 SMALL = {
-    "model": {"embedding_dim": 8},
-    "diffusion": {"denoiser_hidden_dims": [16]},
+    "model": {"name": "diffmm", "embedding_dim": 8, "diffusion": {"denoiser_hidden_dims": [16]}},
     "train": {"epochs": 3, "batch_size": 64, "learning_rate": 0.01},
     "eval": {"k": [5, 20], "batch_size": 32},
     "cluster": {"threads_per_worker": 1},
@@ -94,13 +93,22 @@ def synthetic_dataset(path, users=60, items=40, interactions=600, modalities=Non
 def small_config(data_path, run_path, **sections):
     """A configuration of a run in seconds; sections override single keys."""
     tree = {**SMALL, "data": {"path": str(data_path)}, "run": {"path": str(run_path)}}
-    return Config.model_validate(
-        {name: {**tree.get(name, {}), **sections.get(name, {})} for name in {*tree, *sections}}
-    )
+    return Config.model_validate(merged(tree, sections))
+
+
+def merged(tree, more):
+    """A tree of settings with others, key by key; another model brings its own, of which only the width is given."""
+    if more.get("name", tree.get("name")) != tree.get("name"):
+        tree = {"embedding_dim": tree["embedding_dim"]} if more["name"] != "popularity" else {}
+    both = {**tree, **more}
+    return {
+        key: merged(tree[key], value) if isinstance(value, dict) and isinstance(tree.get(key), dict) else value
+        for key, value in both.items()
+    }
 
 
 def write_config(path, **sections):
-    tree = {name: {**SMALL.get(name, {}), **sections.get(name, {})} for name in {*SMALL, *sections}}
+    tree = merged(SMALL, sections)
     # Runs whose bits are compared must not choose a kernel by what was faster at the time.
     tree.setdefault("graph", {"kernel": "csr"})
     Path(path).write_text(yaml.safe_dump(tree))

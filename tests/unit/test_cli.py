@@ -143,13 +143,13 @@ def test_config_commands(run_cli, config):
     _, out, _ = run_cli("config", "show", "--config", config, "model.embedding_dim=4")
     assert "embedding_dim: 4" in out
     _, out, _ = run_cli("config", "reference")
-    assert "## diffusion" in out
+    assert "### model.diffusion, for diffmm" in out
 
 
 BAD_CONFIGS = {
     "misspelt": (["model.embeding_dim=3"], "did you mean 'embedding_dim'"),
     "several": (["model.embeding_dim=3", "train.epochs=0", "x.y=1"], "embeding_dim", "train.epochs", "unknown key 'x'"),
-    "out of range": (["diffusion.edge_keep_prob=2"], "'diffusion.edge_keep_prob' is 2"),
+    "out of range": (["model.diffusion.edge_keep_prob=2"], "'model.diffusion.edge_keep_prob' is 2"),
     "no dataset": (["data.path=/nowhere"], "dataset /nowhere does not exist", "`prepare`"),
     "unknown modality": (["data.modalities=[visul]"], "no modality 'visul'; did you mean 'visual'?"),
     "projection": (["model.modality_projection={visual: matrix}"], "name each of them once"),

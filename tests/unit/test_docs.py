@@ -11,13 +11,13 @@ import typer
 import yaml
 
 from diffmm_dist.cli import app
-from diffmm_dist.config.load import load_config
-from diffmm_dist.config.names import settings
-from diffmm_dist.config.schema import Config
+from diffmm_dist.config.form import every_form
 from diffmm_dist.errors import UserError
+from diffmm_dist.train.config import Config, load_config
 from tests.support.builders import ROOT
 
 PACKAGE = ROOT / "diffmm_dist"
+SETTINGS = {key for _, form in every_form(Config) for key in (*form.sections, *form.settings)}
 PAGES = [
     ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "cluster" / "README.md", *sorted((ROOT / "docs").glob("*.md")),
     *sorted((PACKAGE / "models").glob("*/README.md")),
@@ -57,7 +57,7 @@ def words_of_the_sources():
                       if isinstance(getattr(node, field, None), str)}  # fmt: skip
             if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in docstrings:
                 found |= set(re.findall(r"\w+", node.value))
-    names = {setting.name for setting in settings()} | set(Config.model_fields)
+    names = {part for key in SETTINGS for part in key.split(".")}
     files = {part for path in tree_of_the_project() for part in re.split(r"[/.]", path)}
     return found | names | files | set(re.findall(r"\w+", (ROOT / "pyproject.toml").read_text()))
 
@@ -124,7 +124,7 @@ def mistake_of_setting(text):
     section, _, name = key.partition(".")
     if section not in Config.model_fields or not name or name in ("py", "json", "md", "yaml", "svg"):
         return None
-    if key not in {setting.key for setting in settings()}:
+    if key not in SETTINGS:
         module = key.replace(".", "/").rpartition("/")[0]  # of data.batches.EpochBatches
         return None if "/" in module and exists(module) else f"no setting {key}"
     if not equals or re.fullmatch(r"(s3://)?[A-Z/]+", value):

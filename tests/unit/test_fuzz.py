@@ -16,7 +16,6 @@ import scipy.sparse as sp
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from diffmm_dist.config.load import config_from_text, load_config
 from diffmm_dist.data.dataset import Dataset
 from diffmm_dist.data.importers.arrays import open_rows
 from diffmm_dist.data.importers.arrow_tables import Table
@@ -26,6 +25,7 @@ from diffmm_dist.monitoring.jsonl import JsonlRecorder, read_jsonl
 from diffmm_dist.safe_text import message, refuse_secrets, without_secrets
 from diffmm_dist.storage import read_record
 from diffmm_dist.train.checkpoint_reading import State
+from diffmm_dist.train.config import config_from_text, load_config
 from diffmm_dist.train.run_records import Result
 from tests.support.builders import ROOT, RUN_ID, synthetic_dataset
 

@@ -6,10 +6,10 @@ import stat
 import pytest
 
 from diffmm_dist import storage
-from diffmm_dist.config.load import load_config
 from diffmm_dist.data.dataset import Dataset
 from diffmm_dist.errors import UserError
 from diffmm_dist.places import settle
+from diffmm_dist.train.config import load_config
 from diffmm_dist.train.submit import job_command
 from tests.support.builders import published_folder, synthetic_dataset, write_config
 

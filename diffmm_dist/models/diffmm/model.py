@@ -17,7 +17,7 @@ from diffmm_dist.diffusion.denoiser import Denoiser
 from diffmm_dist.diffusion.output import Products
 from diffmm_dist.diffusion.schedule import DiffusionSchedule
 from diffmm_dist.errors import UserError
-from diffmm_dist.graph.hetero import REAL, HeteroGraph
+from diffmm_dist.graph.hetero import REAL, HeteroGraph, Kernel
 from diffmm_dist.graph.propagate import Rows, propagate, propagate_tables, propagate_to_users, sum_of_layers
 from diffmm_dist.graph.relation import Relation
 from diffmm_dist.models.common.projection import PROJECTIONS
@@ -134,6 +134,11 @@ class DiffMM(EmbeddingTables):
         )
         denoiser.initialize(stream)
         return denoiser
+
+    @property
+    def kernel(self) -> Kernel:
+        """The graph's kernel."""
+        return self.graph.kernel
 
     def row_owners(self) -> dict[str, Ownership]:
         """Return the owners of the ID tables, of the generated edges, and of denoisers that are spread over workers."""

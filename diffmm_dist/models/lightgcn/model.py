@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from diffmm_dist.data.training import TrainingData
-from diffmm_dist.graph.hetero import HeteroGraph
+from diffmm_dist.graph.hetero import HeteroGraph, Kernel
 from diffmm_dist.graph.propagate import sum_of_layers
 from diffmm_dist.models.common.tables import EmbeddingTables
 
@@ -26,6 +26,11 @@ class LightGCN(EmbeddingTables):
         super().__init__(data.shard, seed=seed, embedding_dim=embedding_dim)
         self.graph = graph
         self._num_layers = num_layers
+
+    @property
+    def kernel(self) -> Kernel:
+        """The graph's kernel."""
+        return self.graph.kernel
 
     def forward(self) -> tuple[Tensor, Tensor]:
         """Return the final embeddings of own users and own items."""

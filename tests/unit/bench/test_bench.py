@@ -71,11 +71,11 @@ def test_seeds_are_trained_and_reported(tmp_path):
     assert f"`bench.json`: `{document['command']}`" in page
     elbo = [r["losses"]["denoise/elbo_visual"] for r in document["runs"]]
     assert f"| denoise/elbo_visual | diffmm | validation | {(elbo[0][0] + elbo[1][0]) / 2:.4g} |" in page
-    document["config"]["denoiser"]["noise"] = "hidden"
+    document["config"]["model"]["denoiser"]["noise"] = "hidden"
     (tmp_path / "hidden.json").write_text(json.dumps(document))
     both = markdown([str(out), str(tmp_path / "hidden.json")])
-    assert "| diffmm, denoiser.noise=exact | validation |" in both
-    assert "| diffmm, denoiser.noise=hidden | validation |" in both
+    assert "| diffmm, model.denoiser.noise=exact | validation |" in both
+    assert "| diffmm, model.denoiser.noise=hidden | validation |" in both
     (tmp_path / "other.json").write_text("{}")
     with pytest.raises(UserError, match=r"other\.json is damaged .* give a file written by a `bench` command"):
         markdown([str(tmp_path / "other.json")])
@@ -103,8 +103,7 @@ def test_gpu_prediction_counts_operations_and_bytes(tmp_path):
     config = small_config(
         dataset.uri,
         "run",
-        diffusion={"denoiser_hidden_dims": [30]},
-        denoiser={"products": "direct"},
+        model={"diffusion": {"denoiser_hidden_dims": [30]}, "denoiser": {"products": "direct"}},
         train={"batch_size": 64},
     )
     sent = {"denoiser": 1000, "propagation": 500, "contrast": 100}
@@ -118,7 +117,12 @@ def test_gpu_prediction_counts_operations_and_bytes(tmp_path):
     assert four["recommend"].sent_bytes == steps * 600
     assert one["recommend"].exchanges == 0 < four["recommend"].exchanges
     hidden = small_config(
-        dataset.uri, "run", diffusion={"denoiser_hidden_dims": [30]}, denoiser={"products": "gram", "noise": "hidden"}
+        dataset.uri,
+        "run",
+        model={
+            "diffusion": {"denoiser_hidden_dims": [30]},
+            "denoiser": {"products": "gram", "noise": "hidden"},
+        },
     )
     work = epoch_work(hidden, dataset, 1, sent)["denoise"]
     steps = -(-100 // hidden.train.batch_size)

@@ -2,9 +2,9 @@ from pathlib import Path
 
 import pytest
 
-from diffmm_dist.config.load import config_from_tree, load_config
-from diffmm_dist.config.render import reference_markdown, to_yaml
+from diffmm_dist.config.render import to_yaml
 from diffmm_dist.errors import UserError
+from diffmm_dist.train.config import config_from_tree, load_config, reference_markdown
 from tests.support.builders import ROOT
 
 NEEDED = ["data.path=d", "run.path=r"]
@@ -32,23 +32,29 @@ def test_what_is_shown_reads_back():
     [
         (["model.embeding_dim=3"], "unknown key 'model.embeding_dim'; did you mean 'embedding_dim'?"),
         (["modle.num_layers=3"], "unknown key 'modle'; did you mean 'model'?"),
-        (["diffusion.learning_rate=1"], "unknown key 'diffusion.learning_rate'; did you mean 'train.learning_rate'?"),
+        (
+            ["model.diffusion.learning_rate=1"],
+            "unknown key 'model.diffusion.learning_rate'; did you mean 'train.learning_rate'?",
+        ),
         (["train.epochs=0"], "'train.epochs' is 0: it must be a whole number from 1 to 1000000000"),
         (
-            ["contrast.temperature=0.001"],
-            "'contrast.temperature' is 0.001: it must be a finite number of at least 0.03",
+            ["model.contrast.temperature=0.001"],
+            "'model.contrast.temperature' is 0.001: it must be a finite number of at least 0.03",
         ),
         (["train.learning_rate=.nan"], "'train.learning_rate' is nan"),
         (
-            ["diffusion.edge_keep_prob=1.5"],
-            "'diffusion.edge_keep_prob' is 1.5: it must be a finite number from 0 to 1",
+            ["model.diffusion.edge_keep_prob=1.5"],
+            "'model.diffusion.edge_keep_prob' is 1.5: it must be a finite number from 0 to 1",
         ),
-        (["diffusion.denoiser_hidden_dims=[]"], "'diffusion.denoiser_hidden_dims' is []"),
+        (["model.diffusion.denoiser_hidden_dims=[]"], "'model.diffusion.denoiser_hidden_dims' is []"),
         (["model.name=difmm"], "'model.name' is 'difmm': it must be 'diffmm', 'lightgcn' or 'popularity'"),
         (["eval.metric=recall@7"], "eval.metric 'recall@7' is not measured with eval.k"),
-        (["diffusion.noise_min=0.5"], "diffusion.noise_min 0.5 is above diffusion.noise_max 0.02"),
-        (["diffusion.sampling_steps=9"], "diffusion.sampling_steps 9 exceeds diffusion.num_timesteps 5"),
-        (["diffusion.noise_scale=60"], "must stay below 1"),
+        (["model.diffusion.noise_min=0.5"], "model.diffusion.noise_min 0.5 is above model.diffusion.noise_max 0.02"),
+        (
+            ["model.diffusion.sampling_steps=9"],
+            "model.diffusion.sampling_steps 9 exceeds model.diffusion.num_timesteps 5",
+        ),
+        (["model.diffusion.noise_scale=60"], "must stay below 1"),
         (["train.epochs"], "'train.epochs' is not of the form section.key=value"),
         (["train.epochs=[1"], "the value of 'train.epochs=[1' is not valid YAML"),
         (["train.batch_size=99999999999999999999"], "it must be a whole number from 1 to 1000000000"),
@@ -70,11 +76,11 @@ def test_all_errors_come_at_once():
         load_config(
             None,
             ["model.embeding_dim=3", "train.epochs=-1", "x=1", "data.path=d", "eval.metric=best",
-             "diffusion.noise_min=0.5", "diffusion.sampling_steps=9"],
+             "model.diffusion.noise_min=0.5", "model.diffusion.sampling_steps=9"],
         )  # fmt: skip
     for part in (
         "model.embeding_dim", "train.epochs", "'x=1'", "'run.path' is missing", "eval.metric 'best'",
-        "diffusion.noise_min 0.5", "diffusion.sampling_steps 9",
+        "model.diffusion.noise_min 0.5", "model.diffusion.sampling_steps 9",
     ):  # fmt: skip
         assert part in str(error.value)
 
@@ -127,10 +133,15 @@ PUBLISHED = {
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_published_settings(name):
     c = load_config(Path(ROOT) / "configs" / "diffmm" / f"{name}.yaml")
+    m = c.model
     assert PUBLISHED[name] == (
-        c.train.l2_weight, c.contrast.contrastive_weight, c.contrast.temperature, c.model.modality_projection,
-        c.contrast.contrastive_anchor, c.diffusion.signal_weight, c.diffusion.edge_keep_prob, c.model.residual_weight,
+        c.train.l2_weight, m.contrast.contrastive_weight, m.contrast.temperature, m.modality_projection,
+        m.contrast.contrastive_anchor, m.diffusion.signal_weight, m.diffusion.edge_keep_prob, m.residual_weight,
     )  # fmt: skip
-    assert (c.model.modal_graph_weight, c.model.embedding_dim, c.model.num_layers) == (0.2, 64, 1)
-    assert (c.diffusion.num_timesteps, c.diffusion.rebuild_topk, c.diffusion.denoiser_hidden_dims) == (5, 1, (1000,))
+    assert (m.modal_graph_weight, m.embedding_dim, m.num_layers) == (0.2, 64, 1)
+    assert (
+        m.diffusion.num_timesteps,
+        m.diffusion.rebuild_topk,
+        m.diffusion.denoiser_hidden_dims,
+    ) == (5, 1, (1000,))
     assert (c.train.epochs, c.train.batch_size, c.train.learning_rate, c.run.seed) == (50, 1024, 1e-3, 421)

@@ -2,13 +2,14 @@
 
 import math
 import re
+from operator import attrgetter
 
 import pytest
 
-from diffmm_dist.config.load import config_from_text, load_config
-from diffmm_dist.config.names import settings
-from diffmm_dist.config.schema import RULES, Config, TrainConfig
+from diffmm_dist.config.form import Form, every_form
+from diffmm_dist.config.section import all_rules
 from diffmm_dist.errors import UserError
+from diffmm_dist.train.config import Config, TrainConfig, config_from_text, load_config
 
 NEEDED = ["data.path=d", "run.path=r"]
 JARGON = re.compile(
@@ -30,9 +31,9 @@ def message(overrides, path=None):
     return str(error.value)
 
 
-def refused(key, text):
+def refused(key, text, *more):
     """The message about one value, None where it is taken."""
-    others = [setting for setting in NEEDED if not setting.startswith(f"{key}=")]
+    others = [setting for setting in (*NEEDED, *more) if not setting.startswith(f"{key}=")]
     try:
         load_config(None, [*others, f"{key}={text}"])
     except UserError as error:
@@ -40,12 +41,16 @@ def refused(key, text):
     return None
 
 
-@pytest.mark.parametrize("key", [setting.key for setting in settings()])
-def test_a_wrong_value_of_any_kind_is_told_in_plain_words(key):
+KEYS = [(model, key) for model, form in every_form(Config) for key in form.settings if key != "model.name"]
+SHARED = {key for key in Form(Config).settings if not key.startswith("model.")}
+
+
+@pytest.mark.parametrize(("model", "key"), [one for one in KEYS if one[0] == "diffmm" or one[1] not in SHARED])
+def test_a_wrong_value_of_any_kind_is_told_in_plain_words(model, key):
     for kind, value in WRONG.items():
-        text = refused(key, value)
+        text = refused(key, value, f"model.name={model}")
         if text is None:
-            assert_taken_rightly(key, kind)
+            assert_taken_rightly(model, key, kind)
             continue
         assert text.startswith("command line: ")
         assert text.count(key) == 1, "one mistake of a key, told once"
@@ -54,10 +59,9 @@ def test_a_wrong_value_of_any_kind_is_told_in_plain_words(key):
         assert len(text) < 400
 
 
-def assert_taken_rightly(key, kind):
+def assert_taken_rightly(model, key, kind):
     """What is taken is of the kind that its setting holds, never another kind turned into it."""
-    section, name = key.split(".")
-    value = getattr(getattr(load_config(None, [*NEEDED, f"{key}={WRONG[kind]}"]), section), name)
+    value = attrgetter(key)(load_config(None, [*NEEDED, f"model.name={model}", f"{key}={WRONG[kind]}"]))
     expected = {
         "null": lambda: value is None, "empty list": lambda: value == (), "text": lambda: value == "abc",
         "long text": lambda: value == "x" * 5000, "true": lambda: value is True, "map": lambda: value == {"a": 1},
@@ -95,13 +99,13 @@ KINDS = {
     "unknown key": ("model.embeding_dim=3", "unknown key 'model.embeding_dim'"),
     "unknown section": ("modle.name=x", "unknown key 'modle'"),
     "type": ("train.batch_size=many", "'train.batch_size' is 'many'"),
-    "range": ("diffusion.edge_keep_prob=2", "'diffusion.edge_keep_prob' is 2"),
+    "range": ("model.diffusion.edge_keep_prob=2", "'model.diffusion.edge_keep_prob' is 2"),
     "choice": ("graph.kernel=cuda", "'graph.kernel' is 'cuda'"),
     "one setting's rule": ("data.modalities=[a, a]", "data.modalities names one of a, a twice"),
     "metric": ("eval.metric=recall@7", "eval.metric 'recall@7'"),
-    "rule inside a section": ("diffusion.noise_min=0.5", "diffusion.noise_min 0.5 is above"),
-    "another of that section": ("diffusion.sampling_steps=9", "diffusion.sampling_steps 9 exceeds"),
-    "rule across sections": ("denoiser.noise=hidden", "denoiser.noise=hidden cannot be had"),
+    "rule inside a section": ("model.diffusion.noise_min=0.5", "model.diffusion.noise_min 0.5 is above"),
+    "another of that section": ("model.diffusion.sampling_steps=9", "model.diffusion.sampling_steps 9 exceeds"),
+    "rule across sections": ("model.denoiser.noise=hidden", "model.denoiser.noise=hidden cannot be had"),
     "pair": ("cluster.num_workers=[4, 1]", "cluster.num_workers=[4, 1] must give the fewest first"),
     "no value": ("checkpoint.keep", "'checkpoint.keep"),
     "no section": ("epochs=5", "'epochs=5' is not of the form"),
@@ -111,7 +115,7 @@ KINDS = {
 
 
 def test_mistakes_of_all_kinds_come_in_one_list():
-    overrides = ["data.path=d", "diffusion.normalize_input=true", *(one for one, _ in KINDS.values() if one)]
+    overrides = ["data.path=d", "model.diffusion.normalize_input=true", *(one for one, _ in KINDS.values() if one)]
     text = message(overrides)
     for kind, (_, part) in KINDS.items():
         assert part in text, kind
@@ -121,7 +125,7 @@ def test_mistakes_of_all_kinds_come_in_one_list():
 @pytest.mark.parametrize("first", KINDS)
 @pytest.mark.parametrize("second", KINDS)
 def test_any_two_kinds_of_mistakes_come_together(first, second):
-    overrides = ["data.path=d", "diffusion.normalize_input=true"]
+    overrides = ["data.path=d", "model.diffusion.normalize_input=true"]
     overrides += [one for kind in (first, second) if (one := KINDS[kind][0])]
     overrides += [] if "missing" in (first, second) else ["run.path=r"]
     text = message(overrides)
@@ -133,13 +137,13 @@ def test_any_two_kinds_of_mistakes_come_together(first, second):
     ("wrong", "silent"),
     [
         ("eval.k=0", "eval.metric"),
-        ("diffusion.noise_max=x", "noise_min"),
-        ("diffusion.num_timesteps=0", "sampling_steps"),
-        ("denoiser.noise=loud", "normalize_input"),
+        ("model.diffusion.noise_max=x", "noise_min"),
+        ("model.diffusion.num_timesteps=0", "sampling_steps"),
+        ("model.denoiser.noise=loud", "normalize_input"),
     ],
 )
 def test_a_wrong_value_brings_no_mistakes_of_others(wrong, silent):
-    others = ["eval.metric=recall@7", "diffusion.noise_min=0.015", "diffusion.sampling_steps=5"]
+    others = ["eval.metric=recall@7", "model.diffusion.noise_min=0.015", "model.diffusion.sampling_steps=5"]
     text = message([*NEEDED, *(one for one in others if silent in one), wrong])
     assert silent not in text
     assert text.count(": it must be") == 1
@@ -149,7 +153,7 @@ def test_every_rule_is_kept_by_the_configuration_itself():
     broken = {"data": {"path": "d", "modalities": ["a", "a"]}, "run": {"path": "r"}, "eval": {"metric": "recall@7"}}
     with pytest.raises(ValueError, match=r"names one of a, a twice; .* eval\.metric 'recall@7'"):
         Config.model_validate(broken)
-    assert {key for rule in RULES for key in rule.keys} <= {setting.key for setting in settings()}
+    assert {key for rule in all_rules(load_config(None, NEEDED)) for key in rule.keys} <= set(Form(Config).settings)
 
 
 def write(path, text):
@@ -159,11 +163,11 @@ def write(path, text):
 
 
 def test_each_mistake_is_told_where_it_stands(tmp_path):
-    base = "train: {epochs: 0, batch_size: 0}\nmodel: {named: x}\ndiffusion: {noise_max: 0.03}\n"
+    base = "train: {epochs: 0, batch_size: 0}\nmodel: {named: x, diffusion: {noise_max: 0.03}}\n"
     write(tmp_path / "base.yaml", base)
     top = "extends: ../base.yaml\ntrain: {batch_size: -1}\ndata: {path: d}\nx: 1\n"
     path = write(tmp_path / "sub" / "top.yaml", top)
-    text = message(["eval.k=0", "diffusion.noise_min=0.5"], path)
+    text = message(["eval.k=0", "model.diffusion.noise_min=0.5"], path)
     places = [tmp_path / "sub" / ".." / "base.yaml", path, "command line"]
     told = re.split("|".join(re.escape(f"{place}: ") for place in places), text)
     parts = dict(zip(["nothing", "base", "top", "line"], told, strict=True))
@@ -172,7 +176,7 @@ def test_each_mistake_is_told_where_it_stands(tmp_path):
     assert "unknown key 'x'" in parts["top"]
     assert "'run.path' is missing" in parts["top"]
     assert "'eval.k' is 0" in parts["line"]
-    assert "diffusion.noise_min 0.5 is above diffusion.noise_max 0.03" in parts["line"]
+    assert "model.diffusion.noise_min 0.5 is above model.diffusion.noise_max 0.03" in parts["line"]
     assert "train.batch_size' is 0" not in text
 
 
@@ -194,7 +198,7 @@ def test_a_mistake_that_the_command_line_mends_is_none(tmp_path):
         (["lr=0.1"], "did you mean train.learning_rate=0.1?"),
         (["batch-size=8"], "did you mean train.batch_size=8 or eval.batch_size=8?"),
         (["seed", "3"], "did you mean run.seed=3?"),
-        (["temp=1"], "did you mean contrast.temperature=1?"),
+        (["temp=1"], "did you mean model.contrast.temperature=1?"),
         (["train:epochs=5"], "is not of the form"),
         (["5"], "a setting is given as section.key=value"),
     ],
@@ -217,3 +221,56 @@ def test_settings_of_another_form_are_told_the_right_one(words, hint):
 )
 def test_unknown_keys_are_told_the_nearest(override, hint):
     assert hint in message([*NEEDED, override])
+
+
+@pytest.mark.parametrize(
+    ("text", "overrides", "parts"),
+    [
+        (
+            "",
+            ["model.name=popularity", "model.embedding_dim=3"],
+            ["'model.embedding_dim' is for model.name=diffmm or "],
+        ),
+        ("", ["model.name=lightgcn", "model.diffusion.num_timesteps=3"], ["for model.name=diffmm, not lightgcn"]),
+        (
+            "model: {name: lightgcn, diffusion: {noise_min: 1}}",
+            [],
+            ["c.yaml: 'model.diffusion' is for model.name=diffmm"],
+        ),
+        ("model: {name: [1], num_layers: x}", [], ["'model.name' is [1]: it must be", "'model.num_layers' is 'x'"]),
+        ("model: {diffusion: 3}", [], ["c.yaml: 'model.diffusion' is 3: it must be a section with keys under it"]),
+        ("", ["model.diffusion=3"], ["'model.diffusion' is a section; set its keys, such as model.diffusion.num_"]),
+        ("model: {diffusion: {noise_mim: 1}}", [], ["'model.diffusion.noise_mim'; did you mean 'noise_min'?"]),
+        ("model: {noise_min: 1}", [], ["unknown key 'model.noise_min'; did you mean 'model.diffusion.noise_min'?"]),
+    ],
+)
+def test_settings_of_other_models_and_deep_ones(tmp_path, text, overrides, parts):
+    (tmp_path / "c.yaml").write_text(f"data: {{path: d}}\nrun: {{path: r}}\n{text}\n")
+    told = message(overrides, tmp_path / "c.yaml")
+    assert [part for part in parts if part not in told] == [], told
+    assert told.count("; ") <= 1 + len(parts)
+
+
+@pytest.mark.parametrize("section", ["diffusion", "denoiser", "contrast"])
+def test_the_former_form_is_told_the_new_key(tmp_path, section):
+    """Until version 0.2 the model's sections stood beside the others."""
+    keys = [key for key in Form(Config).settings if key.startswith(f"model.{section}.")]
+    former = [key.removeprefix("model.") for key in keys]
+    told = message([*NEEDED, *(f"{key}=1" for key in former)])
+    in_file = write(tmp_path / "c.yaml", f"{section}: {{{', '.join(f'{key.split(chr(46))[1]}: 1' for key in former)}}}")
+    for text in (told, message(NEEDED, in_file)):
+        for key in former:
+            assert f"unknown key '{key}'; did you mean 'model.{key}'?" in text
+
+
+def test_a_layer_that_names_another_model_begins_the_section_anew(tmp_path):
+    base = "data: {path: d}\nrun: {path: r}\nmodel: {embedding_dim: 8, diffusion: {num_timesteps: 9}}\n"
+    write(tmp_path / "base.yaml", base)
+    light = write(tmp_path / "light.yaml", "extends: base.yaml\nmodel: {name: lightgcn, num_layers: 3}\n")
+    config = load_config(light, ["model.embedding_dim=5"])
+    assert config.model.model_dump() == {"name": "lightgcn", "embedding_dim": 5, "num_layers": 3}
+    assert load_config(light, ["model.name=popularity"]).model.model_dump() == {"name": "popularity"}
+    assert load_config(light, ["model.name=lightgcn"]).model.num_layers == 3  # it is the same one
+    again = load_config(light, ["model.name=diffmm"]).model
+    assert (again.embedding_dim, again.diffusion.num_timesteps) == (64, 5)
+    assert load_config(tmp_path / "base.yaml", ["model.name=diffmm"]).model.diffusion.num_timesteps == 9

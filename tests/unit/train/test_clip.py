@@ -3,9 +3,9 @@ from pathlib import Path
 
 import pytest
 
-from diffmm_dist.config.load import config_from_text
 from diffmm_dist.data.dataset import Dataset
 from diffmm_dist.train.clip import clipped
+from diffmm_dist.train.config import config_from_text
 from diffmm_dist.train.trained import load_trained
 from diffmm_dist.train.worker import run_worker
 from tests.support.builders import checkpoint_tensors, metrics_of, small_config, synthetic_dataset
@@ -29,8 +29,10 @@ def test_nothing_within_the_data_is_clipped(dataset):
         "run",
         train={"batch_size": interactions},
         eval={"batch_size": USERS, "k": [20, ITEMS]},
-        diffusion={"rebuild_topk": ITEMS, "denoiser_hidden_dims": [5000]},
-        contrast={"max_nodes": USERS},
+        model={
+            "diffusion": {"rebuild_topk": ITEMS, "denoiser_hidden_dims": [5000]},
+            "contrast": {"max_nodes": USERS},
+        },
     )
     assert clipped(config, manifest(dataset)) == (config, [])
 
@@ -43,26 +45,20 @@ def test_everything_beyond_the_data_is_clipped_with_a_line_each(dataset):
         "run",
         train={"batch_size": big},
         eval={"batch_size": big, "k": [20, 4000]},
-        diffusion={"rebuild_topk": big},
-        contrast={"max_nodes": big},
+        model={"diffusion": {"rebuild_topk": big}, "contrast": {"max_nodes": big}},
     )
     used, lines = clipped(config, manifest(dataset))
     assert used.train.batch_size == interactions
-    assert used.eval.batch_size == used.contrast.max_nodes == USERS
-    assert used.diffusion.rebuild_topk == ITEMS
+    assert used.eval.batch_size == used.model.contrast.max_nodes == USERS
+    assert used.model.diffusion.rebuild_topk == ITEMS
     assert used.eval.k == (20, 4000)
     assert lines == [
         f"train.batch_size 1,000,000,000 is clipped to the {interactions} training interactions",
         "eval.batch_size 1,000,000,000 is clipped to the 60 users",
-        "diffusion.rebuild_topk 1,000,000,000 is clipped to the 40 items",
-        "contrast.max_nodes 1,000,000,000 is clipped to the 60 users",
+        "model.diffusion.rebuild_topk 1,000,000,000 is clipped to the 40 items",
+        "model.contrast.max_nodes 1,000,000,000 is clipped to the 60 users",
         "eval.k 4,000 ranks the 40 items that there are",
     ]
-
-
-def test_settings_of_other_models_are_not_spoken_of(dataset):
-    config = small_config(dataset, "run", model={"name": "lightgcn"}, diffusion={"rebuild_topk": 10**9})
-    assert clipped(config, manifest(dataset))[1] == []
 
 
 @pytest.mark.parametrize("model", ["diffmm", "lightgcn"])
@@ -71,18 +67,20 @@ def test_a_clipped_run_is_that_of_the_exact_values_bit_for_bit(dataset, tmp_path
     exact = {
         "train": {"batch_size": interactions, "epochs": 2},
         "eval": {"batch_size": USERS},
-        "diffusion": {"rebuild_topk": ITEMS},
-        "contrast": {"max_nodes": USERS, "contrastive_anchor": "main"},
     }
     beyond = {
         "train": {"batch_size": 10**9, "epochs": 2},
         "eval": {"batch_size": 10**9},
-        "diffusion": {"rebuild_topk": 10**9},
-        "contrast": {"max_nodes": 10**9, "contrastive_anchor": "main"},
     }
+    of_model = {"exact": (ITEMS, USERS), "beyond": (10**9, 10**9)}
     results = {}
     for name, sections in (("exact", exact), ("beyond", beyond)):
-        config = small_config(dataset, tmp_path / name, model={"name": model}, graph={"kernel": "csr"}, **sections)
+        settings = {"name": model}
+        if model == "diffmm":
+            topk, nodes = of_model[name]
+            contrast = {"max_nodes": nodes, "contrastive_anchor": "main"}
+            settings |= {"diffusion": {"rebuild_topk": topk}, "contrast": contrast}
+        config = small_config(dataset, tmp_path / name, model=settings, graph={"kernel": "csr"}, **sections)
         results[name] = run_worker(config, stop_requested=lambda: False)
     assert results["exact"]["test"] == results["beyond"]["test"]
     assert metrics_of(tmp_path / "exact") == metrics_of(tmp_path / "beyond")

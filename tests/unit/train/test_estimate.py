@@ -3,6 +3,7 @@ from itertools import pairwise
 import pytest
 import torch
 
+from diffmm_dist.config.section import changed
 from diffmm_dist.data.dataset import Dataset
 from diffmm_dist.errors import UserError
 from diffmm_dist.train.estimate import Estimate, check_memory, estimate, program_bytes, savings
@@ -81,28 +82,28 @@ def test_no_phase_shrinks_as_the_data_grow(dataset, manifest, model, what):
     [
         ("model", "embedding_dim", [8, 64, 512]),
         ("model", "num_layers", [0, 1, 2, 3]),
-        ("diffusion", "denoiser_hidden_dims", [[16], [512], [512, 512], [512, 512, 1024]]),
-        ("diffusion", "rebuild_topk", [1, 5, 40]),
-        ("diffusion", "edge_keep_prob", [0.1, 0.5, 0.9]),
+        ("model.diffusion", "denoiser_hidden_dims", [[16], [512], [512, 512], [512, 512, 1024]]),
+        ("model.diffusion", "rebuild_topk", [1, 5, 40]),
+        ("model.diffusion", "edge_keep_prob", [0.1, 0.5, 0.9]),
         ("train", "batch_size", [16, 64, 400]),
         ("eval", "batch_size", [8, 32, 60]),
         ("eval", "k", [[20], [20, 30], [20, 30, 40]]),
-        ("contrast", "contrastive_weight", [0, 0.1]),
+        ("model.contrast", "contrastive_weight", [0, 0.1]),
         ("data", "modalities", [["visual"], ["visual", "textual"]]),
     ],
 )
 def test_no_phase_shrinks_as_a_setting_grows(dataset, manifest, section, key, values):
     grown = larger(manifest, 100, "num_users", "num_items", "interactions")
-    fixed = {"denoiser": {"products": "gram"}}
-    base = {"path": dataset} if section == "data" else {}
-    totals = [needs(dataset, grown, **fixed | {section: {**base, key: value}}).totals for value in values]
+    config = small_config(dataset, "run", model={"denoiser": {"products": "gram"}}, graph={"kernel": "csr"})
+    configs = [changed(config, {f"{section}.{key}": value}) for value in values]
+    totals = [estimate(one, grown, num_workers=1, program=PROGRAM).totals for one in configs]
     for smaller, greater in pairwise(totals):
         assert all(greater[phase] >= smaller[phase] for phase in smaller)
     assert totals[-1] != totals[0]
 
 
 def test_what_adam_keeps_of_denoisers_and_tables(dataset, manifest):
-    whole = needs(dataset, manifest, diffusion={"denoiser_hidden_dims": [1000]})
+    whole = needs(dataset, manifest, model={"diffusion": {"denoiser_hidden_dims": [1000]}})
     denoisers, tables = 2 * (40 * 2001) * 4, (60 + 40 + 6 + 4) * 8 * 4
     for phase in ("denoise", "rebuild", "recommend", "evaluate"):
         assert whole.phases[phase]["denoisers"] == 3 * denoisers
@@ -118,25 +119,28 @@ def test_what_is_sharded_shrinks_with_the_workers(dataset, manifest):
     for name in ("tables", "interactions", "features"):
         assert four[name] == pytest.approx(one[name] / 4, rel=0.1)
     assert four["generated graphs"] < one["generated graphs"] * 0.7  # every worker has the halo of its own
-    big = {"train": {"batch_size": 100_000}, "contrast": {"contrastive_weight": 0}}
+    big = {"train": {"batch_size": 100_000}, "model": {"contrast": {"contrastive_weight": 0}}}
     steps = [needs(dataset, grown, num_workers=size, **big).phases["recommend"] for size in (1, 4)]
     assert [step["halo"] > 0 for step in steps] == [False, True]
     assert steps[1]["propagation"] == pytest.approx(steps[0]["propagation"] / 4, rel=0.01)
 
 
 def test_denoisers_spread_over_the_items_shrink_too(dataset, manifest):
-    sections = {"denoiser": {"sharding": "items"}, "diffusion": {"denoiser_hidden_dims": [100]}}
-    one, four = (needs(dataset, manifest, num_workers=size, **sections).phases["denoise"] for size in (1, 4))
+    def sections(sharding):
+        return {"model": {"denoiser": {"sharding": sharding}, "diffusion": {"denoiser_hidden_dims": [100]}}}
+
+    one, four = (needs(dataset, manifest, num_workers=size, **sections("items")).phases["denoise"] for size in (1, 4))
     assert four["denoisers"] == one["denoisers"] / 4
     assert one["denoised rows"] == 0 < four["denoised rows"]
-    whole = needs(dataset, manifest, num_workers=4, **sections | {"denoiser": {"sharding": "replicated"}})
+    whole = needs(dataset, manifest, num_workers=4, **sections("replicated"))
     assert whole.phases["denoise"]["gradients"] == 2 * one["gradients"]  # and the message of all of them
 
 
 def test_a_step_holds_no_row_of_all_items_where_neither_noise_nor_products_need_one(dataset, manifest):
     def denoise(factor, **denoiser):
         grown = larger(manifest, factor, "num_items")
-        parts = needs(dataset, grown, denoiser=denoiser, diffusion={"denoiser_hidden_dims": [10]}).phases["denoise"]
+        model = {"denoiser": denoiser, "diffusion": {"denoiser_hidden_dims": [10]}}
+        parts = needs(dataset, grown, model=model).phases["denoise"]
         return parts["noisy rows"] + parts["outputs"]
 
     assert denoise(1000, noise="hidden", products="gram") == denoise(1, noise="hidden", products="gram") == 0
@@ -145,8 +149,8 @@ def test_a_step_holds_no_row_of_all_items_where_neither_noise_nor_products_need_
 
 def test_rounded_operands_and_dgl_need_room_of_their_own(dataset, manifest):
     grown = larger(manifest, 100, "num_users", "num_items", "interactions")
-    rounded = {"train": {"precision": "bfloat16"}, "diffusion": {"denoiser_hidden_dims": [1000]}}
-    exact = {"diffusion": {"denoiser_hidden_dims": [1000]}}
+    rounded = {"train": {"precision": "bfloat16"}, "model": {"diffusion": {"denoiser_hidden_dims": [1000]}}}
+    exact = {"model": {"diffusion": {"denoiser_hidden_dims": [1000]}}}
     parts = [needs(dataset, grown, **sections).phases["rebuild"]["reverse chains"] for sections in (exact, rounded)]
     assert parts[1] > parts[0]
     csr, dgl = (needs(dataset, grown, graph={"kernel": kernel}).phases["recommend"] for kernel in ("csr", "dgl"))
@@ -156,7 +160,9 @@ def test_rounded_operands_and_dgl_need_room_of_their_own(dataset, manifest):
 
 def test_what_does_not_fit_is_refused_with_the_phase_and_what_to_lower(dataset, manifest):
     grown = larger(manifest, 1000, "num_users", "interactions")
-    config = small_config(dataset, "run", train={"batch_size": 60_000}, diffusion={"denoiser_hidden_dims": [2000]})
+    config = small_config(
+        dataset, "run", train={"batch_size": 60_000}, model={"diffusion": {"denoiser_hidden_dims": [2000]}}
+    )
     arguments = {"num_workers": 2, "workers_here": 2, "program": PROGRAM}
     fitting = check_memory(config, grown, available=99 * GIB, **arguments)
     assert "GiB in phase 'denoise' (" in fitting
@@ -169,7 +175,7 @@ def test_what_does_not_fit_is_refused_with_the_phase_and_what_to_lower(dataset, 
     assert [size for _, size in saved] == sorted((size for _, size in saved), reverse=True)
     assert f"{saved[0][0]} needs {saved[0][1] / GIB:.2f} GiB of the {whole / GIB:.2f}" in text
     named = [setting.split("=")[0] for setting, _ in saved]
-    assert set(named) >= {"train.batch_size", "diffusion.denoiser_hidden_dims"}
+    assert set(named) >= {"train.batch_size", "model.diffusion.denoiser_hidden_dims"}
     assert [text.index(setting) for setting, _ in saved] == sorted(text.index(setting) for setting, _ in saved)
 
 
@@ -179,9 +185,8 @@ def test_only_settings_of_the_model_are_named(dataset, manifest):
         config = small_config(
             dataset,
             "run",
-            model={"name": model, "embedding_dim": 64},
+            model={"name": model},
             train={"batch_size": 10**6},
-            diffusion={"denoiser_hidden_dims": [10**6]},
         )
         with pytest.raises(UserError, match=r"or use more machines") as refused:
             check_memory(config, grown, num_workers=1, workers_here=1, available=1, program=PROGRAM)
@@ -191,8 +196,10 @@ def test_only_settings_of_the_model_are_named(dataset, manifest):
 
 
 def test_a_run_that_cannot_fit_reads_no_data(dataset, tmp_path):
-    config = small_config(dataset, tmp_path / "run", diffusion={"denoiser_hidden_dims": [10**9]})
-    with pytest.raises(UserError, match=r"do not fit .* lower .*diffusion\.denoiser_hidden_dims=\[1000000000\] needs"):
+    config = small_config(dataset, tmp_path / "run", model={"diffusion": {"denoiser_hidden_dims": [10**9]}})
+    with pytest.raises(
+        UserError, match=r"do not fit .* lower .*model\.diffusion\.denoiser_hidden_dims=\[1000000000\] needs"
+    ):
         run_worker(config, stop_requested=lambda: False)
 
 
@@ -211,7 +218,7 @@ def test_what_the_allocator_keeps_grows_with_what_a_phase_frees_and_not_with_wha
     assert large["recommend"] > small["recommend"]
     assert large["rebuild"] == small["rebuild"]
     assert small["read"] == 0  # nothing is freed that something else could have used
-    kept_on = unfit(train={"batch_size": 16}, diffusion={"edge_keep_prob": 1.0, "rebuild_topk": 40})
+    kept_on = unfit(train={"batch_size": 16}, model={"diffusion": {"edge_keep_prob": 1.0, "rebuild_topk": 40}})
     assert kept_on["evaluate"] == small["evaluate"]
 
 

@@ -19,18 +19,18 @@ SETTINGS = {
     "batches larger than the data": ["train.batch_size=100000", "eval.batch_size=100000"],
     "lists longer than the catalogue": ["eval.k=[1000]", "eval.metric=recall@1000"],
     "lists of one": ["eval.k=[1]", "eval.metric=mrr@1"],
-    "one diffusion step": ["diffusion.num_timesteps=1"],
-    "hidden layers one wide": ["diffusion.denoiser_hidden_dims=[1,1]", "diffusion.time_embedding_dim=3"],
-    "more generated edges than items": ["diffusion.rebuild_topk=1000"],
-    "no generated edges kept": ["diffusion.edge_keep_prob=0"],
-    "contrast of one node": ["contrast.max_nodes=1"],
+    "one diffusion step": ["model.diffusion.num_timesteps=1"],
+    "hidden layers one wide": ["model.diffusion.denoiser_hidden_dims=[1,1]", "model.diffusion.time_embedding_dim=3"],
+    "more generated edges than items": ["model.diffusion.rebuild_topk=1000"],
+    "no generated edges kept": ["model.diffusion.edge_keep_prob=0"],
+    "contrast of one node": ["model.contrast.max_nodes=1"],
 }
 REFUSED = {
     "layers without end": (["model.num_layers=1000000000"], "model.num_layers"),
-    "diffusion without end": (["diffusion.num_timesteps=1000000000"], "diffusion.num_timesteps"),
-    "a time embedding without end": (["diffusion.time_embedding_dim=1000000000"], "diffusion.time_embedding_dim"),
+    "diffusion without end": (["model.diffusion.num_timesteps=1000000000"], "diffusion.num_timesteps"),
+    "a time embedding without end": (["model.diffusion.time_embedding_dim=1000000000"], "diffusion.time_embedding_dim"),
     "embeddings beyond memory": (["model.embedding_dim=1000000000"], "do not fit"),
-    "hidden layers beyond memory": (["diffusion.denoiser_hidden_dims=[1000000000]"], "do not fit"),
+    "hidden layers beyond memory": (["model.diffusion.denoiser_hidden_dims=[1000000000]"], "do not fit"),
 }
 SIZES = {
     "one user": ([0], [0], 1, 3),

@@ -7,10 +7,10 @@ from types import ModuleType, SimpleNamespace
 import pytest
 import yaml
 
-from diffmm_dist.config.schema import ClusterConfig
 from diffmm_dist.errors import StoppedEarlyError, UserError
 from diffmm_dist.train import ray_cluster as module
 from diffmm_dist.train.cluster_room import Limits, Node, NodeType, Shape, Unknown
+from diffmm_dist.train.config import ClusterConfig
 from diffmm_dist.train.ray_cluster import autoscaler_on_this_machine, room_for
 from tests.support.builders import ROOT
 

@@ -9,7 +9,7 @@ import pytest
 from diffmm_dist import __version__
 from diffmm_dist.errors import DamagedError, UserError
 from diffmm_dist.graph.kernels import KernelChoice
-from diffmm_dist.train import build
+from diffmm_dist.models import recipe
 from diffmm_dist.train.run_folder import RunFolder, blocking_differences
 from diffmm_dist.train.worker import run_worker
 from tests.support.builders import small_config, synthetic_dataset
@@ -76,7 +76,7 @@ def test_the_kernel_that_was_chosen_stays(tmp_path, monkeypatch):
         asked.append(requested)
         return KernelChoice("csr", "by the test")
 
-    monkeypatch.setattr(build, "choose_kernel", choose)
+    monkeypatch.setattr(recipe, "choose_kernel", choose)
     for epochs in (1, 2):
         settings = small_config(dataset, tmp_path / "run", train={"epochs": epochs})
         assert settings.graph.kernel == "auto"

@@ -1,0 +1,101 @@
+"""How DiffMM is built."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from diffmm_dist.models.common.costs import ModelMemory
+from diffmm_dist.models.diffmm import costs
+from diffmm_dist.models.diffmm.model import DiffMM, DiffusionSettings
+from diffmm_dist.models.diffmm.phases import ContrastSettings, diffmm_phases
+from diffmm_dist.models.diffmm.settings import Settings
+from diffmm_dist.models.diffmm.sharding import DenoiserSizes, choose_item_shards
+from diffmm_dist.models.recipe import Ingredients, ModelEntry, Needs, Recipe
+
+
+def _build(settings: Settings, given: Ingredients) -> Recipe:
+    shard = given.data.shard
+    model = DiffMM(
+        given.data,
+        given.real_graph(width=settings.embedding_dim),
+        seed=given.seed,
+        embedding_dim=settings.embedding_dim,
+        num_layers=settings.num_layers,
+        modality_projection=settings.modality_projection,
+        residual_weight=settings.residual_weight,
+        modal_graph_weight=settings.modal_graph_weight,
+        diffusion=diffusion_of(settings),
+        num_item_shards=item_shards(
+            settings,
+            batch_size=given.optimization.batch_size,
+            num_items=shard.num_items,
+            num_workers=shard.world.size,
+        ),
+    ).to(given.device)
+    return Recipe(model, diffmm_phases(model, given.optimization, contrast_of(settings)))
+
+
+def diffusion_of(settings: Settings) -> DiffusionSettings:
+    """Return what the model is told of its denoisers."""
+    denoiser = settings.denoiser
+    return DiffusionSettings(**settings.diffusion.model_dump(), products=denoiser.products, noise=denoiser.noise)
+
+
+def contrast_of(settings: Settings) -> ContrastSettings:
+    """Return what the phases are told of the contrast."""
+    return ContrastSettings(**settings.contrast.model_dump())
+
+
+def item_shards(settings: Settings, *, batch_size: int, num_items: int, num_workers: int) -> int:
+    """Return over how many workers each denoiser is spread."""
+    widths = settings.diffusion.denoiser_hidden_dims
+    sizes = DenoiserSizes(
+        num_items=num_items,
+        first_width=widths[0],
+        last_width=widths[-1],
+        embedding_dim=settings.embedding_dim,
+        batch_size=batch_size,
+    )
+    return choose_item_shards(settings.denoiser.sharding, num_workers, sizes)
+
+
+def _memory(settings: Settings, needs: Needs) -> ModelMemory:
+    projection, share = settings.modality_projection, needs.share
+    kinds = [projection if isinstance(projection, str) else projection.get(name, "affine") for name in needs.widths]
+    denoising = costs.Denoising(
+        widths=list(needs.widths.values()),
+        matrix_projections=kinds.count("matrix"),
+        item_shards=item_shards(
+            settings, batch_size=needs.batch_size, num_items=share.num_items, num_workers=share.num_workers
+        ),
+        batch_size=needs.batch_size,
+        rounded=needs.rounded,
+    )
+    return costs.memory(
+        share,
+        denoising,
+        diffusion_of(settings),
+        contrast_of(settings),
+        embedding_dim=settings.embedding_dim,
+        num_layers=settings.num_layers,
+        dgl=needs.dgl,
+    )
+
+
+def _smallest(settings: Settings) -> Mapping[str, Any]:
+    return {
+        "embedding_dim": 1,
+        "num_layers": 0,
+        "diffusion.denoiser_hidden_dims": (1,) * len(settings.diffusion.denoiser_hidden_dims),
+        "diffusion.rebuild_topk": 1,
+        "denoiser.products": "gram",
+        "contrast.negatives": "batch",
+    }
+
+
+ENTRY = ModelEntry(
+    _build,
+    _memory,
+    reads_features=True,
+    bounds={"diffusion.rebuild_topk": "items", "contrast.max_nodes": "nodes"},
+    smallest=_smallest,
+)

@@ -1,0 +1,32 @@
+"""How LightGCN is built."""
+
+from diffmm_dist.models.common.costs import ModelMemory
+from diffmm_dist.models.lightgcn import costs
+from diffmm_dist.models.lightgcn.model import LightGCN
+from diffmm_dist.models.lightgcn.phases import lightgcn_phases
+from diffmm_dist.models.lightgcn.settings import Settings
+from diffmm_dist.models.recipe import Ingredients, ModelEntry, Needs, Recipe
+
+
+def _build(settings: Settings, given: Ingredients) -> Recipe:
+    model = LightGCN(
+        given.data,
+        given.real_graph(width=settings.embedding_dim),
+        seed=given.seed,
+        embedding_dim=settings.embedding_dim,
+        num_layers=settings.num_layers,
+    ).to(given.device)
+    return Recipe(model, lightgcn_phases(model, given.data, given.optimization))
+
+
+def _memory(settings: Settings, needs: Needs) -> ModelMemory:
+    return costs.memory(
+        needs.share,
+        embedding_dim=settings.embedding_dim,
+        num_layers=settings.num_layers,
+        batch_size=needs.batch_size,
+        dgl=needs.dgl,
+    )
+
+
+ENTRY = ModelEntry(_build, _memory, smallest=lambda _: {"embedding_dim": 1, "num_layers": 0})
