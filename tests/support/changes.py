@@ -106,7 +106,7 @@ def _device(path):
     path.symlink_to("/dev/zero")
 
 
-ANOTHERS = "another's"  # the same file of another run, dataset, bundle or folder, intact by itself
+OF_ANOTHER = "another's"  # the same file of another run, dataset, bundle or folder, intact by itself
 MUTATIONS = {
     **{f"flip {bit}": _flip(bit) for bit in range(_FLIPS)},
     "half": _cut(lambda size: size // 2),
@@ -117,7 +117,7 @@ MUTATIONS = {
     "folder": _folder,
     "pipe": _pipe,
     "device": _device,
-    ANOTHERS: None,
+    OF_ANOTHER: None,
     "junk behind": lambda path: path.write_bytes(path.read_bytes() + b"\x00junk\xff"),
     "junk": lambda path: path.write_bytes(bytes(range(256)) * 4),
     "zeros": _zeros,

@@ -26,7 +26,7 @@ from diffmm_dist.data import stream
 from diffmm_dist.data.dataset import Dataset
 from diffmm_dist.train.partitioning import partition_dataset
 from tests.support.builders import ROOT, SMALL, metrics_of, published_folder, synthetic_dataset
-from tests.support.changes import ANOTHERS, ARROW_MUTATIONS, MUTATIONS
+from tests.support.changes import OF_ANOTHER, ARROW_MUTATIONS, MUTATIONS
 
 OUTCOMES = ("right", "refused", "said", "as written", "silent", "traceback")
 MEASURED = "contrast.json"
@@ -253,7 +253,7 @@ class Laboratory:
             copy = Path(scratch) / "copy"
             shutil.copytree(self.world / kind.folder, copy)
             name = _file_of(kind, copy)
-            if mutate == ANOTHERS:
+            if mutate == OF_ANOTHER:
                 shutil.copy(self.twin / kind.folder / _file_of(kind, self.twin / kind.folder), copy / name)
             elif mutate is not None:
                 mutations_of(kind)[mutate](copy / name)
