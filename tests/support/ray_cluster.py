@@ -38,6 +38,8 @@ class RayCluster:
         self.environment = environment | QUICK | {
             # A node that was killed is not waited for longer; one that only answers late has its ten seconds.
             "RAY_health_check_period_ms": "500",
+            # Ray Train may ask for the room of a node that has just died; then it asks again for what there is.
+            "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "10",
             "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": os.urandom(32).hex(), "RAY_USAGE_STATS_ENABLED": "0",
             "GLOO_SOCKET_IFNAME": "lo",
             "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
