@@ -21,7 +21,8 @@ from tests.support.ray_cluster import RayCluster
 
 pytestmark = pytest.mark.timeout(900)
 SETTINGS = ["train.epochs=3", "train.batch_size=256", "model.embedding_dim=8", "eval.k=[5,20]",
-            "model.diffusion.denoiser_hidden_dims=[16]", "cluster.threads_per_worker=1", "cluster.lease_s=5"]  # fmt: skip
+            "model.diffusion.denoiser_hidden_dims=[16]", "cluster.threads_per_worker=1",
+            "cluster.lease_s=5"]  # fmt: skip
 
 
 @pytest.fixture(scope="module")

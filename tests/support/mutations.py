@@ -26,7 +26,7 @@ from diffmm_dist.data import stream
 from diffmm_dist.data.dataset import Dataset
 from diffmm_dist.train.partitioning import partition_dataset
 from tests.support.builders import ROOT, SMALL, metrics_of, published_folder, synthetic_dataset
-from tests.support.changes import OF_ANOTHER, ARROW_MUTATIONS, MUTATIONS
+from tests.support.changes import ARROW_MUTATIONS, MUTATIONS, OF_ANOTHER
 
 OUTCOMES = ("right", "refused", "said", "as written", "silent", "traceback")
 MEASURED = "contrast.json"
