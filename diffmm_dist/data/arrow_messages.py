@@ -188,7 +188,7 @@ def _exactly(file: Seekable, size: int) -> bytes:
     data = file.read(size)
     if len(data) != size:
         raise MalformedError("it ends inside a message")
-    return data
+    return bytes(data)  # on S3 it is a view of a block
 
 
 class _Table(NamedTuple):

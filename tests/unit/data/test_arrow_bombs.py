@@ -1,5 +1,6 @@
 """Small Arrow files of our own form that say they are large: refused before anything is decoded."""
 
+import io
 import json
 
 import numpy as np
@@ -7,6 +8,7 @@ import pyarrow as pa
 import pytest
 
 from diffmm_dist.data.arrow_files import Promise, read_arrow
+from diffmm_dist.data.arrow_messages import check_sizes, messages
 from diffmm_dist.data.importers.arrow_tables import Table
 from diffmm_dist.data.schema import INTERACTIONS, ROWS_PER_BATCH, feature_schema, id_schema
 from diffmm_dist.errors import DamagedError, UserError
@@ -181,6 +183,21 @@ def test_memory_that_is_not_there_is_one_sentence(tmp_path, run_cli, monkeypatch
     monkeypatch.setattr(bundle, "read_bundle", lambda _: [][0])
     with pytest.raises(IndexError):
         run_cli("recommend", tmp_path, "--users", "1")
+
+
+def test_files_that_give_views_of_their_bytes(tmp_path):
+    """As those on S3 do."""
+
+    class Views(io.BytesIO):
+        def read(self, size=-1):
+            return memoryview(super().read(size))
+
+    write(tmp_path / "x", [pa.RecordBatch.from_arrays([pa.array(["a"])], schema=TEXT)], TEXT)
+    file = Views((tmp_path / "x").read_bytes())
+    check_sizes(file)
+    schema, batch = messages(file)
+    assert schema.is_schema
+    assert pa.ipc.read_record_batch(batch.read(), TEXT).to_pydict() == {"id": ["a"]}
 
 
 def test_a_long_text_of_a_dictionary_in_many_rows(tmp_path):
