@@ -6,7 +6,7 @@ is compared with the checksum that was written beside it, as it is read.
 """
 
 from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import NamedTuple
 
 import pyarrow as pa
@@ -55,8 +55,9 @@ def read_arrow(
     """
     held: tuple[int, pa.RecordBatch] | None = None
     seen = 0
-    with storage.open_input(place or uri) as source, _explained(uri, promise.remedy):
-        hashed = HashedReader(source) if promise.sha256 is not None else None
+    with ExitStack() as opened, _explained(uri, promise.remedy):
+        source = opened.enter_context(storage.open_input(place or uri))
+        hashed = opened.enter_context(HashedReader(source)) if promise.sha256 is not None else None
         for index, message, schema in _record_batches(hashed or source, promise):
             if index < skip:
                 continue
