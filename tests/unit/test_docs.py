@@ -20,6 +20,7 @@ PACKAGE = ROOT / "diffmm_dist"
 SETTINGS = {key for _, form in every_form(Config) for key in (*form.sections, *form.settings)}
 PAGES = [
     ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "cluster" / "README.md", *sorted((ROOT / "docs").glob("*.md")),
+    *sorted((ROOT / "docs" / "decisions").glob("*.md")),
     *sorted((PACKAGE / "models").glob("*/README.md")),
 ]  # fmt: skip
 # What belongs to others: programs, systems, Python, the data that people bring, and the flags of the published program.
