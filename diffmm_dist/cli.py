@@ -30,7 +30,7 @@ from diffmm_dist.errors import (
     StoppedError,
     TakenOverError,
     UserError,
-    lacks_memory,
+    is_of_system,
     one_line,
     system_sentence,
 )
@@ -274,7 +274,7 @@ def main() -> None:
     except StoppedError as error:
         _fail(f"stopped at {error}; a checkpoint is saved, the same command goes on from there", INTERRUPTED)
     except (OSError, MemoryError, RuntimeError) as error:
-        if not isinstance(error, OSError) and not lacks_memory(error):
+        if not is_of_system(error):
             raise
         _fail(f"error: {system_sentence(error)}", 1)
 

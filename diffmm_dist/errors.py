@@ -50,6 +50,11 @@ def lacks_memory(error: BaseException) -> bool:
     )
 
 
+def is_of_system(error: BaseException) -> bool:
+    """Tell what the operating system or the machine refuses from mistakes of this program."""
+    return isinstance(error, OSError) or lacks_memory(error)
+
+
 def system_sentence(error: BaseException) -> str:
     """Return what the operating system refused and what to do about it; a full disk can show anywhere."""
     if lacks_memory(error):

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from diffmm_dist import cores, storage
-from diffmm_dist.errors import StoppedEarlyError, StoppedError, TakenOverError, UserError, system_sentence
+from diffmm_dist.errors import StoppedEarlyError, StoppedError, TakenOverError, UserError, is_of_system, system_sentence
 from diffmm_dist.monitoring.log import set_up_logging
 from diffmm_dist.monitoring.recorder import Recorder
 from diffmm_dist.staging import scratch_folder
@@ -147,12 +147,14 @@ def _train_function(job: dict[str, Any]) -> Mapping[str, Any]:
         )
     except UserError as error:
         return {"error": str(error)}
-    except OSError as error:
-        return {"error": system_sentence(error)}
     except StoppedError as stopped:
         return {"stopped": str(stopped)}
     except TakenOverError as error:
         return {"taken over": str(error)}
+    except (OSError, MemoryError, RuntimeError) as error:
+        if not is_of_system(error):
+            raise
+        return {"error": system_sentence(error)}
     return {"result": result}
 
 

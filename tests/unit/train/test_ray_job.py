@@ -1,7 +1,7 @@
 import pytest
 
 from diffmm_dist import cores
-from diffmm_dist.errors import StoppedError, UserError
+from diffmm_dist.errors import LostWorkerError, StoppedError, UserError
 from diffmm_dist.train import ray_job
 from diffmm_dist.train.ray_job import _unpack
 from tests.support.builders import small_config
@@ -47,3 +47,36 @@ def test_workers_that_keep_failing_are_one_sentence():
     error.worker_failures = {1: RuntimeError("Traceback ...\n  line\nLostWorkerError: worker 1 of 2 lost another\n")}
     with pytest.raises(UserError, match="worker 1 failed .* LostWorkerError: worker 1 of 2 lost another; the last"):
         _unpack(error)
+
+
+@pytest.mark.parametrize(
+    ("raised", "said"),
+    [
+        (MemoryError(), "this takes more memory than there is"),
+        (
+            RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory"),
+            "more memory than",
+        ),
+        (OSError(28, "No space left on device", "/run"), "/run: No space left on device; make room"),
+        (UserError("no such dataset"), "no such dataset"),
+    ],
+)
+def test_what_a_worker_cannot_have_is_a_sentence_and_not_tried_again(raised, said, monkeypatch):
+    def run_worker(*_, **__):
+        raise raised
+
+    monkeypatch.setattr(ray_job, "set_up_logging", lambda: None)
+    monkeypatch.setattr(ray_job, "run_worker", run_worker)
+    job = {"config": small_config("data", "run").model_dump(mode="json"), "threads": None}
+    assert said in ray_job._train_function(job)["error"]
+
+
+@pytest.mark.parametrize("raised", [LostWorkerError("lost"), RuntimeError("a bug of ours"), KeyError("k")])
+def test_what_ray_may_try_again_is_raised(raised, monkeypatch):
+    def run_worker(*_, **__):
+        raise raised
+
+    monkeypatch.setattr(ray_job, "set_up_logging", lambda: None)
+    monkeypatch.setattr(ray_job, "run_worker", run_worker)
+    with pytest.raises(type(raised)):
+        ray_job._train_function({"config": small_config("data", "run").model_dump(mode="json"), "threads": None})
