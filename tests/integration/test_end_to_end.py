@@ -91,7 +91,7 @@ def test_tensorboard_shows_every_tag(undisturbed):
     }  # fmt: skip
     assert expected <= tags
     lines = [json.loads(line) for line in (undisturbed / "metrics.jsonl").read_text().splitlines()]
-    assert set().union(*lines) - {"epoch", "writer", "sha256"} == tags
+    assert set().union(*lines) - {"run", "epoch", "writer", "sha256"} == tags
     for tag in ("recommend/bpr", "valid/recall@20"):
         assert [event.step for event in events.Scalars(tag)] == [line["epoch"] for line in lines]
         assert [event.value for event in events.Scalars(tag)] == pytest.approx([line[tag] for line in lines])
