@@ -178,6 +178,8 @@ class FailingProxy:
             raise _Cut
         while left:
             piece = answers.read(min(left, 1 << 20))
+            if not piece:  # the server has ended in the middle
+                raise _Cut
             client.sendall(piece)
             left -= len(piece)
 
