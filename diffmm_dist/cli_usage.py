@@ -9,7 +9,7 @@ from typing import Any
 import typer
 
 from diffmm_dist.errors import closest, one_line
-from diffmm_dist.train.config import NAMES
+from diffmm_dist.train.config import names
 from diffmm_dist.words import allowed, shortened
 
 # Typer brings a copy of click in its later releases; this is the class of either.
@@ -52,8 +52,9 @@ def _no_such_option(error: Any, words: Sequence[str]) -> str:
     parameters = error.ctx.command.params if error.ctx is not None else []
     options = [option for parameter in parameters for option in parameter.opts if option.startswith("--")]
     nearest = closest(written, [*options, "--help"])
-    if any(parameter.name == "overrides" for parameter in parameters) and (NAMES.meant_by(written) or not nearest):
-        nearest = NAMES.as_settings(written, value)
+    takes_settings = any(parameter.name == "overrides" for parameter in parameters)
+    if takes_settings and (names().meant_by(written) or not nearest):
+        nearest = names().as_settings(written, value)
     return f"there is no option {shortened(written)}{nearest}"
 
 

@@ -19,11 +19,6 @@ class Setting(NamedTuple):
     key: str
     field: FieldInfo
 
-    @property
-    def name(self) -> str:
-        """The last part of its key."""
-        return self.key.rpartition(".")[2]
-
 
 class Form:
     """All sections and settings of a kind of configuration.

@@ -190,19 +190,24 @@ class _Check(Generic[Root]):
     def _known_below(self, section: str, tree: Tree, source: str, form: Form) -> Iterator[tuple[str, Any]]:
         for name, value in tree.items():
             key = f"{section}.{name}" if section else str(name)
-            if key in form.settings and name in form.sections[section].model_fields:
+            if name not in form.sections[section].model_fields:
+                self._unknown_below(key, value, source, form, is_dotted="." in str(name))
+            elif key in form.settings:
                 yield key, value
-            elif key not in form.sections or name not in form.sections[section].model_fields:
-                moved = [f"{key}.{inner}" for inner in value] if isinstance(value, dict) and not section else []
-                moved = [inner for inner in moved if self._names.is_moved(inner)]
-                if "." in str(name):
-                    self._add(source, self._names.unknown_section(key, form))
-                for unknown in moved or ([] if "." in str(name) else [key]):
-                    self._unknown(unknown, source, form)
             elif isinstance(value, dict | None):
                 yield from self._known_below(key, value or {}, source, form)
             else:
                 self._add(source, f"'{key}' is {shown(value)}: it must be a section with keys under it")
+
+    def _unknown_below(self, key: str, value: Any, source: str, form: Form, *, is_dotted: bool) -> None:
+        """Note a key of a file that the form does not have, or the keys under it where these stand elsewhere now."""
+        if is_dotted:
+            self._add(source, self._names.unknown_section(key, form))
+            return
+        inner = value if isinstance(value, dict) and "." not in key else {}
+        moved = [f"{key}.{name}" for name in inner if self._names.is_moved(f"{key}.{name}")]
+        for unknown in moved or [key]:
+            self._unknown(unknown, source, form)
 
     def _unknown(self, key: str, source: str, form: Form) -> None:
         """Note a key that the form does not have, unless its section's own name is the mistake."""

@@ -192,7 +192,9 @@ class Config(Section):
         return self
 
 
-NAMES = Names(Config)
+def names() -> Names:
+    """Return the names of all settings, for messages; they are put together when something is wrong."""
+    return Names(Config)
 
 
 def load_config(path: str | Path | None, overrides: Sequence[str] = ()) -> Config:
