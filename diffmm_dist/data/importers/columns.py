@@ -6,13 +6,13 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from diffmm_dist.data.importers.repeats import check_repeats
 from diffmm_dist.errors import UserError
 
 # How programs write that a value is missing, where a column is text.
 MISSING = ("", "NULL", "null", "NaN", "nan", "NA", "N/A", "n/a", "None", "none", "<NA>", "\\N", "#N/A")
 _WHOLE = r"^(0|-?[1-9][0-9]*)$"
 _WHOLE_OR_FLOAT = r"^(0|-?[1-9][0-9]*)([.]0)?$"
-_MOST_TEXT = 1 << 30  # bytes that the texts of a dictionary may take in one batch of rows
 _LIKE_NUMBER = r"^[+-]?[0-9][0-9.eE+-]*$"
 # Up to here every whole number is a float of so many bits.
 _EXACT_IN_FLOAT = {16: 2**11, 32: 2**24, 64: 2**53}
@@ -20,6 +20,7 @@ _EXACT_IN_FLOAT = {16: 2**11, 32: 2**24, 64: 2**53}
 
 def plain(column: pa.Array) -> pa.Array:
     """Return a column without what does not change its values: extension types, dictionaries, runs, views of text."""
+    check_repeats(column)
     kind = column.type
     if isinstance(kind, pa.BaseExtensionType):
         if kind.extension_name == "arrow.uuid":
@@ -27,22 +28,12 @@ def plain(column: pa.Array) -> pa.Array:
             return pa.array(texts, pa.string())
         return plain(column.storage)
     if pa.types.is_dictionary(kind):
-        values = plain(column.dictionary)
-        _check_room(values, len(column))
-        return values.take(column.indices)
+        return plain(column.dictionary).take(column.indices)
     if pa.types.is_run_end_encoded(kind):
         return plain(pc.run_end_decode(column))
     if pa.types.is_large_string(kind) or pa.types.is_string_view(kind):
         return column.cast(pa.string())
     return column
-
-
-def _check_room(values: pa.Array, count: int) -> None:
-    """Raise ``pa.ArrowInvalid`` where texts of a dictionary, so often, are more than any memory should hold."""
-    if pa.types.is_string(values.type) or pa.types.is_binary(values.type):
-        longest = pc.max(pc.binary_length(values)).as_py() or 0
-        if longest * count > _MOST_TEXT:
-            raise pa.ArrowInvalid(f"{count:,} rows of texts of up to {longest:,} bytes are too many at once")
 
 
 def plain_type(kind: pa.DataType) -> pa.DataType:

@@ -10,12 +10,12 @@ from functools import cached_property
 
 import pyarrow as pa
 import pyarrow.csv as csv
-import pyarrow.dataset as arrow_dataset
 
 from diffmm_dist import storage
 from diffmm_dist.data.arrow_messages import check_sizes
 from diffmm_dist.data.importers import json_lines
 from diffmm_dist.data.importers.columns import MISSING
+from diffmm_dist.data.importers.parquet_table import ParquetTable
 from diffmm_dist.data.importers.table_files import Part
 from diffmm_dist.data.importers.table_schemas import num_fields
 from diffmm_dist.data.importers.text_source import TextSource, check_header
@@ -25,7 +25,6 @@ from diffmm_dist.words import shown
 
 _ROWS_PER_BATCH = 131_072
 _BLOCK_BYTES = 8 << 20  # of text that is parsed at a time; a row must fit in
-_BATCHES_AHEAD = 2
 
 
 @dataclass(frozen=True)
@@ -105,21 +104,16 @@ class PartReader(ABC):
 
 class _ParquetReader(PartReader):
     @cached_property
-    def _dataset(self) -> arrow_dataset.Dataset:
+    def _file(self) -> ParquetTable:
         file_system, path = storage.arrow_file_system(self.part.uri)
-        return arrow_dataset.dataset([path], format="parquet", filesystem=file_system)
+        return ParquetTable(path, file_system)
 
     @property
     def schema(self) -> pa.Schema:
-        return self._dataset.schema
+        return self._file.schema
 
     def batches(self, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
-        yield from self._dataset.to_batches(
-            columns=list(columns),
-            batch_size=_ROWS_PER_BATCH,
-            batch_readahead=_BATCHES_AHEAD,
-            fragment_readahead=1,
-        )
+        yield from self._file.batches(columns, most_rows=_ROWS_PER_BATCH)
 
 
 class _ArrowReader(PartReader):

@@ -198,10 +198,3 @@ def test_files_that_give_views_of_their_bytes(tmp_path):
     schema, batch = messages(file)
     assert schema.is_schema
     assert pa.ipc.read_record_batch(batch.read(), TEXT).to_pydict() == {"id": ["a"]}
-
-
-def test_a_long_text_of_a_dictionary_in_many_rows(tmp_path):
-    column = pa.DictionaryArray.from_arrays(pa.array(np.zeros(20_000, np.int32)), ["x" * 1_000_000])
-    write(tmp_path / "x.arrow", pa.table({"u": column}).to_batches(), pa.schema([("u", column.type)]))
-    with pytest.raises(UserError, match=r"x\.arrow: .*20,000 rows of texts of up to 1,000,000 bytes are too many"):
-        list(Table(str(tmp_path / "x.arrow")).batches(["u"]))
