@@ -142,8 +142,8 @@ def test_a_newer_version_is_one_sentence(tmp_path):
 
 
 def test_a_table_that_is_not_there_is_one_sentence(source):
-    with pytest.raises(UserError, match="has no table 'knowlege'; did you mean 'knowledge'"):
-        list(Dataset.open(source).stream_table("knowlege"))
+    with pytest.raises(UserError, match="has no table 'knowledges'; did you mean 'knowledge'"):
+        list(Dataset.open(source).stream_table("knowledges"))
 
 
 KNOWLEDGE, CUTS = ("tables", "knowledge"), ("partition", "further")
