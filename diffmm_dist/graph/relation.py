@@ -87,7 +87,7 @@ class Relation:
     item_loop: Tensor
 
     @classmethod
-    def normalized(cls, pairs: CSR, shard: Shard | None = None) -> "Relation":
+    def normalized(cls, pairs: CSR, shard: Shard | None = None, *, dtype: torch.dtype = torch.float32) -> "Relation":
         """Return A^ of the bipartite graph whose edges are the entries of ``pairs``.
 
         Every worker calls it at the same time.
@@ -95,12 +95,13 @@ class Relation:
         Args:
             pairs: edges of the own users, rows x item ids.
             shard: what this worker owns; everything by default.
+            dtype: of the values.
         """
         shard = shard or Shard.whole(pairs.num_rows, pairs.num_columns)
         halo, local_items = localize(shard.item_rows[pairs.indices], shard.items, shard.world, purpose=TRAFFIC)
         by_user = CSR(pairs.indptr, local_items, halo.num_local)
-        user_degrees = (pairs.row_counts + 1).to(torch.float32)
-        item_degrees = (halo.fold(by_user.column_counts[:, None]) + 1).to(torch.float32)
+        user_degrees = (pairs.row_counts + 1).to(dtype)
+        item_degrees = (halo.fold(by_user.column_counts[:, None]) + 1).to(dtype)
         user_scale, item_scale = user_degrees.rsqrt(), halo.start_extend(item_degrees.rsqrt())()[:, 0]
         to_users = Edges.weighted(by_user, by_user.transpose(), user_scale, item_scale)
         return cls(
@@ -114,6 +115,11 @@ class Relation:
             user_degrees.reciprocal()[:, None],
             item_degrees.reciprocal(),
         )
+
+    @cached_property
+    def order_by_item(self) -> Tensor:
+        """Place of each edge of ``to_items.by_target`` among those of ``to_users.by_target``, int64 (E,)."""
+        return torch.argsort(self.to_users.by_target.indices, stable=True)
 
     def dropped(self, keep_prob: float, stream: RandomStream) -> "Relation":
         """Keep each stored entry of A^ with a probability, and divide the kept ones by it.

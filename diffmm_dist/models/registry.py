@@ -12,6 +12,7 @@ from diffmm_dist.config.section import Section
 # Names of models, and the packages that they are made of.
 FOLDERS = {
     "diffmm": "diffmm_dist.models.diffmm",
+    "adagcl": "diffmm_dist.models.adagcl",
     "lightgcn": "diffmm_dist.models.lightgcn",
     "popularity": "diffmm_dist.models.popularity",
 }
