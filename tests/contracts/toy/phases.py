@@ -15,7 +15,7 @@ class WarmPhase(Phase):
         self._model, self._batch_size = model, batch_size
         self._batches, self._world = RankingBatches(data, batch_size), data.shard.world
         self.num_examples = self._batches.num_examples
-        self._tables = SGD([model.user_embedding, model.item_embedding], lr=20.0, momentum=0.9)
+        self._tables = SGD([model.user_embedding, model.item_embedding], lr=batch_size / 48, momentum=0.9)
         self._scale = RMSprop([model.scale], lr=0.05)
         self.optimizers = {"tables": self._tables, "scale": self._scale}
 
