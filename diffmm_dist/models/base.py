@@ -41,7 +41,7 @@ class Phase(ABC):
     on without the phase: nothing is finished or recorded.
 
     Attributes:
-        name: first part of the tags, such as ``denoise``.
+        name: first part of the tags, such as ``recommend``.
         unit: what the phase goes through, such as ``users``.
         num_examples: how many of them in an epoch, for all workers.
         optimizers: by name; a step may use several of them, each as often as it likes. Their states are saved with the
