@@ -17,6 +17,7 @@ from diffmm_dist.monitoring.log import logger
 
 Settings = TypeVar("Settings", bound=Section)
 Bound = Literal["items", "nodes"]
+_OF_EVERY_RUN = {"checkpoint", "epoch", "evaluate", "stage"}  # what takes time in every run
 LARGEST_STAGE = 9  # so that names of checkpoints sort as stages follow one another
 
 
@@ -45,7 +46,8 @@ class Stage:
 class Recipe:
     """A model and the stages of its training, at least one.
 
-    Names of stages and of phases are different ones throughout: they tell what belongs to which.
+    Names of stages and of phases are different ones throughout, and of phases none that every run has: they tell what
+    belongs to what.
     """
 
     model: Recommender
@@ -54,6 +56,7 @@ class Recipe:
     def __post_init__(self) -> None:
         for names in ([stage.name for stage in self.stages], [phase.name for phase in self.phases]):
             assert len(set(names)) == len(names), f"one of {', '.join(names)} is there twice"
+        assert not _OF_EVERY_RUN & {phase.name for phase in self.phases}
         assert 1 <= len(self.stages) <= LARGEST_STAGE + 1
         assert all(stage.epochs >= 1 for stage in self.stages)
 

@@ -76,6 +76,7 @@ def train(run: TrainingRun) -> None:
         while True:
             while not _stage_has_ended(run):
                 _run_epoch(run)
+            _say_whether_early(run)
             if state.stage is state.stages[-1]:
                 return
             _begin_next_stage(run)
@@ -117,6 +118,19 @@ def _stage_has_ended(run: TrainingRun) -> bool:
     best = state.best.epoch + 1 - state.first_epoch
     waited = state.epochs_of_stage // run.evaluate_every_epochs - best // run.evaluate_every_epochs
     return waited >= stage.patience
+
+
+def _say_whether_early(run: TrainingRun) -> None:
+    state, stage = run.state, run.state.stage
+    if run.world.is_first and state.best is not None and state.epochs_of_stage < stage.epochs:
+        logger.info(
+            "%sno epoch has been better than %d in %d evaluations, so training ends after %d of %d epochs",
+            state.stage_words,
+            state.best.epoch,
+            stage.patience,
+            state.epochs_of_stage,
+            stage.epochs,
+        )
 
 
 def _begin_next_stage(run: TrainingRun) -> None:

@@ -280,6 +280,10 @@ def test_what_is_logged_and_shown_names_the_stage(whole, dataset, tmp_path, capl
     assert "checkpoint epoch-00001-phase-0-step-0000001: stage 'warm', epoch 1, phase 0, step 1" in caplog.text
     warm = result_of(whole)["stages"][0]
     assert f"stage 'refine' begins, with epoch {warm['best_epoch']} of stage 'warm'" in caplog.text
+    early = (
+        f"no epoch has been better than {warm['best_epoch']} in 1 evaluations, so training ends after {warm['epochs']}"
+    )
+    assert f"stage 'warm', {early} of 6 epochs" in caplog.text
     cli._show_result(result_of(whole), "run")
     shown = " ".join(capsys.readouterr().out.split())
     best, epochs = (result_of(whole)[key] for key in ("best_epoch", "epochs"))
