@@ -213,33 +213,6 @@ def test_no_training_interactions_and_no_modalities(run_cli, tmp_path, config):
     assert run_cli("train", "--config", config, plain, run, "model.name=lightgcn")[0] == 0
 
 
-def test_a_published_folder_without_validation_and_features(run_cli, tmp_path, config):
-    folder = published_folder(tmp_path / "raw")
-    for name in ("valMat.pkl", "image_feat.npy", "audio_feat.npy"):
-        (folder / name).unlink()
-    told = []
-    for number, command in enumerate(("published", "diffmm")):
-        status, out, _ = run_cli("prepare", command, folder, "--out", tmp_path / f"d{number}")
-        assert status == 0
-        assert "note: the validation split is empty; training will need eval.protocol=published" in out
-        told.append(out.splitlines()[1:])
-    assert told[0] == told[1], "both names are one command"
-    options = [f"data.path={tmp_path / 'd0'}", "model.name=lightgcn"]
-    one_sentence(
-        run_cli("train", "--config", config, *options, f"run.path={tmp_path / 'a'}"), "eval.protocol=published"
-    )
-    options += ["eval.protocol=published", f"run.path={tmp_path / 'b'}"]
-    status, out, err = run_cli("train", "--config", config, *options)
-    assert status == 0, err
-    assert "PUBLISHED PROTOCOL: chosen on test" in out
-
-
-def test_both_names_of_the_published_import_are_in_the_help(run_cli):
-    out = run_cli("prepare", "--help")[1]
-    assert "published" in out
-    assert "The same as prepare published." in out
-
-
 def test_a_damaged_dataset(run_cli, tmp_path, config):
     path = synthetic_dataset(tmp_path / "d")
     file = tmp_path / "d" / "interactions" / "split=train" / "part-00000.arrow"

@@ -7,7 +7,7 @@ import scipy.sparse as sp
 from diffmm_dist.data.dataset import Dataset
 from diffmm_dist.data.importers.published import import_published
 from diffmm_dist.errors import UserError
-from tests.support.builders import published_folder
+from tests.support.builders import published_folder, write_config
 from tests.support.evil import evil_pickle
 from tests.support.reference import dense
 
@@ -122,6 +122,24 @@ def test_files_without_a_use_are_named_and_left_aside(folder, tmp_path):
         (folder / f"more-{number}").mkdir()
     report, _ = read(folder, tmp_path / "out2")
     assert report.notes[0].endswith("kg.txt, more-0, more-1, more-2, more-3 and 5 more")
+
+
+def test_both_names_of_the_command_do_the_same_and_training_says_what_is_missing(run_cli, folder, tmp_path):
+    for name in ("valMat.pkl", "image_feat.npy", "audio_feat.npy"):
+        (folder / name).unlink()
+    told = []
+    for command in ("published", "diffmm"):
+        assert command in run_cli("prepare", "--help")[1]
+        status, out, _ = run_cli("prepare", command, folder, "--out", tmp_path / command)
+        assert status == 0
+        assert "note: the validation split is empty; training will need eval.protocol=published" in out
+        told.append(out.splitlines()[1:])
+    assert told[0] == told[1]
+    config = write_config(tmp_path / "c.yaml", model={"name": "lightgcn"}, data={"path": str(tmp_path / "published")})
+    status, _, err = run_cli("train", "--config", config, f"run.path={tmp_path / 'a'}")
+    assert (status, "no validation interactions" in err) == (1, True)
+    status, out, _ = run_cli("train", "--config", config, f"run.path={tmp_path / 'b'}", "eval.protocol=published")
+    assert (status, "PUBLISHED PROTOCOL: chosen on test" in out) == (0, True)
 
 
 class ArrayOverForeignMemory:
