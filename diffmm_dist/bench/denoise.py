@@ -1,9 +1,10 @@
 """One denoising step of one denoiser, and its output side alone.
 
-Symbols: B users of the batch, I items, h hidden, d embedding. FLOP: the products over the items (work.py), and of the
-Gram ways also those of the batch, 4 B h^2 and 6 B h d, and the Cholesky factor with its gradient, h^3. Bytes: each of
-the two tables of weights once in the forward pass, the last one again backward, and their gradients; x_t written and
-read by two products; the residual written, read by two, turned into its gradient, and that read by two.
+Symbols: B users of the batch, I items, h hidden, d embedding. FLOP: the products over the items
+(models/common/work.py), and of the Gram ways also those of the batch, 4 B h^2 and 6 B h d, and the Cholesky factor with
+its gradient, h^3. Bytes: each of the two tables of weights once in the forward pass, the last one again backward, and
+their gradients; x_t written and read by two products; the residual written, read by two, turned into its gradient, and
+that read by two.
 
 The plain twin multiplies the rows with E too, and writes and reads twelve arrays of B x I: clean rows, noise, both
 scaled, x_t, with dropout, with the time embedding, the prediction, its difference and square, and the gradients of the
@@ -21,10 +22,10 @@ from torch import Tensor
 from diffmm_dist.bench.operations import FLOAT, Case, Operation, Variant
 from diffmm_dist.bench.plain import PlainDenoiser, denoising_step, is_affordable
 from diffmm_dist.bench.problems import PUBLISHED, STREAM, new_denoiser, new_schedule, normal_rows, random_rows
-from diffmm_dist.bench.work import input_flop, output_flop, product_flop
 from diffmm_dist.diffusion.gaussian import training_losses
 from diffmm_dist.diffusion.noise import NoisyRows
 from diffmm_dist.diffusion.output import Products, error_and_signal, gram_pays
+from diffmm_dist.models.common.work import input_flop, output_flop, product_flop
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,8 @@ from torch import Tensor
 from diffmm_dist.bench import plain
 from diffmm_dist.bench.operations import FLOAT, Case, Operation, Variant
 from diffmm_dist.bench.problems import normal_rows, random_rows
-from diffmm_dist.bench.work import product_flop
 from diffmm_dist.evaluation.evaluator import evaluate, rank_items
+from diffmm_dist.models.common.work import product_flop
 from diffmm_dist.parallel.world import World
 
 _TIE = 1e-5  # scores that differ by less than this share of the largest are one score, rounded in two ways

@@ -16,10 +16,10 @@ from torch import Tensor
 from diffmm_dist.bench.operations import FLOAT, Case, Operation, Variant
 from diffmm_dist.bench.plain import PlainDenoiser, is_affordable, rebuild
 from diffmm_dist.bench.problems import STREAM, new_denoiser, new_schedule, normal_rows, random_rows
-from diffmm_dist.bench.work import product_flop
 from diffmm_dist.diffusion import gaussian
 from diffmm_dist.diffusion.gaussian import ReverseChain
 from diffmm_dist.evaluation.topk import merge_topk
+from diffmm_dist.models.common.work import product_flop
 
 
 @dataclass(frozen=True)

@@ -214,9 +214,12 @@ def test_an_epoch_is_timed_by_phase(tmp_path):
     assert "before_over_after" not in variants["rebuild"]
     assert not (tmp_path / "run").exists()
     assert "| epoch | s (least to most) |" in markdown([str(tmp_path / "e.json")])
-    lightgcn = small_config(tmp_path / "d", tmp_path / "run", model={"name": "lightgcn"})
-    with pytest.raises(UserError, match="bench epoch knows model.name=diffmm, not lightgcn"):
-        bench_epoch(lightgcn, repeats=1, out=str(tmp_path / "e.json"))
+
+
+def test_an_epoch_of_a_model_without_phases_is_refused(tmp_path):
+    popularity = small_config(synthetic_dataset(tmp_path / "d"), tmp_path / "run", model={"name": "popularity"})
+    with pytest.raises(UserError, match="model.name=popularity has no phases of training to measure; choose another"):
+        bench_epoch(popularity, repeats=1, out=str(tmp_path / "e.json"))
 
 
 def test_a_profile_lists_the_operators_of_each_phase(tmp_path):
@@ -247,6 +250,9 @@ def test_growth_is_measured_and_drawn(tmp_path, monkeypatch):
     assert result["exponent"] == pytest.approx(math.log2(seconds[1] / seconds[0]))
     assert "what grows" in markdown([str(out)])
     assert "</svg>" in plot.read_text()
+    lightgcn = small_config("none", tmp_path / "run", model={"name": "lightgcn"}, graph={"kernel": "csr"})
+    growth.bench_growth(lightgcn, str(out), repeats=1, base=base)
+    assert list(json.loads(out.read_text())["growth"]) == ["users"]
 
 
 def test_the_exponent_of_a_power_law():
