@@ -19,9 +19,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from diffmm_dist.bench.denoisers import PUBLISHED, new_denoiser, new_schedule
 from diffmm_dist.bench.operations import FLOAT, Case, Operation, Variant
 from diffmm_dist.bench.plain import PlainDenoiser, denoising_step, is_affordable
-from diffmm_dist.bench.problems import PUBLISHED, STREAM, new_denoiser, new_schedule, normal_rows, random_rows
+from diffmm_dist.bench.problems import STREAM, normal_rows, random_rows
 from diffmm_dist.diffusion.gaussian import training_losses
 from diffmm_dist.diffusion.noise import NoisyRows
 from diffmm_dist.diffusion.output import Products, error_and_signal, gram_pays

@@ -13,9 +13,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from diffmm_dist.bench.denoisers import new_denoiser, new_schedule
 from diffmm_dist.bench.operations import FLOAT, Case, Operation, Variant
 from diffmm_dist.bench.plain import PlainDenoiser, is_affordable, rebuild
-from diffmm_dist.bench.problems import STREAM, new_denoiser, new_schedule, normal_rows, random_rows
+from diffmm_dist.bench.problems import STREAM, normal_rows, random_rows
 from diffmm_dist.diffusion import gaussian
 from diffmm_dist.diffusion.gaussian import ReverseChain
 from diffmm_dist.evaluation.topk import merge_topk
