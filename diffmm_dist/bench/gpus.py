@@ -101,8 +101,9 @@ def epoch_work(config: Config, dataset: Dataset, size: int, sent: Traffic) -> di
         size: W.
         sent: bytes that the worker which sends most sends in a step, by phase and purpose.
     """
-    needs = needs_of(config, dataset.manifest, num_workers=size)
-    works = model_entry(config).measures.work(config.model, needs)
+    works_of = model_entry(config).measures.work
+    assert works_of is not None, "check_has_phases comes first"
+    works = works_of(config.model, needs_of(config, dataset.manifest, num_workers=size))
     return {
         phase: Work(work.flops, work.memory_bytes, work.steps * sum(sent.get(phase, {}).values()), work.exchanges)
         for phase, work in works.items()

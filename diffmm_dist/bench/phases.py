@@ -12,7 +12,7 @@ def check_has_phases(config: Config) -> None:
     Raises:
         UserError: it is one.
     """
-    if not model_entry(config).trains:
+    if model_entry(config).measures.work is None:
         raise UserError(f"model.name={config.model.name} has no phases of training to measure; choose another model")
 
 

@@ -15,7 +15,7 @@ from diffmm_dist.train.build import build_recipe, load_training_data
 from diffmm_dist.train.estimate import needs_of
 from tests.support.builders import small_config, synthetic_dataset
 
-MODELS = [name for name in SETTINGS if entry_of(name).trains]
+MODELS = [name for name in SETTINGS if entry_of(name).measures.work]
 
 
 @pytest.fixture(scope="module")
@@ -31,6 +31,11 @@ def config(request, dataset, tmp_path):
 def phases_of(config):
     data = load_training_data(config, Dataset.open(config.data.path), World.single())
     return build_recipe(config, data, device=torch.device("cpu")).phases
+
+
+@pytest.mark.parametrize("name", sorted(set(SETTINGS) - set(MODELS)))
+def test_a_model_without_work_has_no_phases(dataset, tmp_path, name):
+    assert list(phases_of(small_config(dataset, tmp_path / "run", model={"name": name}))) == []
 
 
 def test_memory_and_work_are_said_of_every_phase(config):
