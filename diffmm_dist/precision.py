@@ -33,13 +33,18 @@ def operand_dtype() -> torch.dtype:
 
 
 def operand(values: Tensor, *, like: Tensor | None = None) -> Tensor:
-    """Return float32 values in the type of operands here, or of another one; the same tensor where that is float32."""
+    """Return float32 values in the type of operands here, or of another one; the same tensor where that is float32.
+
+    Values of float64, with which the arithmetic is checked, stay as they are.
+    """
+    if values.dtype == torch.float64:
+        return values
     return values.to(operand_dtype() if like is None else like.dtype)
 
 
 def product(left: Tensor, right: Tensor, *, out: Tensor | None = None) -> Tensor:
     """Return the product of two operands in float32, in ``out`` if given."""
-    if left.dtype == torch.float32:
+    if left.dtype != torch.bfloat16:
         return torch.mm(left, right, out=out)
     rounded = left @ right
     return rounded.float() if out is None else out.copy_(rounded)
@@ -47,11 +52,11 @@ def product(left: Tensor, right: Tensor, *, out: Tensor | None = None) -> Tensor
 
 def add_product_(total: Tensor, left: Tensor, right: Tensor, *, beta: float = 1.0, alpha: float = 1.0) -> Tensor:
     """Replace a float32 tensor by beta times itself plus alpha times the product of two operands."""
-    if left.dtype == torch.float32:
+    if left.dtype != torch.bfloat16:
         return total.addmm_(left, right, beta=beta, alpha=alpha)
     return (total if beta == 1 else total.mul_(beta)).add_(left @ right, alpha=alpha)
 
 
 def biased_product(bias: Tensor, left: Tensor, right: Tensor) -> Tensor:
     """Return the product of two operands plus a float32 bias of each column, in float32."""
-    return torch.addmm(bias, left, right) if left.dtype == torch.float32 else product(left, right).add_(bias)
+    return torch.addmm(bias, left, right) if left.dtype != torch.bfloat16 else product(left, right).add_(bias)

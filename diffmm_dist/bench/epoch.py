@@ -80,7 +80,6 @@ class Epochs:
         with matmul_precision(self._precision):
             for index in range(phase.begin(context)):
                 phase.step(index)
-        if phase.optimizer is not None:
-            phase.optimizer.zero_grad(set_to_none=True)
+        phase.drop_gradients()
         phase.finish()
         self._done[phase.name] += 1

@@ -251,8 +251,7 @@ def _step(phase: Phase, config: Config, epoch: int) -> None:
     with matmul_precision(config.train.precision):
         for index in range(min(_STEPS, phase.begin(PhaseContext(World.single(), config.run.seed, epoch)))):
             phase.step(index)
-    if phase.optimizer is not None:
-        phase.optimizer.zero_grad(set_to_none=True)
+    phase.drop_gradients()
     phase.finish()
 
 

@@ -72,10 +72,11 @@ class Dataset:
         content = storage.read_json(place)
         if not isinstance(content, dict) or content.get("format") != schema.FORMAT_NAME:
             raise UserError(f"{place} is not a manifest of diffmm_dist; make a dataset with `prepare`")
-        if content.get("version") != schema.FORMAT_VERSION:
+        if content.get("version") not in schema.FORMAT_VERSIONS:
+            known = " and ".join(map(str, schema.FORMAT_VERSIONS))
             raise UserError(
-                f"{place} has format version {shown(content.get('version'))}, this program reads version "
-                f"{schema.FORMAT_VERSION}; prepare the dataset again"
+                f"{place} has format version {shown(content.get('version'))}, this program reads versions {known}; "
+                "prepare the dataset again, or read it with a newer program"
             )
         try:
             manifest = Manifest.model_validate(unsealed(content))
@@ -220,36 +221,66 @@ class Dataset:
             )
         return torch.from_numpy(out)
 
+    def stream_table(self, name: str, parts: Range | None = None) -> Iterator[tuple[Ints, ...]]:
+        """Yield the columns of a table, int64 (n,) each, some rows at a time.
+
+        Args:
+            name: the table.
+            parts: the parts to read, all by default.
+
+        Raises:
+            UserError: there is no such table, a file is damaged, or a number is out of range.
+        """
+        if name not in self.manifest.tables:
+            known = list(self.manifest.tables)
+            raise UserError(
+                f"dataset {self.uri} has no table '{name}'{closest(name, known)}; it has {', '.join(known) or 'none'}"
+            )
+        table = self.manifest.tables[name]
+        parts = parts or Range(0, self.manifest.num_parts)
+        files = [file for file in table.files if parts.start <= file.part < parts.stop]
+        totals = [sum(self.manifest.counts[axis] for axis in axes) for axes in table.columns.values()]
+        for number, _, rows in self._batches(files, schema.table_schema(table.columns)):
+            columns = tuple(column.to_numpy(zero_copy_only=False) for column in rows.columns)
+            for values, column, total in zip(columns, table.columns, totals, strict=True):
+                check_ids(values, total, kind=column, where=storage.join(self.uri, files[number].path))
+            yield columns
+
     def original_ids(self, kind: str) -> pa.ChunkedArray:
-        """Return the original ids of all ``users`` or ``items``, int64 or string, in internal order."""
-        ids = self.manifest.user_ids if kind == "users" else self.manifest.item_ids
-        expected = schema.id_schema(schema.ID_TYPES[ids.dtype])
-        batches = [batch.rows for batch in self._batches(ids.files, expected)]
-        count = self.num_users if kind == "users" else self.num_items
-        table = pa.Table.from_batches(batches, schema=expected)
+        """Return the original ids of all rows of an axis, such as ``users``, int64 or string, in internal order."""
+        dtype = self.manifest.ids_of(kind).dtype
+        expected = schema.id_schema(schema.ID_TYPES[dtype])
+        table = pa.Table.from_batches(self.stream_ids(kind), schema=expected)
+        count = self.manifest.counts[kind]
         if table.num_rows != count:
             raise UserError(
                 f"dataset {self.uri} has {table.num_rows} ids for {count} {kind}; prepare the dataset again"
             )
         return table.column("id")
 
+    def stream_ids(self, kind: str) -> Iterator[pa.RecordBatch]:
+        """Yield the original ids of an axis, some rows at a time."""
+        ids = self.manifest.ids_of(kind)
+        for batch in self._batches(ids.files, schema.id_schema(schema.ID_TYPES[ids.dtype])):
+            yield batch.rows
+
     def name_of(self, kind: Literal["users", "items"], row: int) -> str:
         """Return the original id of a user or item row as messages show it, texts in quotes."""
         return shown(self.original_ids(kind)[row].as_py())
 
-    def source_rows(self, kind: Literal["users", "items"], rows: Range | None = None) -> Tensor:
-        """Return the number that each user or item row had before `partition` reordered them, int64.
+    def source_rows(self, kind: str, rows: Range | None = None) -> Tensor:
+        """Return the number that each row of an axis had before `partition` reordered them, int64.
 
         Args:
-            kind: users or items.
+            kind: the axis, such as ``users``.
             rows: which rows, all by default.
         """
-        total = self.num_users if kind == "users" else self.num_items
+        total = self.manifest.counts[kind]
         rows = rows or Range(0, total)
         partition = self.manifest.partition
-        if partition is None:
+        if partition is None or kind not in partition.axes:
             return torch.arange(*rows)
-        files = _overlapping(partition.user_order if kind == "users" else partition.item_order, rows)
+        files = _overlapping(partition.axes[kind].order, rows)
         parts = [np.empty(0, np.int64)]
         for number, _, batch in self._batches(files, schema.id_schema(pa.int64())):
             ids = batch.column(0).to_numpy()

@@ -11,7 +11,7 @@ from diffmm_dist.data.dataset import Dataset
 from diffmm_dist.data.schema import Split
 from diffmm_dist.parallel.collectives import CONTROL, all_reduce_sum_
 from diffmm_dist.parallel.ranges import Ownership
-from diffmm_dist.parallel.shard import Shard
+from diffmm_dist.parallel.shard import OwnRows, Shard
 from diffmm_dist.parallel.world import World
 from diffmm_dist.sparse import CSR
 
@@ -54,15 +54,20 @@ def shard_of(dataset: Dataset, world: World) -> Shard:
     Raises:
         UserError: a file of the dataset is damaged.
     """
+    axes = {name: _own_rows(dataset, name, world) for name in dataset.manifest.counts}
+    users, items = axes.pop("users"), axes.pop("items")
+    item_ids = dataset.source_rows("items").to(world.device)
+    return Shard(world, users.ownership, items.ownership, users.ids, item_ids, axes)
+
+
+def _own_rows(dataset: Dataset, axis: str, world: World) -> OwnRows:
+    """Return a worker's rows of an axis: those of its parts, or an even range where the axis is not cut."""
     partition = dataset.manifest.partition
-    if partition is None:
-        return Shard.whole(dataset.num_users, dataset.num_items, world=world)
-    users, items = (
-        Ownership.of_parts(bounds, rank=world.rank, size=world.size)
-        for bounds in (partition.user_bounds, partition.item_bounds)
-    )
-    user_ids = dataset.source_rows("users", users.own).to(world.device)
-    return Shard(world, users, items, user_ids, dataset.source_rows("items").to(world.device))
+    if partition is None or axis not in partition.axes:
+        ownership = Ownership.even(dataset.manifest.counts[axis], rank=world.rank, size=world.size)
+    else:
+        ownership = Ownership.of_parts(partition.axes[axis].bounds, rank=world.rank, size=world.size)
+    return OwnRows(ownership, dataset.source_rows(axis, ownership.own).to(world.device))
 
 
 def shard_interactions(dataset: Dataset, split: Split, shard: Shard) -> CSR:

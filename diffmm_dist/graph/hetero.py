@@ -125,19 +125,26 @@ class HeteroGraph:
                 graphs.setdefault(id(edges.reversed), (dgl.reverse(self.dgl_graph[edge_type]), weights))
         return graphs
 
-    def neighbor_sum(self, edges: Edges, source_rows: Tensor) -> Tensor:
+    def neighbor_sum(self, edges: Edges, source_rows: Tensor, weights: Tensor | None = None) -> Tensor:
         """Return, for each target, the weighted sum of its sources' rows (targets, d); no autograd.
 
         Local edges and local rows only: nothing is exchanged here.
+
+        Args:
+            edges: of one of the relations, in either direction.
+            source_rows: (sources, d).
+            weights: in the order of ``edges.by_target``, of edges as the relation has them; their own by default.
         """
         if self.kernel == "csr":
-            return edges.by_target.weighted_matmul(edges.weights, source_rows)
-        graph, weights = self._dgl_relations[id(edges)]
+            return edges.by_target.weighted_matmul(edges.weights if weights is None else weights, source_rows)
+        graph, own_weights = self._dgl_relations[id(edges)]
         padding = graph.num_src_nodes() - source_rows.shape[0]
         width = source_rows.shape[1]
         columns = 1 if width == 1 else 0  # DGL's kernel cannot take rows of one column
         padded = F.pad(source_rows, (0, columns, 0, padding))
-        summed: Tensor = import_dgl().ops.u_mul_e_sum(graph, padded, weights)
+        summed: Tensor = import_dgl().ops.u_mul_e_sum(
+            graph, padded, own_weights if weights is None else weights[:, None]
+        )
         return summed[: edges.by_target.num_rows, :width]
 
 

@@ -42,11 +42,14 @@ class Parts:
 
 def random_parts(pairs: CSR, num_parts: int, *, seed: int) -> Parts:
     """Deal users and items out at random, equally many to each part."""
-    users, items = (
-        RandomStream.of(seed, "partition", kind).permute(torch.arange(count), count) * num_parts // count
-        for kind, count in (("users", pairs.num_rows), ("items", pairs.num_columns))
-    )
+    users = deal(pairs.num_rows, num_parts, seed=seed, kind="users")
+    items = deal(pairs.num_columns, num_parts, seed=seed, kind="items")
     return Parts(users, items, num_parts)
+
+
+def deal(count: int, num_parts: int, *, seed: int, kind: str) -> Tensor:
+    """Return the part of each of ``count`` rows of a kind, dealt out at random, equally many to each; int64."""
+    return RandomStream.of(seed, "partition", kind).permute(torch.arange(count), count) * num_parts // count
 
 
 def metis_parts(pairs: CSR, num_parts: int) -> Parts:

@@ -1,8 +1,9 @@
-"""Relations between users and items: edges in both directions with symmetric normalisation and self loops.
+"""Relations between users and items: a pattern of edges in both directions, and a normaliser of its entries.
 
-A^ = D^-1/2 (A + I) D^-1/2 with A = [[0, R], [R^T, 0]] and D = the row sums of A + I. Its entries stand beside
-the edges, and the self loops are factors on node rows: scaling the rows before and after the sums instead would read
-no weights, but pass over the tables four times more (docs/architecture.md).
+With A = [[0, R], [R^T, 0]], or A + I where there are self loops, and D the sums of its rows, the entries are those of
+D^-1/2 A D^-1/2 (``symmetric``), D^-1 A (``row``) or A itself (``none``). They stand beside the edges, and the self
+loops are factors on node rows: scaling the rows before and after the sums instead would read no weights, but pass over
+the tables four times more (docs/architecture.md). graph/entries.py has products with the same pattern and other values.
 
 A worker keeps the edges of its own users, in both directions: its users' sums read item rows from their owners (the
 halo), and its share of the items' sums goes back to them. So one plan serves both directions and both passes.
@@ -12,6 +13,7 @@ Shape suffixes: U own users, I own items, L local items (own ones, then the halo
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -22,6 +24,7 @@ from diffmm_dist.parallel.shard import Shard
 from diffmm_dist.sparse import CSR
 
 TRAFFIC = "propagation"
+Normalizer = Literal["symmetric", "row", "none"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,8 +73,10 @@ class Relation:
         halo: how the local items are reached.
         to_users: edges from local items to own users.
         to_items: edges from own users to local items.
-        user_scale: D^-1/2 of own users, float32 (U,).
-        item_scale: D^-1/2 of local items, float32 (L,).
+        user_scale: factor of each own user's row, float32 (U,).
+        item_scale: of each local item's, float32 (L,).
+        user_column_scale: factor of each own user's column, float32 (U,); with ``symmetric`` that of the row.
+        item_column_scale: of each local item's, float32 (L,).
         user_loop: weight of each user's self loop, float32 (U, 1).
         item_loop: weight of each item's self loop, float32 (I, 1).
     """
@@ -83,37 +88,65 @@ class Relation:
     to_items: Edges
     user_scale: Tensor
     item_scale: Tensor
+    user_column_scale: Tensor
+    item_column_scale: Tensor
     user_loop: Tensor
     item_loop: Tensor
 
     @classmethod
-    def normalized(cls, pairs: CSR, shard: Shard | None = None) -> "Relation":
-        """Return A^ of the bipartite graph whose edges are the entries of ``pairs``.
+    def normalized(
+        cls,
+        pairs: CSR,
+        shard: Shard | None = None,
+        *,
+        normalizer: Normalizer = "symmetric",
+        self_loops: bool = True,
+        dtype: torch.dtype = torch.float32,
+    ) -> "Relation":
+        """Return the normalised matrix of the bipartite graph whose edges are the entries of ``pairs``.
 
         Every worker calls it at the same time.
 
         Args:
             pairs: edges of the own users, rows x item ids.
             shard: what this worker owns; everything by default.
+            normalizer: what the entries are divided by; rows without any stay zeros.
+            self_loops: every node has an edge to itself.
+            dtype: of the values.
         """
         shard = shard or Shard.whole(pairs.num_rows, pairs.num_columns)
         halo, local_items = localize(shard.item_rows[pairs.indices], shard.items, shard.world, purpose=TRAFFIC)
         by_user = CSR(pairs.indptr, local_items, halo.num_local)
-        user_degrees = (pairs.row_counts + 1).to(torch.float32)
-        item_degrees = (halo.fold(by_user.column_counts[:, None]) + 1).to(torch.float32)
-        user_scale, item_scale = user_degrees.rsqrt(), halo.start_extend(item_degrees.rsqrt())()[:, 0]
-        to_users = Edges.weighted(by_user, by_user.transpose(), user_scale, item_scale)
+        loops = int(self_loops)
+        user_degrees = (pairs.row_counts + loops).to(dtype)
+        item_degrees = (halo.fold(by_user.column_counts[:, None]) + loops).to(dtype)
+        user_scale = _row_scale(user_degrees, normalizer)
+        item_scale = halo.start_extend(_row_scale(item_degrees, normalizer))()[:, 0]
+        columns = user_scale, item_scale
+        if normalizer != "symmetric":
+            columns = torch.ones_like(user_scale), torch.ones_like(item_scale)
+        to_users = Edges.weighted(by_user, by_user.transpose(), user_scale, columns[1])
+        to_items = to_users.reversed
+        if normalizer != "symmetric":
+            to_items = Edges.weighted(to_users.by_source, by_user, item_scale, columns[0])
+        of_loops: Normalizer = "none" if normalizer == "none" else "row"
         return cls(
             pairs,
             shard,
             halo,
             to_users,
-            to_users.reversed,
+            to_items,
             user_scale,
             item_scale,
-            user_degrees.reciprocal()[:, None],
-            item_degrees.reciprocal(),
+            *columns,
+            _row_scale(user_degrees, of_loops)[:, None] * loops,
+            _row_scale(item_degrees, of_loops) * loops,
         )
+
+    @cached_property
+    def order_by_item(self) -> Tensor:
+        """Place of each edge of ``to_items.by_target`` among those of ``to_users.by_target``, int64 (E,)."""
+        return torch.argsort(self.to_users.by_target.indices, stable=True)
 
     def dropped(self, keep_prob: float, stream: RandomStream) -> "Relation":
         """Keep each stored entry of A^ with a probability, and divide the kept ones by it.
@@ -140,10 +173,20 @@ class Relation:
             self.pairs,
             self.shard,
             self.halo,
-            Edges.weighted(to_users, to_users.transpose(), self.user_scale, self.item_scale, scale),
-            Edges.weighted(to_items.transpose(), to_items, self.item_scale, self.user_scale, scale),
+            Edges.weighted(to_users, to_users.transpose(), self.user_scale, self.item_column_scale, scale),
+            Edges.weighted(to_items.transpose(), to_items, self.item_scale, self.user_column_scale, scale),
             self.user_scale,
             self.item_scale,
+            self.user_column_scale,
+            self.item_column_scale,
             self.user_loop * scale * kept(self.shard.user_ids, "user_loop")[:, None],
             self.item_loop * scale * kept(self.shard.own_item_ids, "item_loop")[:, None],
         )
+
+
+def _row_scale(degrees: Tensor, normalizer: Normalizer) -> Tensor:
+    """Return the factor of each row from its sum, of any shape; 0 of a row without entries."""
+    if normalizer == "none":
+        return torch.ones_like(degrees)
+    scale = degrees.rsqrt() if normalizer == "symmetric" else degrees.reciprocal()
+    return torch.where(degrees > 0, scale, 0)

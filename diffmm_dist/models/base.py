@@ -1,7 +1,9 @@
 """What the trainer asks of a recipe: a model with embeddings to rank with, and the phases of its epoch."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -41,13 +43,15 @@ class Phase(ABC):
         name: first part of the tags, such as ``denoise``.
         unit: what the phase goes through, such as ``users``.
         num_examples: how many of them in an epoch, for all workers.
-        optimizer: its state is saved with the run, and its gradients are dropped after the phase; None trains nothing.
+        optimizers: by name; a step may use several of them, each as often as it likes. Their states are saved with the
+            run, and the gradients of all that they train are dropped after the phase. A phase without any trains
+            nothing.
     """
 
     name: str
     unit: str
     num_examples: int
-    optimizer: Optimizer | None = None
+    optimizers: Mapping[str, Optimizer] = MappingProxyType({})
 
     @abstractmethod
     def begin(self, context: PhaseContext) -> int:
@@ -65,6 +69,11 @@ class Phase(ABC):
     def finish(self) -> dict[str, float]:
         """Conclude the epoch; return further values to record under the phase's name, the same on all workers."""
         return {}
+
+    def drop_gradients(self) -> None:
+        """Free the gradients of all that the phase trains."""
+        for optimizer in self.optimizers.values():
+            optimizer.zero_grad(set_to_none=True)
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from diffmm_dist.config.section import Section
 
 _FOLDERS = {
     "diffmm": "diffmm_dist.models.diffmm",
+    "adagcl": "diffmm_dist.models.adagcl",
     "lightgcn": "diffmm_dist.models.lightgcn",
     "popularity": "diffmm_dist.models.popularity",
 }

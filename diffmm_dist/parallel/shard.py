@@ -1,7 +1,9 @@
 """What one worker owns, and how its rows are numbered."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -10,9 +12,21 @@ from diffmm_dist.parallel.ranges import Ownership
 from diffmm_dist.parallel.world import World
 
 
+class OwnRows(NamedTuple):
+    """A worker's rows of an axis.
+
+    Attributes:
+        ownership: who owns which rows.
+        ids: id of each own row, int64 (own rows,).
+    """
+
+    ownership: Ownership
+    ids: Tensor
+
+
 @dataclass(frozen=True, eq=False)
 class Shard:
-    """One worker's users and items.
+    """One worker's users and items, and its rows of whatever other axes the dataset has.
 
     Rows are numbered as they lie in the dataset's files, where each worker owns contiguous ranges. ``partition``
     reorders them; an id is the number that a row had before. Ids key every random draw and break ties, so that results
@@ -24,6 +38,7 @@ class Shard:
         items: who owns which item rows.
         user_ids: id of each own user, int64 (own users,).
         item_ids: id of each item row, of all workers, int64 (I,).
+        further: rows of other axes by name, such as the entities of a knowledge graph that are no items.
     """
 
     world: World
@@ -31,6 +46,7 @@ class Shard:
     items: Ownership
     user_ids: Tensor
     item_ids: Tensor
+    further: Mapping[str, OwnRows] = field(default_factory=dict)
 
     @classmethod
     def whole(cls, num_users: int, num_items: int, *, world: World | None = None) -> "Shard":
@@ -49,6 +65,11 @@ class Shard:
     def num_items(self) -> int:
         """I, of all workers."""
         return self.items.total
+
+    def axis(self, name: str) -> OwnRows:
+        """Return this worker's rows of an axis: ``users``, ``items`` or another one of the dataset."""
+        own = {"users": OwnRows(self.users, self.user_ids), "items": OwnRows(self.items, self.own_item_ids)}
+        return own[name] if name in own else self.further[name]
 
     @property
     def own_item_ids(self) -> Tensor:

@@ -20,7 +20,6 @@ from diffmm_dist import storage
 from diffmm_dist.errors import DamagedError, UserError
 from diffmm_dist.monitoring.log import logger
 from diffmm_dist.parallel.collectives import agree, any_worker
-from diffmm_dist.parallel.ranges import Ownership
 from diffmm_dist.parallel.world import World
 from diffmm_dist.records import RunId
 from diffmm_dist.train.checkpoint_index import index_sha256
@@ -33,7 +32,7 @@ from diffmm_dist.train.checkpoint_names import (
     writer_of,
 )
 from diffmm_dist.train.checkpoint_reading import Checkpoint, interruption_in, open_checkpoint, quiet, reason
-from diffmm_dist.train.checkpoint_shards import shard
+from diffmm_dist.train.checkpoint_shards import OwnerOf, shard, whole
 from diffmm_dist.train.checkpoint_storage import writer_to
 from diffmm_dist.train.state import Cursor, Progress
 
@@ -88,13 +87,13 @@ class Checkpoints:
     def _path(self, *parts: str) -> str:
         return storage.join(self._folder, *parts)
 
-    def save(self, tensors: Mapping[str, Tensor], progress: Progress, owners: Mapping[str, Ownership]) -> None:
+    def save(self, tensors: Mapping[str, Tensor], progress: Progress, owner_of: OwnerOf = whole) -> None:
         """Write a checkpoint, then remove the ones that need not be kept; every worker calls it at the same time.
 
         Args:
             tensors: all tensors of this worker.
             progress: everything else; its cursor gives the checkpoint its name, and that of its best epoch stays.
-            owners: for each tensor of which a worker has its own rows only, who owns which.
+            owner_of: says of which tensors a worker has its own rows only; by default of none.
 
         Raises:
             UserError: it cannot be written; the earlier checkpoints are untouched.
@@ -104,7 +103,7 @@ class Checkpoints:
         name = self.name(progress.cursor)
         partial = self._path(name if self._remote else f"{PARTIAL}{name}")
         self._together(name, lambda: _clear(partial), undo=partial, on_first=True)
-        self._together(name, lambda: self._write_tensors(partial, tensors, owners), undo=partial)
+        self._together(name, lambda: self._write_tensors(partial, tensors, owner_of), undo=partial)
         self._writer.check()
         self._together(name, lambda: self._complete(partial, name, progress), undo=partial, on_first=True)
         self.damaged = [other for other in self.damaged if other != name]
@@ -127,9 +126,11 @@ class Checkpoints:
                     storage.remove_folder(undo)
             raise self._cannot_write(name, failure)
 
-    def _write_tensors(self, folder: str, tensors: Mapping[str, Tensor], owners: Mapping[str, Ownership]) -> None:
+    def _write_tensors(self, folder: str, tensors: Mapping[str, Tensor], owner_of: OwnerOf) -> None:
         alone = self._world.size == 1
-        shards = dict(tensors) if alone else {key: shard(value, owners.get(key)) for key, value in tensors.items()}
+        shards = dict(tensors)
+        if not alone:
+            shards = {name: shard(tensor, owner_of(name, tensor.shape)) for name, tensor in tensors.items()}
         with quiet():
             save_distributed(shards, storage_writer=writer_to(folder), no_dist=alone)
 

@@ -3,7 +3,7 @@
 import contextlib
 import logging
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
 
 from torch import Tensor
@@ -13,11 +13,10 @@ from torch.distributed.checkpoint.state_dict_loader import load as load_distribu
 from diffmm_dist import storage
 from diffmm_dist.checksums import Checksum
 from diffmm_dist.errors import DamagedError, StoppedEarlyError, UserError, one_line
-from diffmm_dist.parallel.ranges import Ownership
 from diffmm_dist.records import RunId
 from diffmm_dist.train.checkpoint_index import REMEDY
 from diffmm_dist.train.checkpoint_names import STATE_FILE, checkpoint_name
-from diffmm_dist.train.checkpoint_shards import RowShard, empty
+from diffmm_dist.train.checkpoint_shards import OwnerOf, RowShard, empty, whole
 from diffmm_dist.train.checkpoint_storage import reader_of
 from diffmm_dist.train.state import Progress, Whole
 
@@ -60,12 +59,12 @@ class Checkpoint:
     _index: Checksum
 
     def tensors(
-        self, owners: Mapping[str, Ownership], *, wanted: Callable[[str], bool] = lambda _: True
+        self, owner_of: OwnerOf = whole, *, wanted: Callable[[str], bool] = lambda _: True
     ) -> dict[str, Tensor]:
         """Return the tensors whose names are wanted, each compared with its checksum.
 
         Args:
-            owners: for each tensor of which this worker wants its own rows only, who owns which.
+            owner_of: says of which tensors this worker wants its own rows only; by default of none.
             wanted: whether a tensor is wanted, by its name.
 
         Raises:
@@ -75,7 +74,7 @@ class Checkpoint:
         with _explained(self._path):
             reader = reader_of(self._path, index_sha256=self._index)
             entries = reader.read_metadata().state_dict_metadata
-            tensors = {key: empty(entry, owners.get(key)) for key, entry in entries.items() if wanted(key)}
+            tensors = {name: empty(name, entry, owner_of) for name, entry in entries.items() if wanted(name)}
             with quiet():
                 # Without a process group: what a worker reads does not depend on the others.
                 load_distributed(tensors, storage_reader=reader, no_dist=True)

@@ -1,5 +1,6 @@
 """A worker's rows of a table as torch.distributed.checkpoint (DCP) asks for them."""
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -13,6 +14,14 @@ from torch.distributed.checkpoint.metadata import (
 from torch.distributed.checkpoint.planner import TensorWriteData, WriteItem, WriteItemType
 
 from diffmm_dist.parallel.ranges import Ownership
+
+# Says of a tensor, by its name and by its shape or that of some of its rows, who owns which of its rows; None where all
+# workers have all of it.
+OwnerOf = Callable[[str, Sequence[int]], Ownership | None]
+
+
+def whole(_: str, __: Sequence[int]) -> None:
+    """Say that every worker has all of every tensor."""
 
 
 class RowShard(Tensor):
@@ -52,19 +61,21 @@ def shard(local: Tensor, ownership: Ownership | None) -> Tensor:
     """Return a worker's own rows of a table as what they are to DCP; a replicated tensor stays one."""
     if ownership is None:
         return local
+    assert local.shape[0] == ownership.own.size
     rows = Tensor._make_subclass(RowShard, local.detach())
     assert isinstance(rows, RowShard)
     rows.local, rows.ownership = local.detach(), ownership
     return rows
 
 
-def empty(entry: Any, ownership: Ownership | None) -> Tensor:
+def empty(name: str, entry: Any, owner_of: OwnerOf) -> Tensor:
     """Return room for a tensor of a checkpoint, or for a worker's own rows of it.
 
     Raises:
         ValueError: the table has another number of rows.
     """
     assert isinstance(entry, TensorStorageMetadata)
+    ownership = owner_of(name, entry.size)
     if ownership is None:
         return torch.empty(entry.size, dtype=entry.properties.dtype)
     if entry.size[0] != ownership.total:

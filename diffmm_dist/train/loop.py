@@ -112,8 +112,8 @@ def _run_phase(run: TrainingRun, phase: Phase, context: PhaseContext) -> None:
         _save_inside_epoch(run, phase)
     with values.stopwatch.measure(phase.name):
         values.check_finite(phase, cursor, run.world)
-        if phase.optimizer is not None:
-            phase.optimizer.zero_grad(set_to_none=True)  # no memory for gradients in the other phases
+        phase.drop_gradients()  # no memory for them in the other phases
+        if phase.optimizers:
             run.state.check_finite(phase)
         values.conclude(phase, num_steps, phase.finish(), run.world)
         give_back_freed_memory()
@@ -206,4 +206,4 @@ def _save(run: TrainingRun) -> None:
     """Write a checkpoint; its time counts for the epoch in which the run goes on."""
     state = run.state
     with state.epoch_values.stopwatch.measure("checkpoint"):
-        run.checkpoints.save(state.tensors(), state.progress(), state.row_owners())
+        run.checkpoints.save(state.tensors(), state.progress(), state.owner_of)

@@ -5,7 +5,7 @@ from typing import Literal
 from diffmm_dist.data.dataset import Dataset
 from diffmm_dist.data.relabel import write_relabelled
 from diffmm_dist.errors import UserError
-from diffmm_dist.graph.partition import metis_parts, partition_report, random_parts
+from diffmm_dist.graph.partition import deal, metis_parts, partition_report, random_parts
 
 Method = Literal["metis", "random"]
 
@@ -13,7 +13,8 @@ Method = Literal["metis", "random"]
 def partition_dataset(uri: str, out: str, *, num_parts: int, method: Method, seed: int, force: bool = False) -> None:
     """Partition a dataset's training graph and write the dataset part by part; its ids stay what they were.
 
-    The manifest keeps what the partition costs, beside the same of a random one.
+    The manifest keeps what the partition costs, beside the same of a random one. Rows of other axes than users and
+    items are dealt out at random; where they are fewer than the parts, every worker has them all.
 
     Raises:
         UserError: there is no such dataset, more parts than users or items are asked for, or the place is taken.
@@ -30,11 +31,15 @@ def partition_dataset(uri: str, out: str, *, num_parts: int, method: Method, see
     if method == "metis":
         parts = metis_parts(pairs, num_parts)
         report = {"metis": partition_report(pairs, parts)} | report
+    further = {
+        name: deal(axis.count, num_parts, seed=seed, kind=name)
+        for name, axis in dataset.manifest.axes.items()
+        if axis.count >= num_parts
+    }
     write_relabelled(
         dataset,
         out,
-        user_part=parts.users,
-        item_part=parts.items,
+        parts={"users": parts.users, "items": parts.items, **further},
         num_parts=num_parts,
         method=method,
         report=report,

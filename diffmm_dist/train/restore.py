@@ -16,8 +16,7 @@ def restore(state: TrainState, checkpoints: Checkpoints, folder: RunFolder) -> N
     Raises:
         UserError: every checkpoint is damaged, or one cannot be reached.
     """
-    owners = state.row_owners()
-    found = checkpoints.newest(lambda checkpoint: (checkpoint.progress, checkpoint.tensors(owners)))
+    found = checkpoints.newest(lambda checkpoint: (checkpoint.progress, checkpoint.tensors(state.owner_of)))
     if found is not None:
         name, (progress, tensors) = found
         state.load_tensors(tensors)
@@ -39,8 +38,9 @@ def _check_best(state: TrainState, checkpoints: Checkpoints, name: str) -> None:
     best = state.best
     if best is None or best.checkpoint == name:
         return
-    owners = state.row_owners()
-    read = checkpoints.unless_damaged(lambda: checkpoints.open(best.checkpoint).tensors(owners, wanted=is_of_model))
+    read = checkpoints.unless_damaged(
+        lambda: checkpoints.open(best.checkpoint).tensors(state.owner_of, wanted=is_of_model)
+    )
     if isinstance(read, DamagedError):
         state.best = None
         state.note(

@@ -158,29 +158,41 @@ class TrainState:
             )
 
     def tensors(self) -> dict[str, Tensor]:
-        """Return this worker's tensors by name: ``model/NAME`` and ``optimizer/PHASE/PARAMETER/KEY``."""
+        """Return this worker's tensors by name: ``model/NAME`` and ``optimizer/PHASE/OPTIMIZER/PARAMETER/KEY``."""
         tensors = {f"{_MODEL}{name}": tensor for name, tensor in self.model.state_dict().items()}
-        for phase in self.phases:
-            for parameter, values in self._optimizer_state(phase).items():
-                tensors |= {f"optimizer/{phase.name}/{parameter}/{key}": value for key, value in values.items()}
+        for prefix, optimizer in self._optimizers():
+            names = self._parameter_names(optimizer)
+            for index, values in optimizer.state_dict()["state"].items():
+                tensors |= {f"{prefix}/{names[index]}/{key}": value for key, value in _tensors_of(values)}
         return tensors
 
-    def row_owners(self) -> dict[str, Ownership]:
-        """Return, for each tensor of which a worker has its own rows only, who owns which."""
-        of_model = self.model.row_owners()
-        owners = {f"{_MODEL}{name}": ownership for name, ownership in of_model.items()}
-        for phase in self.phases:
-            for name, ownership in of_model.items():
-                owners |= {f"optimizer/{phase.name}/{name}/{key}": ownership for key in _ADAM_MOMENTS}
-        return owners
+    def _optimizers(self) -> list[tuple[str, Optimizer]]:
+        """Return every optimiser, with what the names of its tensors begin with."""
+        return [
+            (f"{_OPTIMIZER}{phase.name}/{name}", optimizer)
+            for phase in self.phases
+            for name, optimizer in phase.optimizers.items()
+        ]
 
-    def _optimizer_state(self, phase: Phase) -> dict[str, dict[str, Tensor]]:
-        """Return what the phase's optimiser remembers of each parameter, by the parameter's name."""
-        if phase.optimizer is None:
-            return {}
-        names = self._parameter_names(phase.optimizer)
-        state: dict[int, dict[str, Tensor]] = phase.optimizer.state_dict()["state"]
-        return {names[index]: values for index, values in state.items()}
+    def owner_of(self, name: str, shape: Sequence[int]) -> Ownership | None:
+        """Return who owns which rows of a tensor, None where every worker has it whole.
+
+        An optimiser may keep anything of a parameter. What has its form is owned as its rows are; the rest, such as a
+        count of steps, is the same on all workers.
+
+        Args:
+            name: the tensor's.
+            shape: of all of it, or of some of its rows.
+        """
+        of_model = self.model.row_owners()
+        if is_of_model(name):
+            return of_model.get(name.removeprefix(_MODEL))
+        parameter = name.split("/")[-2]
+        if parameter not in of_model or not shape:
+            return None
+        same_form = tuple(shape[1:]) == self.model.get_parameter(parameter).shape[1:]
+        assert same_form or self.world.size == 1, f"no worker can have {name} {tuple(shape)}: no rows of its parameter"
+        return of_model[parameter] if same_form else None
 
     def _parameter_names(self, optimizer: Optimizer) -> list[str]:
         """Return the names of an optimiser's parameters, in its order."""
@@ -190,15 +202,19 @@ class TrainState:
     def load_tensors(self, tensors: Mapping[str, Tensor]) -> None:
         """Take over what ``tensors`` returned."""
         load_model(self.model, tensors)
-        for phase in self.phases:
-            if phase.optimizer is not None:
-                self._load_optimizer(phase.name, phase.optimizer, tensors)
+        by_parameter: dict[str, dict[str, Tensor]] = {}
+        for name, tensor in tensors.items():
+            parameter, _, key = name.rpartition("/")
+            by_parameter.setdefault(parameter, {})[key] = tensor
+        for prefix, optimizer in self._optimizers():
+            self._load_optimizer(prefix, optimizer, by_parameter)
 
-    def _load_optimizer(self, phase: str, optimizer: Optimizer, tensors: Mapping[str, Tensor]) -> None:
+    def _load_optimizer(self, prefix: str, optimizer: Optimizer, tensors: Mapping[str, dict[str, Tensor]]) -> None:
+        """Take over an optimiser's state; up to version 0.1 a phase had one optimiser, whose name was not written."""
+        earlier = prefix.rpartition("/")[0]
         state: dict[int, dict[str, Tensor]] = {}
         for index, name in enumerate(self._parameter_names(optimizer)):
-            prefix = f"optimizer/{phase}/{name}/"
-            values = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
+            values = tensors.get(f"{prefix}/{name}") or tensors.get(f"{earlier}/{name}")
             if values:
                 state[index] = values
         groups = optimizer.state_dict()["param_groups"]
@@ -221,13 +237,19 @@ class TrainState:
         )
 
 
-_ADAM_MOMENTS = ("exp_avg", "exp_avg_sq")
 _MODEL = "model/"
+_OPTIMIZER = "optimizer/"
 
 
 def is_of_model(name: str) -> bool:
     """Tell the tensors of the model from those of the optimisers."""
     return name.startswith(_MODEL)
+
+
+def _tensors_of(values: Mapping[str, object]) -> list[tuple[str, Tensor]]:
+    """Return what an optimiser keeps of a parameter; None stands for what it does not keep yet."""
+    assert all(value is None or isinstance(value, Tensor) for value in values.values()), values.keys()
+    return [(key, value) for key, value in values.items() if isinstance(value, Tensor)]
 
 
 def load_model(model: Recommender, tensors: Mapping[str, Tensor]) -> None:

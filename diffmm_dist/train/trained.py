@@ -63,7 +63,7 @@ def load_trained(run_path: str) -> TrainedRun:
         update={"graph": GraphConfig(kernel="csr")}
     )  # they agree but for rounding
     model = build_recipe(anywhere, data, device=world.device).model
-    load_model(model, checkpoints.open(best.checkpoint).tensors({}, wanted=is_of_model))
+    load_model(model, checkpoints.open(best.checkpoint).tensors(wanted=is_of_model))
     return TrainedRun(config, dataset, data, model, best.epoch, world)
 
 

@@ -285,7 +285,7 @@ def _conclude(
     best = state.best.checkpoint
     load_model(
         state.model,
-        agree(lambda: checkpoints.open(best).tensors(state.row_owners(), wanted=is_of_model), state.world),
+        agree(lambda: checkpoints.open(best).tensors(state.owner_of, wanted=is_of_model), state.world),
     )
     peak = all_reduce_max(peak_rss_gib(), state.world)
     records = folder.records()

@@ -27,6 +27,11 @@ CASES = {
                           "denoiser_hidden_dims": [8, 4], "edge_keep_prob": 1.0, "input_dropout_prob": 0.0},
         },
     },
+    "adagcl": {"model": {"name": "adagcl"}},
+    "adagcl as released, contrast stronger": {
+        "model": {"name": "adagcl", "mode": "reference", "contrast": {"contrastive_weight": 1.0},
+                  "gates": {"initial_temperature": 0.1}},
+    },
     "lightgcn": {"model": {"name": "lightgcn", "num_layers": 2}},
     "popularity": {"model": {"name": "popularity"}},
 }  # fmt: skip

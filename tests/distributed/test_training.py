@@ -29,6 +29,8 @@ MODELS = {
         },
     },
     "diffmm, denoisers spread over the items": {"model": {"denoiser": {"sharding": "items", "noise": "hidden"}}},
+    "adagcl": {"model": {"name": "adagcl", "num_layers": 3}},
+    "adagcl as released": {"model": {"name": "adagcl", "mode": "reference"}},
     "lightgcn": {"model": {"name": "lightgcn", "num_layers": 2}},
     "popularity": {"model": {"name": "popularity"}},
 }

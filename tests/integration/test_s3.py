@@ -126,7 +126,7 @@ def test_damage_on_s3_is_refused(place, tmp_path, kind):
 def checkpoints(place):
     made = run_checkpoints(f"{place}/checkpoints", keep=2)
     for epoch in (1, 2):
-        made.save(TENSORS, progress_at(epoch), {})
+        made.save(TENSORS, progress_at(epoch))
     return made
 
 
@@ -145,7 +145,7 @@ def test_a_checkpoint_on_s3_that_lacks_a_file_is_passed_over(place, checkpoints,
 
 
 def check_passed_over(checkpoints, good, damaged):
-    name, loaded = checkpoints.newest(lambda checkpoint: checkpoint.tensors({}))
+    name, loaded = checkpoints.newest(lambda checkpoint: checkpoint.tensors())
     assert (name, checkpoints.damaged) == (good, [damaged])
     assert all(torch.equal(loaded[key], value) for key, value in TENSORS.items())
 

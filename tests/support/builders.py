@@ -148,10 +148,15 @@ def progress_at(*cursor):
     return Progress(Cursor(*cursor), None, {}, {}, {})
 
 
+def checkpoint_of(checkpoints):
+    """The newest checkpoint."""
+    return checkpoints.open(checkpoints.names()[-1])
+
+
 def checkpoint_tensors(path):
     """All tensors of one checkpoint of a run."""
     folder = path.parent
-    return run_checkpoints(folder, run=RunFolder(str(folder.parent)).run).open(path.name).tensors({})
+    return run_checkpoints(folder, run=RunFolder(str(folder.parent)).run).open(path.name).tensors()
 
 
 def metrics_of(run):

@@ -1,4 +1,4 @@
-"""The phase that goes through the interactions: negatives, a loss of the model's choice, one Adam step per batch."""
+"""Ranking from pairs: batches with negatives, a step of an optimiser, and a phase that puts them together."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -6,19 +6,20 @@ from functools import cached_property
 
 import torch
 from torch import Tensor, nn
-from torch.optim import Adam
+from torch.optim import Adam, Optimizer
 
 from diffmm_dist.data.batches import EpochBatches
-from diffmm_dist.data.sampling import check_negatives_exist, sample_negatives
+from diffmm_dist.data.sampling import NegativeSampler, check_negatives_exist
 from diffmm_dist.data.training import TrainingData
 from diffmm_dist.losses.contrastive import BatchNodes
 from diffmm_dist.losses.ranking import bpr_loss
 from diffmm_dist.models.base import Optimization, Phase, PhaseContext
-from diffmm_dist.parallel.collectives import agree
+from diffmm_dist.parallel.collectives import CONTROL, agree, all_reduce_sum_
 from diffmm_dist.parallel.halo import Halo, extended, localize
 from diffmm_dist.parallel.random import RandomStream
 from diffmm_dist.parallel.replicas import sum_gradients
 from diffmm_dist.parallel.shard import Shard
+from diffmm_dist.parallel.world import World
 
 TRAFFIC = "ranking"
 
@@ -99,8 +100,143 @@ class RankingBatch:
         )
 
 
+class RankingBatches:
+    """The training interactions in shuffled batches, each with a negative that is drawn once per epoch.
+
+    Args:
+        data: the training data.
+        batch_size: interactions of a batch, of all workers; the last one of an epoch may be shorter.
+
+    Attributes:
+        num_examples: interactions of an epoch, of all workers.
+
+    Raises:
+        UserError: a user has interacted with every item.
+    """
+
+    def __init__(self, data: TrainingData, batch_size: int) -> None:
+        agree(lambda: check_negatives_exist(data.interactions, data.name_of_user), data.shard.world)
+        self.num_examples = data.num_interactions
+        self._data = data
+        self._batch_size = batch_size
+
+    def begin(self, context: PhaseContext) -> int:
+        """Draw an epoch's negatives and batches; return how many batches there are."""
+        interactions, ids = self._data.interactions, self._data.interaction_ids
+        negatives = NegativeSampler(interactions)
+        self._negatives = negatives.draw(interactions.row_ids, ids, context.stream("negatives"))
+        self._batches = EpochBatches(
+            ids,
+            total=self.num_examples,
+            batch_size=self._batch_size,
+            stream=context.stream("interactions"),
+        )
+        self._stream = context.stream("batch")
+        return self._batches.num_batches
+
+    def __getitem__(self, index: int) -> RankingBatch:
+        """Return a batch of the epoch; every worker asks for it at the same time."""
+        chosen, interactions = self._batches[index], self._data.interactions
+        return RankingBatch.of(
+            self._data.shard,
+            interactions.row_ids[chosen],
+            interactions.indices[chosen],
+            self._negatives[chosen],
+            size=self._batches.size(index),
+            stream=self._stream.child(index),
+        )
+
+
+class UserBatches:
+    """Batches of users, drawn uniformly for each batch anew, each with one of its items and a negative.
+
+    The users of a batch are different ones, unless it is larger than there are users with interactions; then each is
+    drawn from all of them. A user's items are equally likely, and so are the items that it has not interacted with.
+    Draws are keyed by their place in the batch, so every worker finds those that fall on its users by itself.
+
+    Args:
+        data: the training data.
+        batch_size: users of a batch, of all workers.
+        num_batches: of an epoch; by default as many as it takes to go through all interactions.
+
+    Attributes:
+        num_examples: users of all batches of an epoch, of all workers.
+
+    Raises:
+        UserError: a user has interacted with every item.
+    """
+
+    def __init__(self, data: TrainingData, batch_size: int, *, num_batches: int | None = None) -> None:
+        agree(lambda: check_negatives_exist(data.interactions, data.name_of_user), data.shard.world)
+        self._data = data
+        self._batch_size = batch_size
+        self._num_batches = -(-data.num_interactions // batch_size) if num_batches is None else num_batches
+        self.num_examples = self._num_batches * batch_size
+        self._negatives = NegativeSampler(data.interactions)
+        self._numbers, self._rows, self._num_users = _numbered_users(data)
+
+    def begin(self, context: PhaseContext) -> int:
+        """Return how many batches the epoch has."""
+        self._stream = context.stream("user_batch")
+        return self._num_batches
+
+    def __getitem__(self, index: int) -> RankingBatch:
+        """Return a batch of the epoch; every worker asks for it at the same time."""
+        stream, interactions = self._stream.child(index), self._data.interactions
+        places, rows = self._drawn(stream.child("users"))
+        drawn = stream.child("items").integers(places, interactions.row_counts[rows])
+        return RankingBatch.of(
+            self._data.shard,
+            rows,
+            interactions.indices[interactions.indptr[rows] + drawn],
+            self._negatives.draw(rows, places, stream.child("negatives")),
+            size=self._batch_size,
+            stream=stream,
+        )
+
+    def _drawn(self, stream: RandomStream) -> tuple[Tensor, Tensor]:
+        """Return the places of a batch that hold an own user, ascending, and the users' rows."""
+        places = torch.arange(self._batch_size, device=self._rows.device)
+        distinct = self._batch_size <= self._num_users
+        numbers = stream.permute(places, self._num_users) if distinct else stream.integers(places, self._num_users)
+        if not self._numbers.numel():
+            return places[:0], places[:0]
+        at = torch.searchsorted(self._numbers, numbers).clamp_(max=self._numbers.numel() - 1)
+        own = self._numbers[at] == numbers
+        return places[own], self._rows[at[own]]
+
+
+def _numbered_users(data: TrainingData) -> tuple[Tensor, Tensor, int]:
+    """Return numbers of the own users with interactions, ascending, their rows, and how many users all workers have.
+
+    The users with interactions of all workers are numbered by their ids, from 0 on.
+    """
+    shard, has_items = data.shard, data.interactions.row_counts > 0
+    before = torch.zeros(shard.num_users + 1, dtype=torch.int64, device=has_items.device)
+    before[shard.user_ids + 1] = has_items.to(torch.int64)
+    before = all_reduce_sum_(before, shard.world, purpose=CONTROL).cumsum(0)
+    rows = torch.nonzero(has_items).flatten()
+    numbers, order = torch.sort(before[shard.user_ids[rows]])
+    return numbers, rows[order], int(before[-1])
+
+
+def take_step(loss: Tensor, optimizer: Optimizer, replicas: Sequence[nn.Parameter], world: World) -> None:
+    """Take one step of an optimiser.
+
+    Args:
+        loss: this worker's share of what is minimised.
+        optimizer: of which the gradients are forgotten first.
+        replicas: those of its parameters that every worker has whole; their gradients are summed over the workers.
+        world: the workers.
+    """
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    sum_gradients(replicas, world, purpose=TRAFFIC)
+    optimizer.step()
+
+
 class RankingPhase(Phase):
-    """One pass over the training interactions in shuffled batches, with negatives drawn once per epoch.
+    """One pass over the training interactions, with one Adam step per batch.
 
     Args:
         data: the training data.
@@ -116,7 +252,6 @@ class RankingPhase(Phase):
 
     name = "recommend"
     unit = "interactions"
-    optimizer: Adam
 
     def __init__(
         self,
@@ -128,46 +263,24 @@ class RankingPhase(Phase):
         *,
         extra: Callable[[], dict[str, float]] = dict,
     ) -> None:
-        agree(lambda: check_negatives_exist(data.interactions, data.name_of_user), data.shard.world)
-        self.num_examples = data.num_interactions
-        self._data = data
+        self._batches = RankingBatches(data, optimization.batch_size)
+        self.num_examples = self._batches.num_examples
         self._losses = losses
         self._extra = extra
-        self._batch_size = optimization.batch_size
         self._replicas = list(replicas)
-        self.optimizer = Adam([*tables, *replicas], lr=optimization.learning_rate, fused=True)
+        self._world = data.shard.world
+        self._adam = Adam([*tables, *replicas], lr=optimization.learning_rate, fused=True)
+        self.optimizers = {"adam": self._adam}
 
     def begin(self, context: PhaseContext) -> int:
         """Draw the epoch's negatives and batches."""
-        interactions, ids = self._data.interactions, self._data.interaction_ids
-        self._negatives = sample_negatives(interactions, interactions.row_ids, ids, context.stream("negatives"))
-        self._batches = EpochBatches(
-            ids,
-            total=self._data.num_interactions,
-            batch_size=self._batch_size,
-            stream=context.stream("interactions"),
-        )
-        self._stream = context.stream("batch")
-        return self._batches.num_batches
+        return self._batches.begin(context)
 
     def step(self, index: int) -> dict[str, Tensor]:
         """Take one Adam step."""
-        chosen = self._batches[index]
-        interactions, world = self._data.interactions, self._data.shard.world
-        batch = RankingBatch.of(
-            self._data.shard,
-            interactions.row_ids[chosen],
-            interactions.indices[chosen],
-            self._negatives[chosen],
-            size=self._batches.size(index),
-            stream=self._stream.child(index),
-        )
-        terms = self._losses(batch)
+        terms = self._losses(self._batches[index])
         total = torch.stack(list(terms.values())).sum()
-        self.optimizer.zero_grad(set_to_none=True)
-        total.backward()
-        sum_gradients(self._replicas, world, purpose=TRAFFIC)
-        self.optimizer.step()
+        take_step(total, self._adam, self._replicas, self._world)
         return {name: term.detach() for name, term in terms.items()} | {"loss": total.detach()}
 
     def finish(self) -> dict[str, float]:

@@ -63,14 +63,14 @@ class DenoisePhase(Phase):
 
     name = "denoise"
     unit = "users"
-    optimizer: Adam
 
     def __init__(self, model: DiffMM, optimization: Optimization) -> None:
         self.num_examples = model.shard.num_users
         self._model = model
         self._batch_size = optimization.batch_size
         # One Adam over all denoisers steps each as one of its own would: they all step at every batch.
-        self.optimizer = Adam(model.denoisers.parameters(), lr=optimization.learning_rate, fused=True)
+        self._adam = Adam(model.denoisers.parameters(), lr=optimization.learning_rate, fused=True)
+        self.optimizers = {"adam": self._adam}
 
     def begin(self, context: PhaseContext) -> int:
         """Shuffle the users; fetch what the modality signal needs of the items, since nothing here changes it."""
@@ -94,7 +94,7 @@ class DenoisePhase(Phase):
         """Train every denoiser on one batch of users; with exact noise the host never waits for the device."""
         total = self._batches.size(index)
         mesh = self._model.denoising.mesh
-        self.optimizer.zero_grad(set_to_none=True)
+        self._adam.zero_grad(set_to_none=True)
         values: dict[str, Tensor] = {}
         noisy = self._noisy_rows(index)
         for name in self._model.modalities:  # one after the other: only one modality's activations live at a time
@@ -104,7 +104,7 @@ class DenoisePhase(Phase):
             # Every worker of a row has the whole modality signal, and is to report a share of it.
             values |= {f"elbo_{name}": elbo.detach(), f"msi_{name}": msi.detach() / mesh.items.size}
         sum_gradients(list(self._model.denoisers.parameters()), mesh.data, purpose=TRAFFIC)
-        self.optimizer.step()
+        self._adam.step()
         return values
 
     def finish(self) -> dict[str, float]:

@@ -66,6 +66,7 @@ def assert_taken_rightly(model, key, kind):
         "null": lambda: value is None, "empty list": lambda: value == (), "text": lambda: value == "abc",
         "long text": lambda: value == "x" * 5000, "true": lambda: value is True, "map": lambda: value == {"a": 1},
         "float for int": lambda: value == 1.5, "huge": lambda: isinstance(value, float) and math.isfinite(value),
+        "negative": lambda: value < 0,
         "empty text": lambda: value == "", "long list": lambda: set(value) == {"x"},
     }  # fmt: skip
     assert expected[kind]()
@@ -198,7 +199,7 @@ def test_a_mistake_that_the_command_line_mends_is_none(tmp_path):
         (["lr=0.1"], "did you mean train.learning_rate=0.1?"),
         (["batch-size=8"], "did you mean train.batch_size=8 or eval.batch_size=8?"),
         (["seed", "3"], "did you mean run.seed=3?"),
-        (["temp=1"], "did you mean model.contrast.temperature=1?"),
+        (["temp=1"], "did you mean model.contrast.temperature=1"),
         (["train:epochs=5"], "is not of the form"),
         (["5"], "a setting is given as section.key=value"),
     ],

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from diffmm_dist.data.batches import EpochBatches
-from diffmm_dist.data.sampling import check_negatives_exist, sample_negatives
+from diffmm_dist.data.sampling import NegativeSampler, check_negatives_exist
 from diffmm_dist.errors import UserError
 from diffmm_dist.parallel.random import RandomStream
 from diffmm_dist.sparse import CSR
@@ -15,7 +15,7 @@ def test_negatives_are_never_positives_and_uniform_over_the_rest():
     interactions = random_pairs(4, 9, share=0.5, seed=2, empty_rows=[1])
     draws = 20_000
     rows = torch.arange(4).repeat_interleave(draws)
-    negatives = sample_negatives(interactions, rows, torch.arange(rows.numel()), RandomStream.of(1))
+    negatives = NegativeSampler(interactions).draw(rows, torch.arange(rows.numel()), RandomStream.of(1))
     assert not bool(interactions.contains(rows, negatives).any())
     for user in range(4):
         counts = torch.bincount(negatives[rows == user], minlength=9).double()
@@ -29,16 +29,18 @@ def test_a_user_with_one_item_left_gets_it():
     interactions = CSR.from_pairs(
         torch.zeros(5, dtype=torch.int64), torch.tensor([0, 1, 2, 4, 5]), num_rows=1, num_columns=6
     )
-    negatives = sample_negatives(interactions, torch.zeros(50, dtype=torch.int64), torch.arange(50), RandomStream.of(0))
+    negatives = NegativeSampler(interactions).draw(
+        torch.zeros(50, dtype=torch.int64), torch.arange(50), RandomStream.of(0)
+    )
     assert set(negatives.tolist()) == {3}
 
 
 def test_negatives_are_keyed_by_the_interaction():
     interactions = random_pairs(30, 40, share=0.2)
     rows, ids = interactions.row_ids, torch.arange(interactions.num_entries)
-    whole = sample_negatives(interactions, rows, ids, RandomStream.of(1))
+    whole = NegativeSampler(interactions).draw(rows, ids, RandomStream.of(1))
     chosen = torch.tensor([7, 3, 50])
-    assert torch.equal(sample_negatives(interactions, rows[chosen], ids[chosen], RandomStream.of(1)), whole[chosen])
+    assert torch.equal(NegativeSampler(interactions).draw(rows[chosen], ids[chosen], RandomStream.of(1)), whole[chosen])
 
 
 def test_a_user_with_every_item_is_refused():

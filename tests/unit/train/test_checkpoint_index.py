@@ -23,8 +23,8 @@ TENSORS = {
 def folder(tmp_path_factory):
     root = tmp_path_factory.mktemp("checkpoints")
     checkpoints = run_checkpoints(root)
-    checkpoints.save(TENSORS, progress_at(1), {})
-    loaded = checkpoints.open("epoch-00001").tensors({})
+    checkpoints.save(TENSORS, progress_at(1))
+    loaded = checkpoints.open("epoch-00001").tensors()
     assert all(torch.equal(loaded[name], tensor) for name, tensor in TENSORS.items())
     return root / "epoch-00001"
 
@@ -133,4 +133,4 @@ def test_a_place_where_no_tensor_is_found_is_one_sentence(change, folder, tmp_pa
     damaged(folder, copied, lambda index: chunk(index).update(change))
     forge_state(copied)
     with pytest.raises(DamagedError, match="epoch-00001/__._0.distcp .+; restore it, or let `train` go on without"):
-        run_checkpoints(tmp_path).open("epoch-00001").tensors({})
+        run_checkpoints(tmp_path).open("epoch-00001").tensors()

@@ -16,11 +16,11 @@ FILES = ["__0_0.distcp", "index.json", "state.json"]
 
 
 def save(checkpoints, *cursor):
-    checkpoints.save({"model/table": torch.arange(12.0).view(3, 4)}, progress_at(*cursor), {})
+    checkpoints.save({"model/table": torch.arange(12.0).view(3, 4)}, progress_at(*cursor))
 
 
 def read_all(checkpoint):
-    return checkpoint.progress, checkpoint.tensors({})
+    return checkpoint.progress, checkpoint.tensors()
 
 
 @pytest.mark.parametrize("change", ["another run", "another name", "without its checksum"])

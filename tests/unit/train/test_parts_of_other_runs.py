@@ -96,7 +96,7 @@ def test_a_result_whose_best_epoch_no_checkpoint_knows(run, left):
     for path in (run / "checkpoints").iterdir():
         shutil.rmtree(path)
     for epoch in left:
-        run_checkpoints(run / "checkpoints", run=RunFolder(str(run)).run).save({}, progress_at(epoch), {})
+        run_checkpoints(run / "checkpoints", run=RunFolder(str(run)).run).save({}, progress_at(epoch))
     with pytest.raises(
         DamagedError, match=r"the best epoch of run .+ is 0 by its result\.json, which .+ does not know"
     ):

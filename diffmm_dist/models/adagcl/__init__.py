@@ -1,0 +1,1 @@
+"""AdaGCL: two learned view generators, and contrast of what they see."""

@@ -1,0 +1,52 @@
+"""How AdaGCL is built."""
+
+from diffmm_dist.models.adagcl import costs
+from diffmm_dist.models.adagcl.gates import HardConcrete
+from diffmm_dist.models.adagcl.model import AdaGCL
+from diffmm_dist.models.adagcl.phases import AdaptivePhase, ViewSettings
+from diffmm_dist.models.adagcl.settings import Settings
+from diffmm_dist.models.common.costs import ModelMemory
+from diffmm_dist.models.recipe import Ingredients, ModelEntry, Needs, Recipe
+
+
+def _build(settings: Settings, given: Ingredients) -> Recipe:
+    model = AdaGCL(
+        given.data,
+        given.real_graph(width=settings.embedding_dim),
+        seed=given.seed,
+        embedding_dim=settings.embedding_dim,
+        num_layers=settings.num_layers,
+        gates=HardConcrete(settings.gates.gamma, settings.gates.zeta),
+        mode=settings.mode,
+    ).to(given.device)
+    return Recipe(model, [AdaptivePhase(model, given.data, given.optimization, _views(settings))])
+
+
+def _views(settings: Settings) -> ViewSettings:
+    contrast, gates = settings.contrast, settings.gates
+    return ViewSettings(
+        contrastive_weight=contrast.contrastive_weight,
+        bottleneck_weight=contrast.bottleneck_weight,
+        temperature=contrast.temperature,
+        contrast_alone=contrast.negatives == "worker",
+        kl_weight=settings.pruning.kl_weight,
+        l0_weight=gates.l0_weight,
+        initial_temperature=gates.initial_temperature,
+        temperature_decay=gates.temperature_decay,
+        lowest_temperature=gates.lowest_temperature,
+        adam_eps=gates.adam_eps,
+    )
+
+
+def _memory(settings: Settings, needs: Needs) -> ModelMemory:
+    return costs.memory(
+        needs.share,
+        embedding_dim=settings.embedding_dim,
+        num_layers=settings.num_layers,
+        batch_size=needs.batch_size,
+        snapshot=settings.mode == "reference",
+        dgl=needs.dgl,
+    )
+
+
+ENTRY = ModelEntry(_build, _memory, smallest=lambda _: {"embedding_dim": 1, "num_layers": 1})
