@@ -44,7 +44,10 @@ SETTINGS = {
         "train": {"batch_size": 64},  # two rows of two workers
     },
     "lightgcn": {"model": {"name": "lightgcn", "num_layers": 2}},
+    "adagcl": {"model": {"name": "adagcl", "num_layers": 3, "embedding_dim": 8}},
+    "adagcl, reference": {"model": {"name": "adagcl", "mode": "reference"}},
 }
+PURPOSES = {"lightgcn": ["propagation"], "adagcl": ["propagation", "contrast"]}
 
 
 @pytest.mark.parametrize("name", SETTINGS)
@@ -54,7 +57,7 @@ def test_prediction_equals_measurement(dataset, tmp_path, name):
     bench_comm(config, predicted=[1, 8, 64], measured=[2, 3, 4], out=str(out))  # raises where they differ
     found = json.loads(out.read_text())
     assert set(found["predicted_bytes"]) == {"1", "2", "3", "4", "8", "64"}
-    purposes = ["propagation"] if name == "lightgcn" else ["propagation", "contrast", "denoiser"]
+    purposes = PURPOSES.get(config.model.name, ["propagation", "contrast", "denoiser"])
     assert found["predicted_bytes"]["1"] == [dict.fromkeys(purposes, 0)]
     assert found["measured_bytes"]["3"] == found["predicted_bytes"]["3"]
     assert all(worker[purpose] > 0 for worker in found["measured_bytes"]["2"] for purpose in purposes)

@@ -8,13 +8,17 @@ Symbols: B rows, U users, I items, E interactions, h hidden, d embedding, A anch
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from diffmm_dist.data.batches import EpochBatches
 from diffmm_dist.data.training import TrainingData
+from diffmm_dist.models.base import PhaseContext
 from diffmm_dist.models.common.costs import FLOAT
 from diffmm_dist.parallel.shard import Shard
+from diffmm_dist.parallel.world import World
 
 ADAM_ACCESSES = 7  # of each weight in a step: value, gradient and moments read, all but the gradient written
 EXCHANGES_PER_PRODUCT = 4  # out and back, forward and backward
@@ -103,8 +107,20 @@ def gathered_bytes(edges: float, dim: int) -> float:
     return _GATHERS * edges * dim * FLOAT
 
 
-def rows_sent(user_ids: Tensor, item_ids: Tensor, shards: Sequence[Shard]) -> list[int]:
-    """Return the rows that each worker sends in one product: its own that others need, and its halo's sums back.
+class HaloRows(NamedTuple):
+    """What a worker sends of a graph.
+
+    Attributes:
+        given: its own rows that others need.
+        returned: its halo's sums, back to their owners.
+    """
+
+    given: int
+    returned: int
+
+
+def halo_rows_sent(user_ids: Tensor, item_ids: Tensor, shards: Sequence[Shard]) -> list[HaloRows]:
+    """Return the rows that each worker sends in one product.
 
     Args:
         user_ids: of each edge of the graph.
@@ -121,15 +137,34 @@ def rows_sent(user_ids: Tensor, item_ids: Tensor, shards: Sequence[Shard]) -> li
     away = reader != owner
     given = torch.bincount(owner[away], minlength=size)
     returned = torch.bincount(reader[away], minlength=size)
-    return [int(count) for count in given + returned]
+    return [HaloRows(*map(int, counts)) for counts in zip(given, returned, strict=True)]
 
 
-def real_rows_sent(cuts: Cuts) -> list[int]:
+def real_rows_sent(cuts: Cuts) -> list[HaloRows]:
     """Return the rows that each worker sends in one product over the real graph."""
     data = cuts.data
-    return rows_sent(data.shard.user_ids[data.interactions.row_ids], data.interactions.indices, cuts.shards)
+    return halo_rows_sent(data.shard.user_ids[data.interactions.row_ids], data.interactions.indices, cuts.shards)
 
 
 def sent_bytes(rows: float, dim: int) -> int:
     """Return the bytes of rows that are sent forward, and of as many gradients that are sent backward."""
     return int(2 * rows) * dim * FLOAT
+
+
+def first_batch(cuts: Cuts) -> tuple[Tensor, Tensor]:
+    """Return the distinct users and positive items of the first batch of interactions, int64 ids."""
+    data = cuts.data
+    batches = EpochBatches(
+        data.interaction_ids,
+        total=data.num_interactions,
+        batch_size=cuts.batch_size,
+        stream=PhaseContext(World.single(), cuts.seed, 0).stream("interactions"),
+    )
+    chosen = batches[0]
+    users = torch.unique(data.shard.user_ids[data.interactions.row_ids[chosen]])
+    return users, torch.unique(data.interactions.indices[chosen])
+
+
+def owned(ids: Tensor, owned_ids: Sequence[Tensor]) -> list[int]:
+    """Return how many of some ids each worker owns, from the ids that it owns of all."""
+    return [int(torch.isin(ids, own).sum()) for own in owned_ids]

@@ -81,5 +81,6 @@ def traffic(cuts: Cuts, *, embedding_dim: int, num_layers: int) -> list[Traffic]
         num_layers: L.
     """
     return [
-        {"recommend": {relation.TRAFFIC: sent_bytes(num_layers * rows, embedding_dim)}} for rows in real_rows_sent(cuts)
+        {"recommend": {relation.TRAFFIC: sent_bytes(num_layers * sum(rows), embedding_dim)}}
+        for rows in real_rows_sent(cuts)
     ]

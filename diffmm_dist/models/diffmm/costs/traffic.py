@@ -15,7 +15,7 @@ from diffmm_dist.graph import relation
 from diffmm_dist.losses import contrastive
 from diffmm_dist.models.base import PhaseContext
 from diffmm_dist.models.common.costs import FLOAT
-from diffmm_dist.models.common.work import Cuts, Traffic, real_rows_sent, rows_sent, sent_bytes
+from diffmm_dist.models.common.work import Cuts, Traffic, first_batch, halo_rows_sent, owned, real_rows_sent, sent_bytes
 from diffmm_dist.models.diffmm.costs.work import num_pairs, propagation_products
 from diffmm_dist.models.diffmm.model import DiffMM, DiffusionSettings
 from diffmm_dist.models.diffmm.phases import ContrastSettings
@@ -78,40 +78,31 @@ def _propagation(
     topk = min(diffusion.rebuild_topk, num_items)
     users = user_ids.repeat_interleave(topk)
     generated = [
-        rows_sent(users, random_edges(user_ids, modality, topk, num_items).reshape(-1), cuts.shards)
+        halo_rows_sent(users, random_edges(user_ids, modality, topk, num_items).reshape(-1), cuts.shards)
         for modality in range(num_modalities)
     ]
     contrasted = contrast.contrastive_weight > 0
     of_real, of_generated = propagation_products(num_modalities, num_layers, contrasted=contrasted)
     return [
-        sent_bytes(of_real * rows + of_generated * sum(of_graph[rank] for of_graph in generated), dim)
+        sent_bytes(of_real * sum(rows) + of_generated * sum(sum(of_graph[rank]) for of_graph in generated), dim)
         for rank, rows in enumerate(real_rows_sent(cuts))
     ]
 
 
 def _contrast(cuts: Cuts, contrast: ContrastSettings, dim: int) -> list[int]:
     """Return the bytes of all contrastive terms of the first batch."""
-    shards, data = cuts.shards, cuts.data
-    context = PhaseContext(World.single(), cuts.seed, 0)
-    batches = EpochBatches(
-        data.interaction_ids,
-        total=data.num_interactions,
-        batch_size=cuts.batch_size,
-        stream=context.stream("interactions"),
-    )
-    chosen = batches[0]
-    users = torch.unique(data.shard.user_ids[data.interactions.row_ids[chosen]])
-    items = torch.unique(data.interactions.indices[chosen])
+    shards = cuts.shards
+    users, items = first_batch(cuts)
     if contrast.max_nodes is not None:
-        batch_stream = context.stream("batch").child(0)
+        batch_stream = PhaseContext(World.single(), cuts.seed, 0).stream("batch").child(0)
         users = _sampled(users, contrast.max_nodes, batch_stream.child("users"))
         items = _sampled(items, contrast.max_nodes, batch_stream.child("items"))
-    own_users = [int(torch.isin(users, shard.user_ids).sum()) for shard in shards]
-    own_items = [int(torch.isin(items, shard.own_item_ids).sum()) for shard in shards]
+    own_users = owned(users, [shard.user_ids for shard in shards])
+    own_items = owned(items, [shard.own_item_ids for shard in shards])
     sides = ((own_users, max(shards[0].users.sizes)), (own_items, max(shards[0].items.sizes)))
     in_batch = contrast.negatives == "batch"
     terms = [_contrast_term(counts, max(counts) if in_batch else most, dim) for counts, most in sides]
-    pairs = num_pairs(contrast, len(data.features))
+    pairs = num_pairs(contrast, len(cuts.data.features))
     return [pairs * sum(term[rank] for term in terms) for rank in range(len(shards))]
 
 
