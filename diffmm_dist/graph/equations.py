@@ -6,15 +6,24 @@ Shape suffixes: U users, I items, N = U + I nodes (users first), D embedding.
 import torch
 from torch import Tensor
 
+from diffmm_dist.graph.relation import Normalizer
 
-def normalized_adjacency(interactions_UI: Tensor) -> Tensor:
-    """Return D^-1/2 (A + I) D^-1/2 of the bipartite graph, (N, N) (Kipf and Welling, ICLR 2017, equation 2)."""
+
+def normalized_adjacency(
+    interactions_UI: Tensor, *, normalizer: Normalizer = "symmetric", self_loops: bool = True
+) -> Tensor:
+    """Return the bipartite graph's matrix, (N, N), with D the sums of the rows of A, or of A + I.
+
+    D^-1/2 A D^-1/2 is that of Kipf and Welling, ICLR 2017, equation 2; the others are D^-1 A and A. Empty rows stay.
+    """
     num_users, num_items = interactions_UI.shape
-    adjacency_NN = torch.eye(num_users + num_items)
+    adjacency_NN = torch.eye(num_users + num_items) * self_loops
     adjacency_NN[:num_users, num_users:] = interactions_UI
     adjacency_NN[num_users:, :num_users] = interactions_UI.T
-    scale_N = adjacency_NN.sum(dim=1).pow(-0.5)
-    return scale_N[:, None] * adjacency_NN * scale_N
+    degree_N = adjacency_NN.sum(dim=1).clamp(min=1)
+    if normalizer == "symmetric":
+        return adjacency_NN / degree_N.sqrt()[:, None] / degree_N.sqrt()
+    return adjacency_NN / degree_N[:, None] if normalizer == "row" else adjacency_NN
 
 
 def layer_sum(adjacency_NN: Tensor, rows_ND: Tensor, *, num_layers: int) -> Tensor:

@@ -1,4 +1,4 @@
-"""The losses as in the papers, on dense tables; contrastive.py, ranking.py and regularization.py are the fast forms.
+"""The losses as in the papers, on dense tables; contrastive.py, ranking.py and the others are the fast forms.
 
 Shape suffixes: B batch, N nodes, D embedding.
 """
@@ -20,6 +20,16 @@ def info_nce(anchor_ND: Tensor, target_ND: Tensor, nodes_B: Tensor, *, temperatu
     """
     logits_BN = unit(anchor_ND)[nodes_B] @ unit(target_ND).T / temperature
     return -torch.log_softmax(logits_BN, dim=1).gather(1, nodes_B[:, None]).mean()
+
+
+def batch_info_nce(anchor_ND: Tensor, target_ND: Tensor, nodes_B: Tensor, *, temperature: float) -> Tensor:
+    """Return mean_r -log(exp(cos(x_r, y_r) / tau) / sum_{c != r} exp(cos(x_r, y_c) / tau)), () (AdaGCL, as released).
+
+    Mean and sum are over the rows of the batch, repeats of a node included.
+    """
+    logits_BB = unit(anchor_ND)[nodes_B] @ unit(target_ND)[nodes_B].T / temperature
+    others_B = logits_BB.exp().sum(dim=1) - logits_BB.diagonal().exp()
+    return (others_B.log() - logits_BB.diagonal()).mean()
 
 
 def bpr(user_BD: Tensor, pos_BD: Tensor, neg_BD: Tensor, *, divisor: int) -> Tensor:

@@ -43,16 +43,9 @@ def test_propagation_equals_the_dense_matrix(name, kernel):
 @pytest.mark.parametrize("name", GRAPHS)
 def test_every_normalizer_equals_the_dense_matrix(name, normalizer, self_loops, keep_prob, kernel):
     pairs = GRAPHS[name]()
-    size = pairs.num_rows + pairs.num_columns
-    plain = torch.zeros(size, size)
-    plain[: pairs.num_rows, pairs.num_rows :] = dense(pairs)
-    plain += plain.T.clone()
-    plain += torch.eye(size) * self_loops
-    inverse = torch.where(plain.sum(1) > 0, 1 / plain.sum(1).clamp(min=1), 0)
-    factors = {"symmetric": inverse.sqrt()[:, None] * inverse.sqrt(), "row": inverse[:, None], "none": 1.0}
     relation = Relation.normalized(pairs, normalizer=normalizer, self_loops=self_loops)
     found = as_matrix(relation.dropped(keep_prob, RandomStream.of(1)), kernel)
-    expected = plain * factors[normalizer] / keep_prob
+    expected = normalized_adjacency(dense(pairs), normalizer=normalizer, self_loops=self_loops) / keep_prob
     torch.testing.assert_close(found, torch.where(found != 0, expected, 0))
     assert keep_prob < 1 or torch.equal(found != 0, expected != 0)
 
