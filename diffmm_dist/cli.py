@@ -87,10 +87,15 @@ def submit(
 
 
 def _show_result(result: Mapping[str, Any], path: str) -> None:
-    tables = [metric_rows(f"{split} ", result[split]) for split in ("valid", "test") if result[split]]
+    stages = result.get("stages", [])
+    shown = [("", result), *((f"stage '{stage['name']}', ", stage) for stage in stages[:-1])]
+    tables = [
+        metric_rows(f"{of}{split} ", one[split]) for of, one in shown for split in ("valid", "test") if one[split]
+    ]
     model = result["config"].get("model", {}).get("name", "a model without a name")
+    stage = f"stage '{stages[-1]['name']}', " if stages else ""
     print_table(
-        f"{model}, seed {result['seed']}: epoch {result['best_epoch']} of 0..{result['epochs'] - 1}, "
+        f"{model}, seed {result['seed']}: {stage}epoch {result['best_epoch']} of 0..{result['epochs'] - 1}, "
         f"{_protocol(result['protocol'])}",
         ["", *tables[0][0]],
         [row for _, rows in tables for row in rows],

@@ -241,7 +241,7 @@ def _phases(config: Config) -> dict[str, dict[str, Any]]:
 
 def _resumed(config: Config, data: Any, world: World) -> TrainState:
     recipe = build_recipe(config, data, device=world.device)
-    state = TrainState(recipe.model, recipe.phases, world)
+    state = TrainState(recipe, world)
     folder = RunFolder(config.run.path)
     restore(state, Checkpoints(folder.checkpoints, run=folder.run, keep=1, world=world), folder)
     return state

@@ -21,7 +21,7 @@ class PhaseContext:
     Attributes:
         world: this worker among all.
         seed: the run's seed.
-        epoch: from 0.
+        epoch: from 0, counted through all stages.
     """
 
     world: World
@@ -37,10 +37,11 @@ class Phase(ABC):
     """One pass of an epoch, step by step, so that it can be watched, stopped and resumed at any step.
 
     ``begin`` may depend only on the context and on saved state (parameters, buffers, optimisers): after an
-    interruption it is called again, and the steps go on from the one that was next.
+    interruption it is called again, and the steps go on from the one that was next. An epoch in which it returns 0 goes
+    on without the phase: nothing is finished or recorded.
 
     Attributes:
-        name: first part of the tags, such as ``denoise``.
+        name: first part of the tags, such as ``recommend``.
         unit: what the phase goes through, such as ``users``.
         num_examples: how many of them in an epoch, for all workers.
         optimizers: by name; a step may use several of them, each as often as it likes. Their states are saved with the
@@ -55,7 +56,7 @@ class Phase(ABC):
 
     @abstractmethod
     def begin(self, context: PhaseContext) -> int:
-        """Prepare an epoch and return its number of steps, the same on every worker."""
+        """Prepare an epoch and return its number of steps, the same on every worker; 0 leaves the epoch out."""
 
     @abstractmethod
     def step(self, index: int) -> dict[str, Tensor]:
@@ -95,7 +96,13 @@ class Recommender(ABC, nn.Module):
     """A model whose score of a user and an item is the inner product of two embeddings.
 
     Each worker builds the model with its own rows of the tables, and with all of everything else.
+
+    Attributes:
+        stage: name of the stage that the run is in, or that a checkpoint is of which is loaded; the trainer sets it.
+            What ``embeddings`` and ``restored`` do may depend on it.
     """
+
+    stage: str = ""
 
     @property
     def kernel(self) -> Kernel | None:

@@ -1,6 +1,6 @@
 """What a model's folder gives the trainer: how it is built, what it needs, and what of its settings the data bound."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, Literal, TypeVar
 
@@ -18,14 +18,53 @@ from diffmm_dist.monitoring.log import logger
 
 Settings = TypeVar("Settings", bound=Section)
 Bound = Literal["items", "nodes"]
+_OF_EVERY_RUN = {"checkpoint", "epoch", "evaluate", "stage"}  # what takes time in every run
+LARGEST_STAGE = 9  # so that names of checkpoints sort as stages follow one another
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A part of the training with a best epoch of its own, from which the next one begins.
+
+    Attributes:
+        name: the stage's.
+        phases: of each of its epochs.
+        epochs: how many it has at most.
+        patience: evaluations without a better one after which it ends; None for all epochs.
+        begin: called by every worker when the stage begins, after the best epoch of the one before was loaded. What it
+            makes is saved in parameters and buffers, or made again by the model's ``restored``: a run that is resumed
+            inside the stage does not call it.
+    """
+
+    name: str
+    phases: Sequence[Phase]
+    epochs: int
+    patience: int | None = None
+    begin: Callable[[], None] | None = None
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """A model and its phases."""
+    """A model and the stages of its training, at least one.
+
+    Names of stages and of phases are different ones throughout, and of phases none that every run has: they tell what
+    belongs to what.
+    """
 
     model: Recommender
-    phases: list[Phase]
+    stages: Sequence[Stage]
+
+    def __post_init__(self) -> None:
+        for names in ([stage.name for stage in self.stages], [phase.name for phase in self.phases]):
+            assert len(set(names)) == len(names), f"one of {', '.join(names)} is there twice"
+        assert not _OF_EVERY_RUN & {phase.name for phase in self.phases}
+        assert 1 <= len(self.stages) <= LARGEST_STAGE + 1
+        assert all(stage.epochs >= 1 for stage in self.stages)
+
+    @property
+    def phases(self) -> list[Phase]:
+        """The phases of all stages."""
+        return [phase for stage in self.stages for phase in stage.phases]
 
 
 @dataclass(frozen=True)
@@ -38,6 +77,8 @@ class Ingredients:
         seed: the run's.
         optimization: how phases optimise.
         kernel: the sparse kernel that is asked for.
+        epochs: of a stage, where the model's settings do not say otherwise.
+        patience: of a stage, likewise.
     """
 
     data: TrainingData
@@ -45,6 +86,12 @@ class Ingredients:
     seed: int
     optimization: Optimization
     kernel: Literal["auto", "dgl", "csr"]
+    epochs: int
+    patience: int | None
+
+    def only_stage(self, phases: Sequence[Phase]) -> list[Stage]:
+        """Return the one stage of a model that is trained as the configuration says."""
+        return [Stage("train", phases, self.epochs, self.patience)]
 
     def real_graph(self, *, width: int) -> HeteroGraph:
         """Return the real graph, with the kernel that is asked for or found fastest on rows of a width.
@@ -87,7 +134,6 @@ class ModelEntry(Generic[Settings]):
         memory: says what it needs.
         reads_features: whether it wants the items' modality features.
         propagates: whether it has a graph.
-        trains: False for a model that is ready when it is made: its run has one epoch, without phases.
         bounds: its settings, by their keys below ``model``, that may not ask for more than there are items or nodes.
         smallest: values, by such keys, with which the settings that size something take the least memory.
         measures: what benchmarks ask of it.
@@ -97,7 +143,6 @@ class ModelEntry(Generic[Settings]):
     memory: Callable[[Settings, Needs], ModelMemory]
     reads_features: bool = False
     propagates: bool = True
-    trains: bool = True
     bounds: Mapping[str, Bound] = field(default_factory=dict)
     smallest: Callable[[Settings], Mapping[str, Any]] = lambda _: {}
     measures: Measures[Settings] = field(default_factory=Measures)

@@ -9,7 +9,8 @@ from typing import Any
 
 from diffmm_dist.config.section import Section
 
-_FOLDERS = {
+# Names of models, and the packages that they are made of.
+FOLDERS = {
     "diffmm": "diffmm_dist.models.diffmm",
     "adagcl": "diffmm_dist.models.adagcl",
     "lightgcn": "diffmm_dist.models.lightgcn",
@@ -21,14 +22,14 @@ class _SettingsByName(Mapping[str, type[Section]]):
     """Each model's settings."""
 
     def __getitem__(self, name: str) -> type[Section]:
-        settings: type[Section] = import_module(f"{_FOLDERS[name]}.settings").Settings
+        settings: type[Section] = import_module(f"{FOLDERS[name]}.settings").Settings
         return settings
 
     def __iter__(self) -> Iterator[str]:
-        return iter(_FOLDERS)
+        return iter(FOLDERS)
 
     def __len__(self) -> int:
-        return len(_FOLDERS)
+        return len(FOLDERS)
 
     def default(self) -> Section:
         """The settings of a run that names no model."""
@@ -40,4 +41,4 @@ SETTINGS = _SettingsByName()
 
 def entry_of(name: str) -> Any:
     """Return a model's ``ModelEntry``, which takes its own settings."""
-    return import_module(f"{_FOLDERS[name]}.recipe").ENTRY
+    return import_module(f"{FOLDERS[name]}.recipe").ENTRY

@@ -75,7 +75,7 @@ def build_evaluation(
 
 
 def build_recipe(config: Config, data: TrainingData, *, device: torch.device) -> Recipe:
-    """Build the configured model and its phases.
+    """Build the configured model and the stages of its training.
 
     Raises:
         UserError: the data do not fit the model, or the kernel asked for cannot run here.
@@ -87,6 +87,8 @@ def build_recipe(config: Config, data: TrainingData, *, device: torch.device) ->
         config.run.seed,
         Optimization(batch_size=train.batch_size, learning_rate=train.learning_rate, l2_weight=train.l2_weight),
         config.graph.kernel,
+        epochs=train.epochs,
+        patience=train.patience,
     )
     recipe: Recipe = model_entry(config).build(config.model, given)
     return recipe
@@ -96,8 +98,3 @@ def model_entry(config: Config) -> ModelEntry[Any]:
     """Return what is to be known of the configured model before there is one."""
     entry: ModelEntry[Any] = entry_of(config.model.name)
     return entry
-
-
-def num_epochs(config: Config) -> int:
-    """Return the epochs of the run."""
-    return config.train.epochs if model_entry(config).trains else 1

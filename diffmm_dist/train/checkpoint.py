@@ -1,4 +1,4 @@
-"""Checkpoints: complete or absent, the newest few and the best kept.
+"""Checkpoints: complete or absent, the newest few and the best of each stage kept.
 
 A checkpoint is a folder written by torch.distributed.checkpoint (DCP), with an index of ours (checkpoint_index.py) and
 ``state.json`` for everything that is no tensor. That file comes last, and a folder without it counts for nothing; on a
@@ -78,7 +78,7 @@ class Checkpoints:
     def name(self, cursor: Cursor) -> str:
         """Return the name of this writer's checkpoint from which a step comes next; names sort as steps do."""
         writer = self._writer.number if self._remote else None
-        return checkpoint_name(cursor.epoch, cursor.phase, cursor.step, writer=writer)
+        return checkpoint_name(cursor.epoch, cursor.phase, cursor.step, stage=cursor.stage, writer=writer)
 
     def names(self) -> list[str]:
         """Return the complete checkpoints that are not known to be damaged, the oldest first."""
@@ -92,7 +92,7 @@ class Checkpoints:
 
         Args:
             tensors: all tensors of this worker.
-            progress: everything else; its cursor gives the checkpoint its name, and that of its best epoch stays.
+            progress: everything else; its cursor gives the checkpoint its name, and those of best epochs stay.
             owner_of: says of which tensors a worker has its own rows only; by default of none.
 
         Raises:
@@ -157,8 +157,7 @@ class Checkpoints:
 
     def _remove_old(self, progress: Progress) -> None:
         kept = [name for name in self.names() if writer_of(name) <= self._writer.number][-self._keep :]
-        if progress.best is not None:
-            kept.append(progress.best.checkpoint)
+        kept += [best.checkpoint for best in (progress.best, *(ended.best for ended in progress.ended)) if best]
         for old in all_checkpoints(self._folder):
             if old not in kept and writer_of(old) <= self._writer.number:
                 with contextlib.suppress(UserError):  # it is only in the way

@@ -13,13 +13,17 @@ EARLIER_INDEX = ".metadata"  # of torch.distributed.checkpoint
 PARTIAL = "partial-"
 _PREFIX = "epoch-"
 _WRITER = "-writer-"
-NAME_PATTERN = r"^epoch-[0-9]{5,9}(-phase-[0-9]{1,3}-step-[0-9]{7,18})?(-writer-[0-9]{5,18})?$"
+NAME_PATTERN = r"^epoch-[0-9]{5,9}(-stage-[1-9])?(-phase-[0-9]{1,3}-step-[0-9]{7,18})?(-writer-[0-9]{5,18})?$"
 
 
-def checkpoint_name(epoch: int, phase: int = 0, step: int = 0, *, writer: int | None = None) -> str:
-    """Return the name of the checkpoint from which this step comes next; a writer's names sort as steps do."""
+def checkpoint_name(epoch: int, phase: int = 0, step: int = 0, *, stage: int = 0, writer: int | None = None) -> str:
+    """Return the name of the checkpoint from which this step comes next; a writer's names sort as steps do.
+
+    Epochs are counted through all stages. The first one goes without saying, as in the names of models that have one.
+    """
+    within = f"-stage-{stage}" if stage else ""
     inside = f"-phase-{phase}-step-{step:07d}" if phase or step else ""
-    return f"{_PREFIX}{epoch:05d}{inside}" + ("" if writer is None else f"{_WRITER}{writer:05d}")
+    return f"{_PREFIX}{epoch:05d}{within}{inside}" + ("" if writer is None else f"{_WRITER}{writer:05d}")
 
 
 def all_checkpoints(folder: str) -> list[str]:

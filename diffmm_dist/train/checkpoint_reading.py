@@ -41,7 +41,8 @@ class State(Progress):
     def names(self) -> set[str]:
         """Return the names that the checkpoint may have: on S3 they end with the writer, also in a copy on a disk."""
         at = self.cursor
-        return {checkpoint_name(at.epoch, at.phase, at.step, writer=writer) for writer in (None, self.writer)}
+        step = at.epoch, at.phase, at.step
+        return {checkpoint_name(*step, stage=at.stage, writer=writer) for writer in (None, self.writer)}
 
 
 @dataclass(frozen=True)

@@ -62,9 +62,12 @@ class TrainConfig(Section):
     """Optimisation."""
 
     epochs: Count = 50
-    """Epochs; raising it lets a finished run go on."""
+    """Epochs; raising it lets a finished run go on. Of a model with several stages: of each of them, at most."""
+    patience: Count | None = None
+    """Evaluations without a better `eval.metric` after which training ends before `train.epochs`, or goes on with the
+    model's next stage; null trains all epochs. Raising it lets a run that it has ended go on."""
     batch_size: Count = 1024
-    """Global batch: interactions when ranking, users when denoising; clipped to the training interactions."""
+    """Global batch: the interactions, or users, of a step; clipped to the training interactions."""
     learning_rate: Positive = 1e-3
     """Learning rate of Adam."""
     l2_weight: NonNegative = 1e-5

@@ -1,6 +1,7 @@
-"""The training loop: epochs of phases, evaluation, checkpoints."""
+"""The training loop: stages of epochs of phases, evaluation, checkpoints."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from diffmm_dist import s3
@@ -15,6 +16,7 @@ from diffmm_dist.parallel.world import World
 from diffmm_dist.precision import Precision, matmul_precision
 from diffmm_dist.train.allocator import give_back_freed_memory
 from diffmm_dist.train.checkpoint import Checkpoints, Writer
+from diffmm_dist.train.restore import load_best
 from diffmm_dist.train.selection import Evaluation
 from diffmm_dist.train.state import Best, Cursor, EpochValues, NonFiniteError, TrainState
 
@@ -28,10 +30,9 @@ class TrainingRun:
     Attributes:
         world: this worker among all.
         seed: the run's seed.
-        num_epochs: how many epochs the run has.
         state: where it is.
         evaluation: measures the model.
-        metric: what picks the best epoch.
+        metric: what picks the best epoch of a stage.
         evaluate_every_epochs: epochs between evaluations.
         checkpoints: where checkpoints go.
         writer: asked before anything is recorded.
@@ -45,7 +46,6 @@ class TrainingRun:
 
     world: World
     seed: int
-    num_epochs: int
     state: TrainState
     evaluation: Evaluation
     metric: str
@@ -61,7 +61,7 @@ class TrainingRun:
 
 
 def train(run: TrainingRun) -> None:
-    """Run every epoch from where the state is.
+    """Run every epoch of every stage from where the state is.
 
     Raises:
         StoppedError: the run was asked to stop; a checkpoint is saved.
@@ -70,38 +70,104 @@ def train(run: TrainingRun) -> None:
         TakenOverError: another process writes to the run now.
     """
     state = run.state
-    while state.cursor.epoch < run.num_epochs:
-        context = PhaseContext(run.world, run.seed, state.cursor.epoch)
-        try:
-            for phase in state.phases[state.cursor.phase :]:
-                _run_phase(run, phase, context)
-            _finish_epoch(run)
-        except NonFiniteError as error:
-            last = (run.checkpoints.names() or ["none yet"])[-1]
-            raise UserError(
-                f"{error}; the last good checkpoint is {last}; lower train.learning_rate or look at the features"
-            ) from error
-        except LostWorkerError as error:
-            raise LostWorkerError(
-                f"worker {run.world.rank} of {run.world.size} lost another {_where(run)}: {error}"
-            ) from error
-        except TakenOverError as error:
-            raise TakenOverError(
-                f"{error}; this one, its writer {run.writer.number}, was {_where(run)} and writes nothing more"
-            ) from error
+    with _explained(run):
+        if not state.begun:
+            state.begin_stage()
+        while True:
+            while not _stage_has_ended(run):
+                _run_epoch(run)
+            _say_whether_early(run)
+            if state.stage is state.stages[-1]:
+                return
+            _begin_next_stage(run)
+
+
+@contextmanager
+def _explained(run: TrainingRun) -> Iterator[None]:
+    """Say where in the run something happened."""
+    try:
+        yield
+    except NonFiniteError as error:
+        last = (run.checkpoints.names() or ["none yet"])[-1]
+        raise UserError(
+            f"{error}; the last good checkpoint is {last}; lower train.learning_rate or look at the features"
+        ) from error
+    except LostWorkerError as error:
+        raise LostWorkerError(
+            f"worker {run.world.rank} of {run.world.size} lost another {_where(run)}: {error}"
+        ) from error
+    except TakenOverError as error:
+        raise TakenOverError(
+            f"{error}; this one, its writer {run.writer.number}, was {_where(run)} and writes nothing more"
+        ) from error
 
 
 def _where(run: TrainingRun) -> str:
-    cursor, phases = run.state.cursor, run.state.phases
-    phase = phases[cursor.phase].name if cursor.phase < len(phases) else "evaluate"
-    return f"at epoch {cursor.epoch}, phase '{phase}', step {cursor.step}"
+    state, cursor = run.state, run.state.cursor
+    phase = state.phases[cursor.phase].name if cursor.phase < len(state.phases) else "evaluate"
+    return f"at {state.stage_words}epoch {cursor.epoch}, phase '{phase}', step {cursor.step}"
+
+
+def _stage_has_ended(run: TrainingRun) -> bool:
+    """Return whether the present stage has had all its epochs, or has waited for a better one for long enough."""
+    state, stage = run.state, run.state.stage
+    if state.epochs_of_stage >= stage.epochs:
+        return True
+    if stage.patience is None or state.best is None:
+        return False
+    best = state.best.epoch + 1 - state.first_epoch
+    waited = state.epochs_of_stage // run.evaluate_every_epochs - best // run.evaluate_every_epochs
+    return waited >= stage.patience
+
+
+def _say_whether_early(run: TrainingRun) -> None:
+    state, stage = run.state, run.state.stage
+    if run.world.is_first and state.best is not None and state.epochs_of_stage < stage.epochs:
+        logger.info(
+            "%sno epoch has been better than %d in %d evaluations, so training ends after %d of %d epochs",
+            state.stage_words,
+            state.best.epoch,
+            stage.patience,
+            state.epochs_of_stage,
+            stage.epochs,
+        )
+
+
+def _begin_next_stage(run: TrainingRun) -> None:
+    """Begin the next stage with the best epoch of the present one."""
+    state, best = run.state, run.state.best
+    assert best is not None
+    load_best(state, run.checkpoints, best)
+    ended = state.stage.name
+    state.end_stage()
+    state.begin_stage()
+    if run.world.is_first:
+        logger.info("stage '%s' begins, with epoch %d of stage '%s'", state.stage.name, best.epoch, ended)
+
+
+def _run_epoch(run: TrainingRun) -> None:
+    state = run.state
+    context = PhaseContext(run.world, run.seed, state.cursor.epoch)
+    for phase in state.phases[state.cursor.phase :]:
+        _run_phase(run, phase, context)
+    _finish_epoch(run)
 
 
 def _run_phase(run: TrainingRun, phase: Phase, context: PhaseContext) -> None:
     cursor, values = run.state.cursor, run.state.epoch_values
     with values.stopwatch.measure(phase.name), matmul_precision(run.precision):
         num_steps = phase.begin(context)
-    run.progress.begin(f"epoch {cursor.epoch} {phase.name}", total=num_steps, done=cursor.step)
+    if num_steps == 0:
+        del values.stopwatch.seconds[phase.name]  # it is left out of this epoch
+    else:
+        _run_steps(run, phase, num_steps)
+    cursor.phase, cursor.step = cursor.phase + 1, 0
+
+
+def _run_steps(run: TrainingRun, phase: Phase, num_steps: int) -> None:
+    cursor, values = run.state.cursor, run.state.epoch_values
+    description = f"{run.state.stage_words}epoch {cursor.epoch} {phase.name}"
+    run.progress.begin(description, total=num_steps, done=cursor.step)
     for index in range(cursor.step, num_steps):
         with values.stopwatch.measure(phase.name), matmul_precision(run.precision):
             values.add(phase.step(index))
@@ -117,7 +183,6 @@ def _run_phase(run: TrainingRun, phase: Phase, context: PhaseContext) -> None:
             run.state.check_finite(phase)
         values.conclude(phase, num_steps, phase.finish(), run.world)
         give_back_freed_memory()
-    cursor.phase, cursor.step = cursor.phase + 1, 0
 
 
 def _save_inside_epoch(run: TrainingRun, phase: Phase) -> None:
@@ -129,27 +194,33 @@ def _save_inside_epoch(run: TrainingRun, phase: Phase) -> None:
         run.state.check_finite(phase)
         _save(run)
     if stop:
-        raise StoppedError(f"epoch {cursor.epoch}, phase '{phase.name}', step {cursor.step}")
+        raise StoppedError(f"{run.state.stage_words}epoch {cursor.epoch}, phase '{phase.name}', step {cursor.step}")
 
 
 def _finish_epoch(run: TrainingRun) -> None:
     state, epoch = run.state, run.state.cursor.epoch
-    is_last = epoch + 1 == run.num_epochs
+    done = state.epochs_of_stage + 1
     values = state.epoch_values
     is_best = False
-    if is_last or (epoch + 1) % run.evaluate_every_epochs == 0:
+    if done == state.stage.epochs or done % run.evaluate_every_epochs == 0:
         metrics = _evaluate(run)
         give_back_freed_memory()
-        values.scalars |= {f"{run.evaluation.selection_split}/{name}": value for name, value in metrics.items()}
+        values.scalars |= {f"{_selection(run)}/{name}": value for name, value in metrics.items()}
         is_best = state.best is None or metrics[run.metric] > state.best.metrics[run.metric]
         if is_best:
-            state.best = Best(epoch, metrics, run.checkpoints.name(Cursor(epoch + 1)))
+            state.best = Best(epoch, metrics, run.checkpoints.name(Cursor(epoch + 1, stage=state.cursor.stage)))
     run.writer.check()
     _record(run, epoch)
     state.cursor.epoch, state.cursor.phase = epoch + 1, 0
     state.epoch_values = EpochValues()
-    if is_best or is_last or (epoch + 1) % run.save_every_epochs == 0:
+    if is_best or _stage_has_ended(run) or done % run.save_every_epochs == 0:
         _save(run)
+
+
+def _selection(run: TrainingRun) -> str:
+    """Return what the tags of the selecting split begin with: of several stages each has figures of its own."""
+    split = run.evaluation.selection_split
+    return f"{run.state.stage.name}/{split}" if len(run.state.stages) > 1 else split
 
 
 def _evaluate(run: TrainingRun) -> dict[str, float]:
@@ -157,7 +228,7 @@ def _evaluate(run: TrainingRun) -> dict[str, float]:
 
     def poll() -> None:
         if any_worker(run.stop_requested(), run.world):
-            raise StoppedError(f"epoch {run.state.cursor.epoch}, evaluation")
+            raise StoppedError(f"{run.state.stage_words}epoch {run.state.cursor.epoch}, evaluation")
 
     try:
         with run.state.epoch_values.stopwatch.measure("evaluate"):
@@ -176,16 +247,24 @@ def _record(run: TrainingRun, epoch: int) -> None:
     scalars |= {"time/epoch_s": epoch_seconds, **_memory(run.world), **_traffic(run.world)}
     scalars["storage/retries"] = float(sum(worker_counts(s3.num_retries(), run.world)))
     for phase in state.phases:
-        scalars[f"throughput/{phase.name}_{phase.unit}_per_s"] = phase.num_examples / seconds[phase.name]
+        if phase.name in seconds:
+            scalars[f"throughput/{phase.name}_{phase.unit}_per_s"] = phase.num_examples / seconds[phase.name]
+    if len(state.stages) > 1:
+        scalars["stage"] = float(state.cursor.stage)
     run.recorder.scalars(scalars, epoch=epoch)
+    if run.world.is_first:
+        _log_epoch(run, epoch, seconds)
+
+
+def _log_epoch(run: TrainingRun, epoch: int, seconds: Mapping[str, float]) -> None:
+    state, split = run.state, run.evaluation.selection_split
     parts = [f"{name} {value:.1f} s" for name, value in seconds.items()]
-    split = run.evaluation.selection_split
-    score = scalars.get(f"{split}/{run.metric}")
+    score = state.epoch_values.scalars.get(f"{_selection(run)}/{run.metric}")
     if score is not None and state.best is not None:
         best = f"best {state.best.metrics[run.metric]:.4f}, {state.best.epoch}"
         parts.insert(0, f"{split} {run.metric} {score:.4f} ({best})")
-    if run.world.is_first:
-        logger.info("epoch %d of 0..%d: %s", epoch, run.num_epochs - 1, ", ".join(parts))
+    first, last = state.first_epoch, state.first_epoch + state.stage.epochs - 1
+    logger.info("%sepoch %d of %d..%d: %s", state.stage_words, epoch, first, last, ", ".join(parts))
 
 
 def _memory(world: World) -> dict[str, float]:

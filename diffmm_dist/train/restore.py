@@ -1,11 +1,16 @@
 """Going on from the newest checkpoint that is not damaged, and saying what was lost on the way."""
 
-from diffmm_dist.errors import DamagedError
+from functools import partial
+
+from torch import Tensor
+
+from diffmm_dist.errors import DamagedError, UserError
 from diffmm_dist.monitoring.jsonl import lost_epochs
 from diffmm_dist.monitoring.log import logger
+from diffmm_dist.parallel.collectives import agree
 from diffmm_dist.train.checkpoint import Checkpoints
 from diffmm_dist.train.run_folder import RunFolder
-from diffmm_dist.train.state import TrainState, is_of_model
+from diffmm_dist.train.state import Best, Progress, TrainState, is_of_model, load_model
 
 
 def restore(state: TrainState, checkpoints: Checkpoints, folder: RunFolder) -> None:
@@ -14,18 +19,58 @@ def restore(state: TrainState, checkpoints: Checkpoints, folder: RunFolder) -> N
     What is damaged is noted in the state, and so in the run's result.
 
     Raises:
-        UserError: every checkpoint is damaged, or one cannot be reached.
+        UserError: every checkpoint is damaged, one cannot be reached, or the stages are not those that the run had.
     """
     found = checkpoints.newest(lambda checkpoint: (checkpoint.progress, checkpoint.tensors(state.owner_of)))
     if found is not None:
         name, (progress, tensors) = found
-        state.load_tensors(tensors)
+        _check_stages(state, progress, folder)
         state.load_progress(progress)
+        state.load_tensors(tensors)
         _note_damaged(state, checkpoints, name)
         _check_best(state, checkpoints, name)
         _say_where(state, folder, name)
     if state.world.is_first:
         _check_records(state, folder, has_checkpoint=found is not None)
+
+
+def load_best(state: TrainState, checkpoints: Checkpoints, best: Best) -> None:
+    """Load the model as of the best epoch of a stage; every worker calls it at the same time.
+
+    Raises:
+        DamagedError: the checkpoint is damaged.
+    """
+    load_model(state.model, agree(partial(_of_model, state, checkpoints, best), state.world))
+
+
+def read_best(state: TrainState, checkpoints: Checkpoints, best: Best) -> dict[str, Tensor] | DamagedError:
+    """Read the model as of the best epoch of a stage, or say what is damaged; all workers call it at the same time."""
+    return checkpoints.unless_damaged(partial(_of_model, state, checkpoints, best))
+
+
+def _of_model(state: TrainState, checkpoints: Checkpoints, best: Best) -> dict[str, Tensor]:
+    return checkpoints.open(best.checkpoint).tensors(state.owner_of, wanted=is_of_model)
+
+
+def _check_stages(state: TrainState, progress: Progress, folder: RunFolder) -> None:
+    """Refuse to go on from stages that would have ended elsewhere: what came after them began with their best epoch."""
+    names, ended = [stage.name for stage in state.stages], progress.ended
+    if names[: len(ended)] != [stage.name for stage in ended] or not len(ended) == progress.cursor.stage < len(names):
+        raise UserError(
+            f"{folder.uri} is in a stage that this version of its model does not have (it has {', '.join(names)}); go "
+            "on with the version that began it, or choose another run.path"
+        )
+    for before, stage in zip(ended, state.stages, strict=False):
+        same_epochs = before.planned == stage.epochs or (
+            before.epochs < before.planned and before.epochs <= stage.epochs
+        )
+        if not same_epochs or before.patience != stage.patience:
+            patience = "null" if before.patience is None else before.patience
+            raise UserError(
+                f"stage '{stage.name}' of {folder.uri} has ended after {before.epochs} epochs, of at most "
+                f"{before.planned} and with a patience of {patience}; with other values it might have ended elsewhere, "
+                "so set train.epochs and train.patience back, or choose another run.path"
+            )
 
 
 def _note_damaged(state: TrainState, checkpoints: Checkpoints, name: str) -> None:
@@ -38,10 +83,7 @@ def _check_best(state: TrainState, checkpoints: Checkpoints, name: str) -> None:
     best = state.best
     if best is None or best.checkpoint == name:
         return
-    read = checkpoints.unless_damaged(
-        lambda: checkpoints.open(best.checkpoint).tensors(state.owner_of, wanted=is_of_model)
-    )
-    if isinstance(read, DamagedError):
+    if isinstance(read_best(state, checkpoints, best), DamagedError):
         state.best = None
         state.note(
             f"the checkpoint {best.checkpoint} of the best epoch so far, {best.epoch}, was lost; the best epoch is one "
@@ -53,9 +95,10 @@ def _say_where(state: TrainState, folder: RunFolder, name: str) -> None:
     if state.world.is_first:
         cursor = state.cursor
         logger.info(
-            "resuming %s from checkpoint %s: epoch %d, phase %d, step %d (%d steps done)",
+            "resuming %s from checkpoint %s: %sepoch %d, phase %d, step %d (%d steps done)",
             folder.uri,
             name,
+            state.stage_words,
             cursor.epoch,
             cursor.phase,
             cursor.step,

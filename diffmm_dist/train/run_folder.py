@@ -13,13 +13,13 @@ from diffmm_dist.config.render import flatten, to_yaml
 from diffmm_dist.errors import DamagedError, TakenOverError, UserError, one_line
 from diffmm_dist.graph.hetero import Kernel
 from diffmm_dist.monitoring.jsonl import LARGEST_METRICS, read_jsonl
-from diffmm_dist.records import RunId, new_run_id, run_of_text, sealed_text
+from diffmm_dist.records import RunId, new_run_id, parse_record, run_of_text, sealed_text
 from diffmm_dist.staging import is_partial, scratch_folder
 from diffmm_dist.train.checkpoint_names import complete_checkpoints, remove_incomplete
 from diffmm_dist.train.config import Config, config_from_text
 from diffmm_dist.train.lease import LEASE_S, LeaseLock
 from diffmm_dist.train.lock import FileLock, RunLock
-from diffmm_dist.train.run_records import Identity, Result
+from diffmm_dist.train.run_records import FORMAT, Form, Identity, Result
 
 CONFIG = "config.yaml"
 IDENTITY = "run.json"
@@ -35,7 +35,9 @@ _SCRATCH = "diffmm-run-"
 # What may change between two commands on one run folder: where it runs and what is written, never which run it is. Of
 # these only the device and the number of threads can reach a number, and then its last bits alone.
 RESUMABLE_SECTIONS = frozenset({"cluster", "checkpoint", "monitoring", "graph"})
-RESUMABLE_KEYS = frozenset({"run.path", "data.path", "data.batches_ahead", "data.cache", "data.verify", "train.epochs"})
+RESUMABLE_KEYS = frozenset(
+    {"run.path", "data.path", "data.batches_ahead", "data.cache", "data.verify", "train.epochs", "train.patience"}
+)
 
 
 def blocking_differences(old: Config, new: Config) -> list[str]:
@@ -212,7 +214,7 @@ class RunFolder:
                 "one; choose another run.path or remove the folder"
             )
         else:
-            identity = Identity(run=new_run_id(), dataset=fingerprint, version=__version__)
+            identity = Identity(format=FORMAT, run=new_run_id(), dataset=fingerprint, version=__version__)
             storage.write_record(self._at(IDENTITY), identity)
         storage.write_bytes(self._at(CONFIG), sealed_text(to_yaml(config), run=self.run).encode())
         self._remove_leftovers()
@@ -309,9 +311,21 @@ class RunFolder:
             )
 
     def identity(self) -> Identity:
-        """Return what the run was started with."""
-        remedy = "remove the run folder and train again"
-        identity: Identity = storage.read_record(self._at(IDENTITY), Identity, remedy=remedy, must_be_sealed=True)
+        """Return what the run was started with.
+
+        Raises:
+            UserError: it is missing, or the run folder is of a later format.
+            DamagedError: it is not what the run has written.
+        """
+        place, remedy = self._at(IDENTITY), "remove the run folder and train again"
+        data = storage.read_bytes(place)
+        form: Form = parse_record(place, data, Form, remedy=remedy, must_be_sealed=True)
+        if form.get("format", 1) > FORMAT:
+            raise UserError(
+                f"{self.uri} is a run folder of format {form['format']}, and this version of the program reads formats "
+                f"1 to {FORMAT}; go on with the version that wrote it, or choose another run.path"
+            )
+        identity: Identity = parse_record(place, data, Identity, remedy=remedy, must_be_sealed=True)
         return identity
 
     def remember_kernel(self, kernel: Kernel) -> None:
@@ -320,9 +334,9 @@ class RunFolder:
         storage.write_record(self._at(IDENTITY), {**self.identity(), "kernel": kernel})
 
     def remember_writer(self) -> None:
-        """Note that this process trains from now on."""
+        """Note that this process trains from now on, and writes what it writes in the present format."""
         self.check()
-        storage.write_record(self._at(IDENTITY), {**self.identity(), "writer": self.writer})
+        storage.write_record(self._at(IDENTITY), {**self.identity(), "format": FORMAT, "writer": self.writer})
 
     def result(self) -> Result | None:
         """Return result.json, or None before the run has ended."""

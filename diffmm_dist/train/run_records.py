@@ -17,7 +17,22 @@ Amount = Annotated[float, Field(allow_inf_nan=False)]
 Whole = Annotated[int, Field(ge=0, lt=2**63)]
 
 
-class Identity(TypedDict):
+# Of run folders. In those of format 1, which run.json did not say, a phase had one optimiser, whose name the tensors of
+# checkpoints did not bear, and there was one stage.
+FORMAT = 2
+
+
+class Form(TypedDict):
+    """What run.json says in every format.
+
+    Attributes:
+        format: of the run folder.
+    """
+
+    format: NotRequired[Whole]
+
+
+class Identity(Form):
     """run.json: what the run was started with, and which writer has it.
 
     Attributes:
@@ -44,6 +59,17 @@ def _has_metrics(values: dict[str, float]) -> dict[str, float]:
 Metrics = Annotated[dict[str, Amount], AfterValidator(_has_metrics)]
 
 
+class StageResult(TypedDict):
+    """A stage in result.json (docs/evaluation.md)."""
+
+    name: Word
+    epochs: Whole
+    best_epoch: Whole
+    valid: Metrics
+    test: Metrics
+    seconds_per_epoch: Amount
+
+
 class Result(TypedDict):
     """result.json (docs/evaluation.md)."""
 
@@ -58,4 +84,5 @@ class Result(TypedDict):
     seconds_per_phase: dict[Word, Amount]
     peak_rss_gib: Amount
     notes: NotRequired[list[str]]
+    stages: NotRequired[list[StageResult]]
     config: dict[str, dict[str, Any]]

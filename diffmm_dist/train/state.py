@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 
 from diffmm_dist.errors import UserError, one_line
 from diffmm_dist.models.base import Phase, Recommender
+from diffmm_dist.models.recipe import Recipe, Stage
 from diffmm_dist.monitoring.log import logger
 from diffmm_dist.monitoring.timing import Stopwatch
 from diffmm_dist.parallel.collectives import all_reduce_sum, any_worker
@@ -30,27 +31,29 @@ class NonFiniteError(UserError):
 
 @dataclass
 class Cursor:
-    """The next thing to do: a step of a phase of an epoch, all from 0.
+    """The next thing to do: a step of a phase of an epoch of a stage, all from 0.
 
     Attributes:
-        epoch: the epoch.
+        epoch: the epoch, counted through all stages.
         phase: index of the phase in the epoch.
         step: step of the phase.
         global_step: steps done so far, of all phases and epochs.
+        stage: index of the stage.
     """
 
     epoch: Whole = 0
     phase: Whole = 0
     step: Whole = 0
     global_step: Whole = 0
+    stage: Whole = 0
 
 
 @dataclass
 class Best:
-    """The best epoch so far.
+    """The best epoch of a stage so far.
 
     Attributes:
-        epoch: which.
+        epoch: which, counted through all stages.
         metrics: of the selecting split.
         checkpoint: name of the checkpoint that holds it.
     """
@@ -61,16 +64,36 @@ class Best:
 
 
 @dataclass
+class Ended:
+    """A stage that has ended.
+
+    Attributes:
+        name: its name.
+        epochs: how many it took.
+        planned: how many it might have taken.
+        patience: evaluations without a better one after which it would end.
+        best: its best epoch, from which the next stage began.
+    """
+
+    name: Annotated[str, Field(max_length=100)]
+    epochs: Whole
+    planned: Whole
+    patience: Whole | None
+    best: Best
+
+
+@dataclass
 class Progress:
     """All of a run's state that is no tensor, as it stands in a checkpoint.
 
     Attributes:
         cursor: the next thing to do.
-        best: the best epoch so far, if one was evaluated.
+        best: the best epoch of the present stage so far, if one was evaluated.
         sums: sums of the current phase's step values.
         scalars: of the phases of this epoch already finished, by tag.
         seconds: by phase of this epoch.
         notes: what was damaged and gone around, a sentence each.
+        ended: the stages before the present one.
     """
 
     cursor: Cursor
@@ -79,6 +102,7 @@ class Progress:
     scalars: dict[str, Finite]
     seconds: dict[str, Finite]
     notes: list[str] = field(default_factory=list)
+    ended: list[Ended] = field(default_factory=list)
 
 
 @dataclass
@@ -119,7 +143,7 @@ class EpochValues:
 
     def conclude(self, phase: Phase, num_steps: int, finished: Mapping[str, float], world: World) -> None:
         """Turn the phase's sums into means under its tags."""
-        means = {name: value / max(num_steps, 1) for name, value in self.totals(world).items()}
+        means = {name: value / num_steps for name, value in self.totals(world).items()}
         self.scalars |= {f"{phase.name}/{name}": value for name, value in (means | dict(finished)).items()}
         self.sums = {}
 
@@ -128,19 +152,69 @@ class TrainState:
     """A run's whole state: model and optimisers as tensors, everything else as ``Progress``.
 
     Args:
-        model: the model.
-        phases: its phases; their names tell their optimisers apart.
+        recipe: the model and its stages.
         world: the workers, each of which has a state of its own.
+
+    Attributes:
+        begun: whether the present stage has begun, here or in an earlier process.
+        ended: the stages before it.
     """
 
-    def __init__(self, model: Recommender, phases: Sequence[Phase], world: World) -> None:
-        self.model = model
-        self.phases = tuple(phases)
+    def __init__(self, recipe: Recipe, world: World) -> None:
+        self.model = recipe.model
+        self.stages = tuple(recipe.stages)
         self.world = world
         self.cursor = Cursor()
+        self.begun = False
         self.best: Best | None = None
+        self.ended: list[Ended] = []
         self.notes: list[str] = []
         self.epoch_values = EpochValues()
+
+    @property
+    def stage(self) -> Stage:
+        """The present stage."""
+        return self.stages[self.cursor.stage]
+
+    @property
+    def phases(self) -> Sequence[Phase]:
+        """The phases of the present stage; checkpoints hold their optimisers alone."""
+        return self.stage.phases
+
+    @property
+    def first_epoch(self) -> int:
+        """The first epoch of the present stage."""
+        return sum(ended.epochs for ended in self.ended)
+
+    @property
+    def epochs_of_stage(self) -> int:
+        """How many epochs of the present stage are done."""
+        return self.cursor.epoch - self.first_epoch
+
+    @property
+    def stage_words(self) -> str:
+        """What messages say of the present stage before they name an epoch; nothing where there is only one."""
+        return f"stage '{self.stage.name}', " if len(self.stages) > 1 else ""
+
+    def begin_stage(self) -> None:
+        """Begin the present stage, with the model as it is."""
+        self.model.stage = self.stage.name
+        if self.stage.begin is not None:
+            with self.epoch_values.stopwatch.measure("stage"):
+                self.stage.begin()
+        self.begun = True
+
+    def end_stage(self) -> None:
+        """Go on to the next stage, which has not begun; what the optimisers of this one keep is given back."""
+        assert self.best is not None
+        for phase in self.phases:
+            for optimizer in phase.optimizers.values():
+                optimizer.state.clear()
+        stage, epochs = self.stage, self.epochs_of_stage
+        self.ended.append(Ended(stage.name, epochs, stage.epochs, stage.patience, self.best))
+        at = self.cursor
+        self.cursor = Cursor(at.epoch, global_step=at.global_step, stage=at.stage + 1)
+        self.begun, self.best, self.epoch_values = False, None, EpochValues()
 
     def note(self, sentence: str) -> None:
         """Log something that was damaged and gone around, and keep it for the run's result."""
@@ -200,7 +274,7 @@ class TrainState:
         return [names[parameter] for group in optimizer.param_groups for parameter in group["params"]]
 
     def load_tensors(self, tensors: Mapping[str, Tensor]) -> None:
-        """Take over what ``tensors`` returned."""
+        """Take over what ``tensors`` returned in the present stage."""
         load_model(self.model, tensors)
         by_parameter: dict[str, dict[str, Tensor]] = {}
         for name, tensor in tensors.items():
@@ -224,11 +298,14 @@ class TrainState:
         """Return everything but the tensors, the same on all workers; floats survive JSON exactly."""
         values = self.epoch_values
         totals = values.totals(self.world)
-        return Progress(self.cursor, self.best, totals, values.scalars, values.stopwatch.seconds, self.notes)
+        seconds = values.stopwatch.seconds
+        return Progress(self.cursor, self.best, totals, values.scalars, seconds, self.notes, self.ended)
 
     def load_progress(self, progress: Progress) -> None:
         """Take over what ``progress`` returned; the first worker goes on with the sums of all."""
-        self.cursor, self.best, self.notes = progress.cursor, progress.best, list(progress.notes)
+        self.cursor, self.best = progress.cursor, progress.best
+        self.notes, self.ended = list(progress.notes), list(progress.ended)
+        self.model.stage, self.begun = self.stage.name, True
         mine, device = float(self.world.is_first), self.world.device
         self.epoch_values = EpochValues(
             {name: torch.tensor(mine * v, dtype=torch.float64, device=device) for name, v in progress.sums.items()},

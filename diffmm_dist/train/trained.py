@@ -14,7 +14,7 @@ from diffmm_dist.train.clip import clipped
 from diffmm_dist.train.config import Config, GraphConfig
 from diffmm_dist.train.run_folder import RESULT, RunFolder
 from diffmm_dist.train.selection import Evaluation
-from diffmm_dist.train.state import Best, is_of_model, load_model
+from diffmm_dist.train.state import Best, Cursor, Progress, is_of_model, load_model
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class TrainedRun:
         dataset: its dataset.
         data: its training data.
         model: the model as of the best epoch so far.
-        best_epoch: which.
+        best_epoch: which, of the last stage.
         world: where the model is.
     """
 
@@ -53,7 +53,7 @@ def load_trained(run_path: str) -> TrainedRun:
     folder = RunFolder.existing(run_path)
     config = folder.config()
     checkpoints = Checkpoints(folder.checkpoints, run=folder.run, keep=config.checkpoint.keep, world=World.single())
-    best = _best_epoch(folder, checkpoints)
+    best, stage = _best_epoch(folder, checkpoints)
     dataset = open_dataset(config)
     if dataset.manifest.fingerprint != folder.identity()["dataset"]:
         raise UserError(f"dataset {config.data.path} is not the one that run {run_path} was trained on; restore it")
@@ -62,15 +62,26 @@ def load_trained(run_path: str) -> TrainedRun:
     anywhere = clipped(config, dataset.manifest)[0].model_copy(
         update={"graph": GraphConfig(kernel="csr")}
     )  # they agree but for rounding
-    model = build_recipe(anywhere, data, device=world.device).model
+    recipe = build_recipe(anywhere, data, device=world.device)
+    model, last = recipe.model, recipe.stages[-1].name
+    if stage != len(recipe.stages) - 1:
+        raise UserError(
+            f"run {run_path} has not come to its last stage, '{last}', of which the best epoch is wanted; let `train` "
+            "go on until it has evaluated an epoch of that"
+        )
+    model.stage = last
     load_model(model, checkpoints.open(best.checkpoint).tensors(wanted=is_of_model))
     return TrainedRun(config, dataset, data, model, best.epoch, world)
 
 
-def _best_epoch(folder: RunFolder, checkpoints: Checkpoints) -> Best:
-    """Return the best epoch by the newest checkpoint that can be read, which must be that of the run's result."""
+def _best_epoch(folder: RunFolder, checkpoints: Checkpoints) -> tuple[Best, int]:
+    """Return the best epoch by the newest checkpoint that can be read, and the index of its stage.
+
+    It must be that of the run's result.
+    """
     newest = checkpoints.newest(lambda checkpoint: checkpoint.progress)
-    best, done = (newest[1].best, newest[1].cursor.epoch) if newest is not None else (None, 0)
+    progress = Progress(Cursor(), None, {}, {}, {}) if newest is None else newest[1]
+    best, done = progress.best, progress.cursor.epoch
     known, result = None if best is None else best.epoch, folder.result()
     if result is not None and done <= result["epochs"] and known != result["best_epoch"]:
         name = "there is none" if newest is None else newest[0]
@@ -79,5 +90,6 @@ def _best_epoch(folder: RunFolder, checkpoints: Checkpoints) -> Best:
             f"checkpoint ({name}) does not know; restore the checkpoints, or remove {RESULT} and train on"
         )
     if best is None:
-        raise UserError(f"run {folder.uri} has not evaluated an epoch yet; let `train` go on until it has")
-    return best
+        stage = " of its present stage" if progress.ended else ""
+        raise UserError(f"run {folder.uri} has not evaluated an epoch{stage} yet; let `train` go on until it has")
+    return best, progress.cursor.stage

@@ -5,8 +5,6 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
 from functools import partial
-from statistics import median
-from typing import Any
 
 import pyarrow as pa
 import torch
@@ -14,14 +12,13 @@ import torch
 from diffmm_dist.cores import Threads, choose_threads, usable_cores
 from diffmm_dist.data.dataset import Dataset
 from diffmm_dist.data.training import TrainingData
-from diffmm_dist.errors import StoppedError, TakenOverError, UserError
+from diffmm_dist.errors import TakenOverError, UserError
 from diffmm_dist.models.recipe import Recipe
 from diffmm_dist.monitoring.jsonl import JsonlRecorder
 from diffmm_dist.monitoring.log import logger
 from diffmm_dist.monitoring.progress import ProgressBar
 from diffmm_dist.monitoring.recorder import MultiRecorder, Recorder
-from diffmm_dist.monitoring.timing import peak_rss_gib
-from diffmm_dist.parallel.collectives import agree, all_reduce_max, any_worker, on_first, worker_counts
+from diffmm_dist.parallel.collectives import agree, all_reduce_max, on_first, worker_counts
 from diffmm_dist.parallel.world import World
 from diffmm_dist.train.allocator import give_back_freed_memory, keep_freed_memory
 from diffmm_dist.train.available import available_memory
@@ -30,19 +27,18 @@ from diffmm_dist.train.build import (
     build_recipe,
     choose_device,
     load_training_data,
-    num_epochs,
     open_dataset,
 )
 from diffmm_dist.train.checkpoint import Checkpoints, Writer
 from diffmm_dist.train.clip import clipped
+from diffmm_dist.train.conclusion import conclude, has_finished
 from diffmm_dist.train.config import Config, GraphConfig
 from diffmm_dist.train.estimate import check_memory, program_bytes
 from diffmm_dist.train.loop import TrainingRun, train
 from diffmm_dist.train.restore import restore
 from diffmm_dist.train.run_folder import RunFolder
 from diffmm_dist.train.run_records import Result
-from diffmm_dist.train.selection import Evaluation
-from diffmm_dist.train.state import TrainState, is_of_model, load_model
+from diffmm_dist.train.state import TrainState
 
 
 def run_worker(
@@ -82,7 +78,7 @@ def run_worker(
     on_first(lambda: folder.claim(config, fingerprint=fingerprint, patience_s=patience_s), world)
     try:
         result = agree(folder.result, world)
-        if result is not None and result["epochs"] >= num_epochs(config):
+        if result is not None and has_finished(result, config):
             logger.info("%s has already finished; its result stands in result.json", folder.uri)
             return result
         _log_threads(threads, world)
@@ -141,24 +137,15 @@ def _train_in(
     data = agree(lambda: load_training_data(config, dataset, world), world)
     evaluation = agree(lambda: build_evaluation(config, dataset, data), world)
     recipe = _build(folder, config, data)
-    state = TrainState(recipe.model, recipe.phases, world)
+    state = TrainState(recipe, world)
     writer = _writer(folder, world)
     run = agree(lambda: folder.run, world)
     checkpoints = Checkpoints(folder.checkpoints, run=run, keep=config.checkpoint.keep, world=world, writer=writer)
     restore(state, checkpoints, folder)
-    if state.best is not None and config.eval.metric not in state.best.metrics:
-        raise UserError(
-            f"the newest checkpoint of {folder.uri} does not say {config.eval.metric} of its best epoch; remove it"
-        )
+    _check_can_go_on(state, folder, config)
     give_back_freed_memory()
-    done, wanted = state.cursor.epoch, num_epochs(config)
-    if done > wanted or (done == wanted and state.best is None):
-        raise UserError(
-            f"{folder.uri} has trained {done} epochs already, so it cannot become a run of "
-            f"train.epochs={config.train.epochs}; raise it or choose another run.path"
-        )
     writer.check()
-    own = _recorders(folder, config, start_epoch=done) if world.is_first else []
+    own = _recorders(folder, config, start_epoch=state.cursor.epoch) if world.is_first else []
     recorder = MultiRecorder([*own, *recorders])
     with ProgressBar(enabled=show_progress if world.is_first else False) as progress:
         try:
@@ -166,7 +153,6 @@ def _train_in(
                 TrainingRun(
                     world=world,
                     seed=config.run.seed,
-                    num_epochs=wanted,
                     state=state,
                     evaluation=evaluation,
                     metric=config.eval.metric,
@@ -183,7 +169,26 @@ def _train_in(
             )
         finally:
             recorder.close()
-    return _conclude(state, checkpoints, evaluation, folder, config, stop_requested)
+    return conclude(state, checkpoints, evaluation, folder, config, stop_requested)
+
+
+def _check_can_go_on(state: TrainState, folder: RunFolder, config: Config) -> None:
+    if state.best is not None and config.eval.metric not in state.best.metrics:
+        raise UserError(
+            f"the newest checkpoint of {folder.uri} does not say {config.eval.metric} of its best epoch; remove it"
+        )
+    done, wanted = state.epochs_of_stage, state.stage.epochs
+    if len(state.stages) > 1 and done == wanted and state.best is None:
+        raise UserError(
+            f"stage '{state.stage.name}' of {folder.uri} has had its {done} epochs, and the checkpoint of its best one "
+            "is lost; restore it, or choose another run.path"
+        )
+    if done > wanted or (done == wanted and state.best is None):
+        stage = f" of stage '{state.stage.name}'" if len(state.stages) > 1 else ""
+        raise UserError(
+            f"{folder.uri} has trained {done} epochs{stage} already, so it cannot become a run of "
+            f"train.epochs={config.train.epochs}; raise it or choose another run.path"
+        )
 
 
 def _writer(folder: RunFolder, world: World) -> Writer:
@@ -264,52 +269,3 @@ def _build(folder: RunFolder, config: Config, data: TrainingData) -> Recipe:
     if recipe.model.kernel is not None and chosen is None:
         on_first(partial(folder.remember_kernel, recipe.model.kernel), world)
     return recipe
-
-
-def _conclude(
-    state: TrainState,
-    checkpoints: Checkpoints,
-    evaluation: Evaluation,
-    folder: RunFolder,
-    config: Config,
-    stop_requested: Callable[[], bool],
-) -> Result:
-    """Measure the best epoch and summarise the run; all that it needs is saved already."""
-    assert state.best is not None
-
-    def poll() -> None:
-        if any_worker(stop_requested(), state.world):
-            raise StoppedError("the final measurement")
-
-    metrics = {evaluation.selection_split: state.best.metrics}
-    best = state.best.checkpoint
-    load_model(
-        state.model,
-        agree(lambda: checkpoints.open(best).tensors(state.owner_of, wanted=is_of_model), state.world),
-    )
-    peak = all_reduce_max(peak_rss_gib(), state.world)
-    records = folder.records()
-    times = {tag for record in records for tag in record if tag.startswith("time/")} - {"time/epoch_s"}
-    return {
-        "run": folder.run,
-        "protocol": config.eval.protocol,
-        "seed": config.run.seed,
-        "best_epoch": state.best.epoch,
-        "epochs": state.cursor.epoch,
-        "valid": metrics.get("valid") or evaluation.measure(state.model, "valid", poll=poll),
-        "test": metrics.get("test") or evaluation.measure(state.model, "test", poll=poll),
-        "seconds_per_epoch": _median(records, "time/epoch_s"),
-        "seconds_per_phase": {tag[5:-2]: _median(records, tag) for tag in sorted(times)},
-        "peak_rss_gib": max([peak, *_values(records, "mem/peak_gib")]),
-        "notes": state.notes,
-        "config": config.model_dump(mode="json"),
-    }
-
-
-def _median(records: Sequence[dict[str, Any]], tag: str) -> float:
-    return float(median(_values(records, tag) or [0.0]))
-
-
-def _values(records: Sequence[dict[str, Any]], tag: str) -> list[float]:
-    """Return the values of a tag in all epochs that have measured it."""
-    return [record[tag] for record in records if record.get(tag) is not None]

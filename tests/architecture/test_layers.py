@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from diffmm_dist.models.registry import FOLDERS
 from tests.support.builders import ROOT
 
 PACKAGE = ROOT / "diffmm_dist"
@@ -51,7 +52,25 @@ def test_nothing_unsafe(path):
 def test_every_model_explains_itself():
     for folder in (PACKAGE / "models").iterdir():
         if folder.is_dir() and folder.name not in ("common", "__pycache__"):
-            assert {"__init__.py", "model.py", "README.md"} <= {path.name for path in folder.iterdir()}
+            files = {"__init__.py", "settings.py", "model.py", "recipe.py", "costs.py", "README.md"}
+            assert files <= {path.name for path in folder.iterdir()}
+
+
+WITHOUT_MODELS = [
+    path
+    for path in SOURCES
+    if path.relative_to(PACKAGE).parts[0]
+    in ("train", "config", "export", "cli", "cli.py", "cli_options.py", "cli_usage.py")
+    or path in (PACKAGE / "models" / "base.py", PACKAGE / "models" / "recipe.py")
+]
+# Also what one model alone is made of; prefixes of temporary folders bear the package's name.
+OF_MODELS = re.compile(rf"\b({'|'.join(FOLDERS)}|denois(e|ers?|ing)|contrast|gates?)\b(?!-)", re.I)
+
+
+@pytest.mark.parametrize("path", WITHOUT_MODELS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_what_serves_every_model_names_none(path):
+    found = [line for line in path.read_text().splitlines() if OF_MODELS.search(line)]
+    assert found == []
 
 
 def test_the_core_imports_without_the_large_packages():

@@ -10,6 +10,7 @@ from torch.optim import SGD, Adagrad, Adam, RMSprop
 from diffmm_dist.data.training import TrainingData
 from diffmm_dist.models.base import Phase, PhaseContext, Recommender
 from diffmm_dist.models.common.ranking import RankingBatches, UserBatches, take_step
+from diffmm_dist.models.recipe import Recipe, Stage
 from diffmm_dist.parallel.collectives import all_reduce_sum
 from diffmm_dist.parallel.world import World
 from diffmm_dist.train.checkpoint import Checkpoints
@@ -110,7 +111,7 @@ def check_saved(world, folder, load, first):
     """Two steps, which begin with a checkpoint if there is to be one, and end with one."""
     data = data_of(world)
     model = Tables(data.shard)
-    state = TrainState(model, [Fit(model, data)], world)
+    state = TrainState(Recipe(model, [Stage("fit", [Fit(model, data)], epochs=1)]), world)
     checkpoints = Checkpoints(str(folder), run=RUN_ID, keep=1, world=world)
     if load:
         state.load_tensors(checkpoint_of(checkpoints).tensors(state.owner_of))

@@ -163,16 +163,20 @@ def test_a_missing_bucket_is_one_sentence(place):
         Dataset.open("s3://no-such-bucket/d")
 
 
-@pytest.fixture(scope="module")
-def local_run(tmp_path_factory):
-    """A run on the disk, undisturbed, and the configuration of it."""
+MODELS = {"diffmm": [], "adagcl": ["model.name=adagcl", "model.embedding_dim=8"]}
+
+
+@pytest.fixture(scope="module", params=MODELS)
+def local_run(request, tmp_path_factory):
+    """A run of a model on the disk, undisturbed, and how it was started."""
     folder = tmp_path_factory.mktemp("local")
     dataset = synthetic_dataset(folder / "d", users=400, items=200, interactions=8000)
     config = write_config(
         folder / "c.yaml", data={"path": dataset}, run={"path": "to be set"}, train={"epochs": 4, "batch_size": 256}
     )
-    launch("train", "--config", config, f"run.path={folder / 'run'}")
-    return config, folder / "run", dataset
+    settings = ["--config", config, *MODELS[request.param]]
+    launch("train", *settings, f"run.path={folder / 'run'}")
+    return settings, folder / "run", dataset
 
 
 @pytest.mark.timeout(600)
@@ -184,14 +188,14 @@ def test_a_killed_run_on_s3_ends_as_one_on_a_disk(s3, place, environment, local_
     """
     if num_workers:
         pytest.importorskip("ray", reason="Ray is not installed")
-    config, undisturbed, dataset = local_run
+    model, undisturbed, dataset = local_run
     data, run = f"{place}/data", f"{place}/run"
     file_system().put(dataset, data, recursive=True)
     cache = tmp_path / "cache"
     if num_workers:
         launch("partition", data, "--num-parts", 2, "--out", f"{place}/parts", env=environment)
         data = f"{place}/parts"
-    settings = ["--config", config, f"data.path={data}", f"run.path={run}", f"cluster.num_workers={num_workers}",
+    settings = [*model, f"data.path={data}", f"run.path={run}", f"cluster.num_workers={num_workers}",
                 "cluster.threads_per_worker=1"]  # fmt: skip
     if num_workers:
         settings.append(f"data.cache={cache}")

@@ -43,7 +43,7 @@ def test_records_that_are_no_map_are_told_in_plain_words(tmp_path, whole):
     path = tmp_path / "record.json"
     path.write_text(whole)
     with pytest.raises(
-        UserError, match="damaged at 'its top'.* must be a map with the keys run, dataset, version"
+        UserError, match="damaged at 'its top'.* must be a map with the keys format, run, dataset, version"
     ) as error:
         storage.read_record(str(path), Identity, remedy="make it again")
     assert not JARGON.search(str(error.value))

@@ -19,7 +19,7 @@ from diffmm_dist.losses.regularization import squared_norm
 from diffmm_dist.models.adagcl.model import AdaGCL
 from diffmm_dist.models.adagcl.pruning import kl_of_standard_normal
 from diffmm_dist.models.base import Optimization, Phase, PhaseContext
-from diffmm_dist.models.common.ranking import TRAFFIC, RankingBatch, RankingBatches
+from diffmm_dist.models.common.ranking import TRAFFIC, RankingBatch, RankingBatches, take_step
 from diffmm_dist.parallel.collectives import worker_counts
 from diffmm_dist.parallel.halo import extended
 from diffmm_dist.parallel.random import RandomStream
@@ -144,7 +144,10 @@ class AdaptivePhase(Phase):
         return values | {name: term.detach() for name, term in ranking.items()}
 
     def _contrast(self, batch: RankingBatch, view_V: Tensor) -> dict[str, Tensor]:
-        """Take the two steps that contrast the views: with one another, then each with itself before the first."""
+        """Take the steps that contrast the views: with one another, then each with itself before that.
+
+        A weight of 0 leaves out its step.
+        """
         settings, world = self._settings, self._shard.world
         nodes = batch.nodes
         repeats = Repeats.of(nodes, batch_size=batch.size, world=world, alone=settings.contrast_alone)
@@ -156,16 +159,20 @@ class AdaptivePhase(Phase):
         def contrast(anchor_AD: Tensor, target_AD: Tensor) -> Tensor:
             return batch_info_nce(anchor_AD, target_AD, repeats, temperature=settings.temperature)
 
-        pruned_AD, gated_AD = views()
-        between = {"contrast": settings.contrastive_weight * contrast(pruned_AD, gated_AD)}
-        self._backward(between, "tables")
-        self.optimizers["tables"].step()
-        old = pruned_AD.detach(), gated_AD.detach()
-        terms = [contrast(new_AD, old_AD) for new_AD, old_AD in zip(views(), old, strict=True)]
-        bottleneck = {"bottleneck": settings.bottleneck_weight * torch.stack(terms).sum()}
-        self._backward(bottleneck, "tables")
-        self.optimizers["tables"].step()
-        return {name: term.detach() for name, term in (between | bottleneck).items()}
+        values: dict[str, Tensor] = {}
+        if settings.contrastive_weight > 0 or settings.bottleneck_weight > 0:
+            old = views()
+        if settings.contrastive_weight > 0:
+            values["contrast"] = settings.contrastive_weight * contrast(*old)
+            self._step_of_tables(values["contrast"])
+        if settings.bottleneck_weight > 0:
+            terms = [contrast(new_AD, old_AD.detach()) for new_AD, old_AD in zip(views(), old, strict=True)]
+            values["bottleneck"] = settings.bottleneck_weight * torch.stack(terms).sum()
+            self._step_of_tables(values["bottleneck"])
+        return {name: term.detach() for name, term in values.items()}
+
+    def _step_of_tables(self, loss: Tensor) -> None:
+        take_step(loss, self.optimizers["tables"], [], self._shard.world)
 
     def _pruning_losses(self, batch: RankingBatch, mean_ND: Tensor, std_ND: Tensor, latents: Rows) -> dict[str, Tensor]:
         """Return this worker's shares of the terms that train the first generator, from z of own nodes."""

@@ -23,7 +23,8 @@ def _build(settings: Settings, given: Ingredients) -> Recipe:
         gates=HardConcrete(settings.gates.gamma, settings.gates.zeta),
         mode=settings.mode,
     ).to(given.device)
-    return Recipe(model, [AdaptivePhase(model, given.data, given.optimization, _views(settings))])
+    phases = [AdaptivePhase(model, given.data, given.optimization, _views(settings))]
+    return Recipe(model, given.only_stage(phases))
 
 
 def _views(settings: Settings) -> ViewSettings:

@@ -35,7 +35,8 @@ def _build(settings: Settings, given: Ingredients) -> Recipe:
             num_workers=shard.world.size,
         ),
     ).to(given.device)
-    return Recipe(model, diffmm_phases(model, given.optimization, contrast_of(settings)))
+    phases = diffmm_phases(model, given.optimization, contrast_of(settings))
+    return Recipe(model, given.only_stage(phases))
 
 
 def diffusion_of(settings: Settings) -> DiffusionSettings:

@@ -20,7 +20,7 @@ def _build(settings: Settings, given: Ingredients) -> Recipe:
         embedding_dim=settings.embedding_dim,
         num_layers=settings.num_layers,
     ).to(given.device)
-    return Recipe(model, lightgcn_phases(model, given.data, given.optimization))
+    return Recipe(model, given.only_stage(lightgcn_phases(model, given.data, given.optimization)))
 
 
 def _memory(settings: Settings, needs: Needs) -> ModelMemory:

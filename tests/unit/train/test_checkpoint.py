@@ -1,6 +1,7 @@
 import io
 import json
 import os
+import re
 import resource
 import shutil
 
@@ -11,7 +12,7 @@ from torch.distributed.checkpoint.filesystem import FileSystemWriter
 from diffmm_dist import storage
 from diffmm_dist.errors import DamagedError, TakenOverError, UserError
 from diffmm_dist.train.checkpoint import Writer
-from diffmm_dist.train.checkpoint_names import checkpoint_name, complete_checkpoints, remove_incomplete
+from diffmm_dist.train.checkpoint_names import NAME_PATTERN, checkpoint_name, complete_checkpoints, remove_incomplete
 from diffmm_dist.train.state import Best, Cursor, Progress
 from tests.support import damage
 from tests.support.builders import run_checkpoints
@@ -49,7 +50,14 @@ def test_round_trip_is_exact(tmp_path):
 def test_names_sort_as_steps_do():
     name = checkpoint_name
     steps = [(0, 0, 5), (0, 1, 0), (0, 2, 3), (1, 0, 0), (1, 0, 1), (1, 2, 999), (2, 0, 0), (11, 0, 0)]
-    assert sorted(name(*step) for step in reversed(steps)) == [name(*step) for step in steps]
+    names = [name(*step) for step in steps]
+    # The second stage begins where the first one has ended; epochs are counted through both.
+    names += [name(11, *step, stage=stage) for stage in (1, 9) for step in ((), (0, 1), (1, 0))]
+    names.append(name(12, stage=9))
+    assert sorted(reversed(names)) == names
+    assert all(re.search(NAME_PATTERN, name) for name in names)
+    assert name(4, 1, 2, stage=3, writer=7) == "epoch-00004-stage-3-phase-1-step-0000002-writer-00007"
+    assert re.search(NAME_PATTERN, name(4, 1, 2, stage=3, writer=7))
 
 
 def test_the_newest_and_the_best_are_kept(tmp_path):

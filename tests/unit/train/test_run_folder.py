@@ -1,3 +1,4 @@
+import json
 import os
 import shutil
 import signal
@@ -10,8 +11,11 @@ from diffmm_dist import __version__
 from diffmm_dist.errors import DamagedError, UserError
 from diffmm_dist.graph.kernels import KernelChoice
 from diffmm_dist.models import recipe
+from diffmm_dist.records import sealed, unsealed
 from diffmm_dist.train.run_folder import RunFolder, blocking_differences
+from diffmm_dist.train.run_records import FORMAT
 from diffmm_dist.train.worker import run_worker
+from tests.support import damage
 from tests.support.builders import small_config, synthetic_dataset
 
 
@@ -65,7 +69,35 @@ def test_what_it_was_started_with_stays(tmp_path):
     claim(tmp_path).release()
     folder = claim(tmp_path, graph={"kernel": "csr"})
     folder.remember_writer()
-    assert folder.identity() == {"run": folder.run, "dataset": "abc", "version": __version__, "writer": 2}
+    started_with = {"format": FORMAT, "run": folder.run, "dataset": "abc", "version": __version__}
+    assert folder.identity() == {**started_with, "writer": 2}
+
+
+def test_a_folder_of_an_earlier_format_is_read_and_becomes_one_of_the_present(tmp_path):
+    claim(tmp_path).release()
+    place = tmp_path / "run" / "run.json"
+    earlier = unsealed(json.loads(place.read_text()))
+    del earlier["format"]
+    place.write_text(json.dumps(sealed(earlier)))
+    folder = RunFolder.existing(str(tmp_path / "run"))
+    assert folder.config().train.epochs == 3
+    assert "format" not in json.loads(place.read_text())
+    folder = claim(tmp_path)
+    folder.remember_writer()
+    assert folder.identity()["format"] == FORMAT
+
+
+@pytest.mark.parametrize("more", [{}, {"dataset": ["of", "another", "form"]}])
+def test_a_folder_of_a_later_format_is_refused(tmp_path, more):
+    """However its other files look."""
+    claim(tmp_path).release()
+    damage.reseal(tmp_path / "run" / "run.json", format=FORMAT + 1, **more)
+    before = (tmp_path / "run" / "config.yaml").read_bytes()
+    said = rf"a run folder of format {FORMAT + 1}, .* reads formats 1 to {FORMAT}; go on with the version that wrote it"
+    for read in (lambda: claim(tmp_path), lambda: RunFolder.existing(str(tmp_path / "run")).config()):
+        with pytest.raises(UserError, match=said):
+            read()
+    assert (tmp_path / "run" / "config.yaml").read_bytes() == before
 
 
 def test_the_kernel_that_was_chosen_stays(tmp_path, monkeypatch):

@@ -7,6 +7,7 @@ from torch import nn
 from torch.optim import SGD, Adagrad, Adam, AdamW, NAdam, RMSprop
 
 from diffmm_dist.models.base import Phase, Recommender
+from diffmm_dist.models.recipe import Recipe, Stage
 from diffmm_dist.parallel.ranges import Ownership
 from diffmm_dist.parallel.world import World
 from diffmm_dist.train.state import TrainState
@@ -62,7 +63,8 @@ class Twice(Phase):
 
 def state_with(**optimizers):
     model = Model()
-    return TrainState(model, [Twice(model, **optimizers)], World.single())
+    recipe = Recipe(model, [Stage("fit", [Twice(model, **optimizers)], epochs=1)])
+    return TrainState(recipe, World.single())
 
 
 def values(tensors):
