@@ -20,19 +20,24 @@ if TYPE_CHECKING:
 prepare_app = typer.Typer(help="Make a dataset: import raw data or generate some.", no_args_is_help=True)
 
 
-@prepare_app.command("diffmm")
-def prepare_diffmm(
+@prepare_app.command("diffmm", help="The same as prepare published.")
+@prepare_app.command("published")
+def prepare_published(
     folder: Annotated[
-        str, typer.Argument(help="Holds trnMat.pkl, valMat.pkl, tstMat.pkl and *_feat.npy.", callback=place)
+        str,
+        typer.Argument(
+            help="Holds trnMat.pkl and tstMat.pkl, and may hold valMat.pkl and image_, text_ and audio_feat.npy.",
+            callback=place,
+        ),
     ],
     out: Out,
     force: Force = False,
 ) -> None:
-    """Import a published DiffMM folder; its pickles may hold sparse matrices and nothing else."""
-    from diffmm_dist.data.importers.diffmm import import_diffmm
+    """Import a folder in the form published with DiffMM, AdaGCL and DiffKG; pickles may hold only sparse matrices."""
+    from diffmm_dist.data.importers.published import import_published
 
     _check_out(out, force, folder)
-    report = import_diffmm(folder, out, force=force)
+    report = import_published(folder, out, force=force)
     _show_import(out, report, folder)
 
 

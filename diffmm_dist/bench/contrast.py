@@ -14,9 +14,9 @@ from torch import Tensor
 
 from diffmm_dist.bench.operations import FLOAT, Case, Operation, Variant
 from diffmm_dist.bench.problems import STREAM, normal_rows
-from diffmm_dist.bench.work import contrast_flop
 from diffmm_dist.losses import contrastive
 from diffmm_dist.losses.contrastive import BatchNodes, info_nce
+from diffmm_dist.models.common.work import contrast_flop
 from diffmm_dist.models.diffmm.settings import Contrast
 from diffmm_dist.parallel.ranges import Ownership
 from diffmm_dist.parallel.world import World

@@ -1,9 +1,10 @@
 """One denoising step of one denoiser, and its output side alone.
 
-Symbols: B users of the batch, I items, h hidden, d embedding. FLOP: the products over the items (work.py), and of the
-Gram ways also those of the batch, 4 B h^2 and 6 B h d, and the Cholesky factor with its gradient, h^3. Bytes: each of
-the two tables of weights once in the forward pass, the last one again backward, and their gradients; x_t written and
-read by two products; the residual written, read by two, turned into its gradient, and that read by two.
+Symbols: B users of the batch, I items, h hidden, d embedding. FLOP: the products over the items
+(models/common/work.py), and of the Gram ways also those of the batch, 4 B h^2 and 6 B h d, and the Cholesky factor with
+its gradient, h^3. Bytes: each of the two tables of weights once in the forward pass, the last one again backward, and
+their gradients; x_t written and read by two products; the residual written, read by two, turned into its gradient, and
+that read by two.
 
 The plain twin multiplies the rows with E too, and writes and reads twelve arrays of B x I: clean rows, noise, both
 scaled, x_t, with dropout, with the time embedding, the prediction, its difference and square, and the gradients of the
@@ -13,18 +14,19 @@ last two.
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
 
+from diffmm_dist.bench.denoisers import PUBLISHED, new_denoiser, new_schedule
 from diffmm_dist.bench.operations import FLOAT, Case, Operation, Variant
-from diffmm_dist.bench.plain import plain_twin
-from diffmm_dist.bench.problems import PUBLISHED, STREAM, new_denoiser, new_schedule, normal_rows, random_rows
-from diffmm_dist.bench.work import input_flop, output_flop, product_flop
+from diffmm_dist.bench.plain import PlainDenoiser, denoising_step, is_affordable
+from diffmm_dist.bench.problems import STREAM, normal_rows, random_rows
 from diffmm_dist.diffusion.gaussian import training_losses
 from diffmm_dist.diffusion.noise import NoisyRows
 from diffmm_dist.diffusion.output import Products, error_and_signal, gram_pays
+from diffmm_dist.models.common.work import input_flop, output_flop, product_flop
 
 
 @dataclass(frozen=True)
@@ -76,13 +78,13 @@ class Problem:
         )
         (losses.elbo.mean() + PUBLISHED.signal_weight * losses.msi.mean()).backward()
 
-    def plain_step(self, plain: Any, twin: Any) -> None:
-        """Compute the same with the plain twin: its rows made dense and its noise drawn, as before every step."""
+    def plain_step(self, twin: PlainDenoiser) -> None:
+        """Compute the same with a plain twin: its rows made dense and its noise drawn, as before every step."""
         rows_BI = self.noisy.rows.dense()
         tables = self.modal_items_CD, self.item_table_CD
         noise_BI = torch.randn_like(rows_BI)
-        plain.denoising_step(
-            twin, _NoStep(twin), self.noisy.schedule, rows_BI, self.noisy.t, noise_BI, *tables, PUBLISHED.signal_weight
+        denoising_step(
+            twin, None, self.noisy.schedule, rows_BI, self.noisy.t, noise_BI, *tables, PUBLISHED.signal_weight
         )
 
     def output_side(self, products: Products) -> tuple[Tensor, ...]:
@@ -93,16 +95,6 @@ class Problem:
         loss = error_B.mean() + PUBLISHED.signal_weight * signal_BD.square().mean()
         wanted = (self.hidden_BH, self.denoiser.output_weight, self.denoiser.output_bias)
         return torch.autograd.grad(loss, wanted)
-
-
-class _NoStep:
-    """An optimiser that leaves the weights, since steps are not what is timed."""
-
-    def __init__(self, module: torch.nn.Module) -> None:
-        self.zero_grad = module.zero_grad
-
-    def step(self) -> None:
-        """Do nothing."""
 
 
 def operations(size: DenoiseSize, device: torch.device) -> Iterator[Operation]:
@@ -136,13 +128,12 @@ def operations(size: DenoiseSize, device: torch.device) -> Iterator[Operation]:
 
 
 def _plain(problem: Problem, size: DenoiseSize, device: torch.device) -> dict[str, Variant]:
-    plain = plain_twin(device, num_values=size.batch * size.items)
-    if plain is None:
+    if not is_affordable(device, num_values=size.batch * size.items):
         return {}
-    twin = plain.PlainDenoiser.copied(problem.denoiser, dropout=PUBLISHED.input_dropout_prob)
+    twin = PlainDenoiser.copied(problem.denoiser, dropout=PUBLISHED.input_dropout_prob)
     flop = _input_flop(size, False) + _output_flop(size, False) + product_flop(size.batch, size.items, size.dim)
     num_bytes = FLOAT * (24 * size.batch * size.items + 5 * size.items * size.hidden)
-    return {"plain": Variant(partial(problem.plain_step, plain, twin), flop, num_bytes)}
+    return {"plain": Variant(partial(problem.plain_step, twin), flop, num_bytes)}
 
 
 def _input_flop(size: DenoiseSize, hidden_noise: bool) -> float:

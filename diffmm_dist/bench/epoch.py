@@ -1,4 +1,4 @@
-"""One training epoch, phase by phase. FLOP and bytes are those of ``bench gpus``: what one worker does (gpus.py)."""
+"""One training epoch, phase by phase. FLOP and bytes are those of ``bench gpus``: the model says what a worker does."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -9,8 +9,8 @@ import torch
 
 from diffmm_dist.bench.gpus import epoch_work
 from diffmm_dist.bench.operations import Operation, Variant, measure, write_results
+from diffmm_dist.bench.phases import check_has_phases
 from diffmm_dist.data.dataset import Dataset
-from diffmm_dist.errors import UserError
 from diffmm_dist.models.base import Phase, PhaseContext
 from diffmm_dist.parallel.world import World
 from diffmm_dist.precision import matmul_precision
@@ -28,15 +28,14 @@ def bench_epoch(config: Config, *, repeats: int, out: str) -> None:
         out: the JSON file.
 
     Raises:
-        UserError: the model is not DiffMM.
+        UserError: the model has no phases.
     """
-    if config.model.name != "diffmm":
-        raise UserError(f"bench epoch knows model.name=diffmm, not {config.model.name}")
+    check_has_phases(config)
     device = choose_device(config.cluster.device)
     prepare_process(config.cluster.threads_per_worker)
     dataset = open_dataset(config)
     epochs = Epochs(config, dataset, device)
-    works = epoch_work(config, dataset, 1, Counter())
+    works = epoch_work(config, dataset, 1, {})
     phases = {
         phase.name: Variant(partial(epochs.run, phase), works[phase.name].flops, works[phase.name].memory_bytes)
         for phase in epochs.phases

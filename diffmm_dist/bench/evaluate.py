@@ -13,11 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from diffmm_dist.bench import plain
 from diffmm_dist.bench.operations import FLOAT, Case, Operation, Variant
-from diffmm_dist.bench.plain import plain_twin
 from diffmm_dist.bench.problems import normal_rows, random_rows
-from diffmm_dist.bench.work import product_flop
 from diffmm_dist.evaluation.evaluator import evaluate, rank_items
+from diffmm_dist.models.common.work import product_flop
 from diffmm_dist.parallel.world import World
 
 _TIE = 1e-5  # scores that differ by less than this share of the largest are one score, rounded in two ways
@@ -97,17 +97,16 @@ class Problem:
             world=World.single(self._users.device),
         )
 
-    def plain_metrics(self, plain: Any) -> dict[str, float]:
+    def plain_metrics(self) -> dict[str, float]:
         """Return some of them from the plain twin."""
         lists = [rows.indices.split(rows.row_counts.tolist()) for rows in (self._masked, self._truth)]
         masked, truth = ([items.tolist() for items in of_users] for of_users in lists)
-        values: dict[str, float] = plain.evaluate(self._user_UD, self._item_ID, masked, truth, self._size.topk)
-        return values
+        return plain.evaluate(self._user_UD, self._item_ID, masked, truth, self._size.topk)
 
-    def differences(self, plain: Any) -> dict[str, float]:
+    def differences(self) -> dict[str, float]:
         """Return by how much the two differ in each metric that both have."""
         ours = self.metrics()
-        return {f"difference_{name}": abs(ours[name] - value) for name, value in self.plain_metrics(plain).items()}
+        return {f"difference_{name}": abs(ours[name] - value) for name, value in self.plain_metrics().items()}
 
     def agreement(self) -> dict[str, Any]:
         """Return whether the lists are the same up to ties, and the share of places with the same item."""
@@ -135,13 +134,12 @@ def operations(size: EvaluateSize, device: torch.device) -> Iterator[Operation]:
         index = problem.new_index(faiss)
         variants["faiss"] = Variant(lambda: problem.by_faiss(index), flop, FLOAT * swept)
     yield Operation("ranking", variants, problem.agreement)
-    plain = plain_twin(device, num_values=size.users * size.items)
-    if plain is not None:
-        by_plain = Variant(lambda: problem.plain_metrics(plain), flop, FLOAT * 2 * size.users * size.items)
+    if plain.is_affordable(device, num_values=size.users * size.items):
+        by_plain = Variant(problem.plain_metrics, flop, FLOAT * 2 * size.users * size.items)
         yield Operation(
             "evaluation",
             {"ours": Variant(problem.metrics, flop, variants["ours"].bytes), "plain": by_plain},
-            lambda: problem.differences(plain),
+            problem.differences,
         )
 
 

@@ -12,8 +12,8 @@ import torch
 from diffmm_dist import storage
 from diffmm_dist.bench.machine import command, machine
 from diffmm_dist.bench.memory import extra_mib
+from diffmm_dist.bench.phases import check_has_phases, settle
 from diffmm_dist.bench.problems import normal_rows, power_law_rows
-from diffmm_dist.bench.scaling import generate_random_edges
 from diffmm_dist.config.section import changed
 from diffmm_dist.data.training import TrainingData
 from diffmm_dist.errors import UserError
@@ -22,7 +22,7 @@ from diffmm_dist.models.base import PhaseContext
 from diffmm_dist.monitoring.timing import take_turns
 from diffmm_dist.parallel.shard import Shard
 from diffmm_dist.parallel.world import World
-from diffmm_dist.train.build import build_recipe
+from diffmm_dist.train.build import build_recipe, model_entry
 from diffmm_dist.train.config import Config
 from diffmm_dist.train.worker import prepare_process
 
@@ -65,14 +65,15 @@ def bench_growth(
         plot: the SVG file of the plots, if wanted; needs matplotlib.
 
     Raises:
-        UserError: matplotlib is not there.
+        UserError: matplotlib is not there, or the model has no phases.
     """
+    check_has_phases(config)
     if plot is not None:
         _pyplot()
     prepare_process(config.cluster.threads_per_worker)
     base = base or GrowthSize()
     growth = {}
-    for name, factors in FACTORS.items():
+    for name, factors in _factors(config).items():
         sizes = [replace(base, **{name: factor * getattr(base, name)}) for factor in factors]
         growth[name] = _measured(config, name, sizes, repeats)
     document = {
@@ -85,6 +86,13 @@ def bench_growth(
     storage.write_json(out, document)
     if plot is not None:
         _draw(growth, plot)
+
+
+def _factors(config: Config) -> Mapping[str, Sequence[int]]:
+    """Return the factors of those sizes that the model has."""
+    entry = model_entry(config)
+    of_data = {"users", "items", "interactions"} | ({"modalities"} if entry.reads_features else set())
+    return {name: factors for name, factors in FACTORS.items() if name in of_data | set(entry.measures.sizes)}
 
 
 def _measured(config: Config, name: str, sizes: list[GrowthSize], repeats: int) -> dict[str, Any]:
@@ -123,9 +131,10 @@ def operations(config: Config, size: GrowthSize) -> Mapping[str, Callable[[], ob
     }
     world = World.single()
     data = TrainingData(Shard.whole(size.users, size.items, world=world), rows, rows.num_entries, features)
-    sized = changed(config, {"model.diffusion.denoiser_hidden_dims": (size.hidden,)})
-    recipe = build_recipe(sized, data, device=_CPU)
-    generate_random_edges(recipe.model)
+    sizes = model_entry(config).measures.sizes
+    own = {f"model.{key}": value(getattr(size, name)) for name, (key, value) in sizes.items()}
+    recipe = build_recipe(changed(config, own), data, device=_CPU)
+    settle(config, recipe.model)
     calls: dict[str, Callable[[], object]] = {}
     for phase in recipe.phases:
         phase.begin(PhaseContext(world, config.run.seed, 0))

@@ -3,17 +3,10 @@
 import torch
 from torch import Tensor
 
-from diffmm_dist.diffusion.denoiser import Denoiser
-from diffmm_dist.diffusion.schedule import DiffusionSchedule
-from diffmm_dist.models.diffmm.settings import Diffusion
-from diffmm_dist.parallel.columns import Columns
 from diffmm_dist.parallel.random import RandomStream
-from diffmm_dist.parallel.ranges import Ownership
-from diffmm_dist.parallel.world import World
 from diffmm_dist.sparse import CSR
 
 STREAM = RandomStream.of("bench")
-PUBLISHED = Diffusion()
 _SKEW = 3  # node number n u^3 with u uniform: how often a node is drawn falls as its rank^(-2/3)
 
 
@@ -39,21 +32,3 @@ def power_law_rows(num_rows: int, num_columns: int, num_draws: int, device: torc
 def _power_law(side: str, draws: Tensor, count: int) -> Tensor:
     ranks = (STREAM.child(side).uniform(draws).pow(_SKEW) * count).to(torch.int64)
     return STREAM.child(side, "place").permute(ranks, count)
-
-
-def new_denoiser(num_items: int, width: int, device: torch.device) -> Denoiser:
-    """Return a denoiser with one hidden layer and published settings."""
-    columns = Columns(World.single(device), Ownership((0, num_items)), torch.arange(num_items, device=device))
-    denoiser = Denoiser(columns, [width], time_embedding_dim=PUBLISHED.time_embedding_dim).to(device)
-    denoiser.initialize(STREAM.child("denoiser"))
-    return denoiser
-
-
-def new_schedule(num_timesteps: int = PUBLISHED.num_timesteps) -> DiffusionSchedule:
-    """Return the published schedule, over another number of steps if wanted."""
-    return DiffusionSchedule(
-        num_timesteps,
-        noise_scale=PUBLISHED.noise_scale,
-        noise_min=PUBLISHED.noise_min,
-        noise_max=PUBLISHED.noise_max,
-    )

@@ -8,7 +8,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from diffmm_dist import storage
 from diffmm_dist.bench.machine import command, machine
-from diffmm_dist.bench.scaling import generate_random_edges
+from diffmm_dist.bench.phases import check_has_phases, settle
 from diffmm_dist.models.base import Phase, PhaseContext
 from diffmm_dist.parallel.world import World
 from diffmm_dist.precision import matmul_precision
@@ -26,15 +26,18 @@ def bench_profile(config: Config, *, num_steps: int, out: str) -> str:
         config: the run; nothing is written into its folder.
         num_steps: steps of each phase, after one that is not counted.
         out: the text file.
+
+    Raises:
+        UserError: the model has no phases.
     """
+    check_has_phases(config)
     prepare_process(config.cluster.threads_per_worker)
     world = World.single(choose_device(config.cluster.device))
     recipe = build_recipe(config, load_training_data(config, open_dataset(config), world), device=world.device)
     context = PhaseContext(world, config.run.seed, 0)
     lines = [f"command: {command()}", f"machine: {json.dumps(machine())}"]
     for phase in recipe.phases:
-        if phase.name == "recommend":
-            generate_random_edges(recipe.model)
+        settle(config, recipe.model)
         with matmul_precision(config.train.precision):
             lines += ["", *_table(phase, context, num_steps)]
     text = "\n".join(lines) + "\n"

@@ -9,18 +9,18 @@ every step.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from diffmm_dist.bench.denoisers import new_denoiser, new_schedule
 from diffmm_dist.bench.operations import FLOAT, Case, Operation, Variant
-from diffmm_dist.bench.plain import plain_twin
-from diffmm_dist.bench.problems import STREAM, new_denoiser, new_schedule, normal_rows, random_rows
-from diffmm_dist.bench.work import product_flop
+from diffmm_dist.bench.plain import PlainDenoiser, is_affordable, rebuild
+from diffmm_dist.bench.problems import STREAM, normal_rows, random_rows
 from diffmm_dist.diffusion import gaussian
 from diffmm_dist.diffusion.gaussian import ReverseChain
 from diffmm_dist.evaluation.topk import merge_topk
+from diffmm_dist.models.common.work import product_flop
 
 
 @dataclass(frozen=True)
@@ -62,18 +62,15 @@ class Problem:
             blocks.append(items)
         return torch.cat(blocks)
 
-    def by_plain(self, plain: Any) -> list[tuple[int, int]]:
+    def by_plain(self) -> list[tuple[int, int]]:
         """Return the pairs (user, item) of the plain twin, the dense rows made on the way."""
-        twin = plain.PlainDenoiser.copied(self.denoiser)
-        edges: list[tuple[int, int]] = plain.rebuild(
-            twin, self.schedule, self.rows.dense(), 0, self._size.topk, self._size.batch
-        )
-        return edges
+        twin, size = PlainDenoiser.copied(self.denoiser), self._size
+        return rebuild(twin, self.schedule, self.rows.dense(), k=size.topk, batch_size=size.batch)
 
-    def same_edges(self, plain: Any) -> float:
+    def same_edges(self) -> float:
         """Return the share of edges that both have."""
         ours = {(user, item) for user, items in enumerate(self.ours().tolist()) for item in items}
-        return len(ours.intersection(self.by_plain(plain))) / len(ours)
+        return len(ours.intersection(self.by_plain())) / len(ours)
 
     @torch.no_grad()
     def product(self) -> None:
@@ -97,13 +94,12 @@ def operations(size: RebuildSize, device: torch.device) -> Iterator[Operation]:
         "one product": Variant(problem.product, floor, FLOAT * swept),
     }
     values = size.users * size.items
-    plain = plain_twin(device, num_values=values)
-    if plain is None:
+    if not is_affordable(device, num_values=values):
         yield Operation("rebuild", variants)
         return
     num_bytes = FLOAT * size.timesteps * (2 * swept + 10 * values)
-    variants["plain"] = Variant(lambda: problem.by_plain(plain), 2 * size.timesteps * floor, num_bytes)
-    yield Operation("rebuild", variants, lambda: {"same_edges": problem.same_edges(plain)})
+    variants["plain"] = Variant(problem.by_plain, 2 * size.timesteps * floor, num_bytes)
+    yield Operation("rebuild", variants, lambda: {"same_edges": problem.same_edges()})
 
 
 CASE = Case("rebuild", PRESETS, operations)

@@ -14,12 +14,11 @@ from diffmm_dist.bench.calibration import PRODUCT, ProductTimer
 from diffmm_dist.bench.machine import command, machine
 from diffmm_dist.monitoring.log import set_up_logging
 from diffmm_dist.parallel.group import new_processes
+from diffmm_dist.train.build import model_entry
 from diffmm_dist.train.config import Config
 from diffmm_dist.train.run_folder import RunFolder
 from diffmm_dist.train.selection import SELECTION_SPLIT
 from diffmm_dist.train.worker import prepare_process, run_worker
-
-_LOSSES = ("denoise/elbo_", "denoise/msi_", "recommend/bpr", "recommend/contrast")
 
 
 def bench_seeds(config: Config, seeds: Sequence[int], out: str) -> None:
@@ -78,7 +77,9 @@ def _run(config: Config, seed: int) -> dict[str, Any]:
     result = run_worker(Config.model_validate(tree), stop_requested=lambda: False, recorders=[timer])
     kept = {key: value for key, value in result.items() if key not in ("config", "run")}
     records = RunFolder(tree["run"]["path"]).records()
-    return kept | in_products(result, timer.seconds) | {"curve": curve(config, records), "losses": losses(records)}
+    return (
+        kept | in_products(result, timer.seconds) | {"curve": curve(config, records), "losses": losses(config, records)}
+    )
 
 
 def curve(config: Config, records: Sequence[Mapping[str, Any]]) -> list[float]:
@@ -87,9 +88,10 @@ def curve(config: Config, records: Sequence[Mapping[str, Any]]) -> list[float]:
     return [record[tag] for record in records if tag in record]
 
 
-def losses(records: Sequence[Mapping[str, Any]]) -> dict[str, list[float]]:
-    """Return the mean of every loss in every epoch."""
-    tags = [tag for tag in records[0] if tag.startswith(_LOSSES)] if records else []
+def losses(config: Config, records: Sequence[Mapping[str, Any]]) -> dict[str, list[float]]:
+    """Return the mean of every loss that the model names in every epoch."""
+    followed = model_entry(config).measures.losses
+    tags = [tag for tag in records[0] if tag.startswith(followed)] if records else []
     return {tag: [record[tag] for record in records if tag in record] for tag in tags}
 
 

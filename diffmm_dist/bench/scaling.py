@@ -5,19 +5,15 @@ from collections.abc import Mapping, Sequence
 from statistics import median
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from diffmm_dist import storage
 from diffmm_dist.bench.machine import command, machine
+from diffmm_dist.bench.phases import check_has_phases, settle
 from diffmm_dist.errors import UserError
-from diffmm_dist.models.base import Phase, PhaseContext, Recommender
-from diffmm_dist.models.diffmm.model import DiffMM
+from diffmm_dist.models.base import Phase, PhaseContext
 from diffmm_dist.monitoring.log import logger
 from diffmm_dist.monitoring.timing import peak_rss_gib
 from diffmm_dist.parallel.collectives import any_worker
 from diffmm_dist.parallel.group import run_group
-from diffmm_dist.parallel.random import RandomStream
 from diffmm_dist.parallel.world import World
 from diffmm_dist.train.build import build_recipe, load_training_data, open_dataset
 from diffmm_dist.train.config import Config
@@ -41,8 +37,9 @@ def bench_scaling(
         datasets: one for each size, for weak scaling: the batch grows with the number of workers too.
 
     Raises:
-        UserError: there are not as many datasets as sizes.
+        UserError: there are not as many datasets as sizes, or the model has no phases.
     """
+    check_has_phases(config)
     configs = _weak(config, sizes, datasets) if datasets else dict.fromkeys(sizes, config)
     measured: dict[int, list[dict[str, Any]]] = {size: [] for size in sizes}
     for _ in range(repeats):
@@ -92,8 +89,7 @@ def measure(config: Config, num_steps: int) -> dict[str, Any]:
     epoch_s = {}
     sent = {}
     for phase in recipe.phases:
-        if phase.name == "recommend":
-            generate_random_edges(recipe.model)
+        settle(config, recipe.model)  # a few steps of the phases before leave it mostly empty
         world.sent_bytes.clear()
         epoch_s[phase.name], steps = _epoch_seconds(phase, context, num_steps)
         sent[phase.name] = {purpose: num_bytes / steps for purpose, num_bytes in world.sent_bytes.items()}
@@ -113,23 +109,6 @@ def _epoch_seconds(phase: Phase, context: PhaseContext, num_steps: int) -> tuple
         any_worker(False, context.world)
         seconds.append(time.perf_counter() - start)
     return prepared + total * median(seconds[1:] or seconds), len(seconds)
-
-
-def generate_random_edges(model: Recommender) -> None:
-    """Put random generated graphs in place of those that a few steps of the rebuild would leave mostly empty."""
-    if isinstance(model, DiffMM):
-        num_modalities, topk = model.generated_items.shape[1:]
-        for modality in range(num_modalities):
-            model.generated_items[:, modality] = random_edges(
-                model.shard.user_ids, modality, topk, model.shard.num_items
-            )
-        model.use_generated_items(0)
-
-
-def random_edges(user_ids: Tensor, modality: int, topk: int, num_items: int) -> Tensor:
-    """Return random item ids, keyed by user and modality: int64 (users, topk)."""
-    streams = (RandomStream.of("bench", modality, place) for place in range(topk))
-    return torch.stack([stream.integers(user_ids, num_items) for stream in streams], dim=1)
 
 
 def slowest(workers: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -5,7 +5,6 @@ turns, an epoch each. Beside them run as many endless loops as wanted, each of w
 """
 
 import os
-from collections import Counter
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack, contextmanager
@@ -19,8 +18,8 @@ import torch
 from diffmm_dist.bench.epoch import Epochs, size_entry
 from diffmm_dist.bench.gpus import epoch_work
 from diffmm_dist.bench.operations import Operation, Variant, measure, write_results
+from diffmm_dist.bench.phases import check_has_phases
 from diffmm_dist.cores import tell_libraries, usable_cores
-from diffmm_dist.errors import UserError
 from diffmm_dist.train.build import open_dataset
 from diffmm_dist.train.config import Config
 from diffmm_dist.train.worker import prepare_process
@@ -73,14 +72,13 @@ def bench_threads(config: Config, *, repeats: int, busy: int, out: str) -> None:
         out: the JSON file.
 
     Raises:
-        UserError: the model is not DiffMM.
+        UserError: the model has no phases.
     """
-    if config.model.name != "diffmm":
-        raise UserError(f"bench threads knows model.name=diffmm, not {config.model.name}")
+    check_has_phases(config)
     prepare_process(0)
     device = torch.device("cpu")
     dataset = open_dataset(config)
-    works = epoch_work(config, dataset, 1, Counter()).values()
+    works = epoch_work(config, dataset, 1, {}).values()
     flop, num_bytes = sum(work.flops for work in works), sum(work.memory_bytes for work in works)
     operations = {}
     for name, variants in settings(usable_cores().of_machine).items():

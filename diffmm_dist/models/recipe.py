@@ -13,6 +13,7 @@ from diffmm_dist.graph.kernels import choose_kernel
 from diffmm_dist.graph.relation import Relation
 from diffmm_dist.models.base import Optimization, Phase, Recommender
 from diffmm_dist.models.common.costs import ModelMemory, Share
+from diffmm_dist.models.measures import Measures
 from diffmm_dist.monitoring.log import logger
 
 Settings = TypeVar("Settings", bound=Section)
@@ -135,6 +136,7 @@ class ModelEntry(Generic[Settings]):
         propagates: whether it has a graph.
         bounds: its settings, by their keys below ``model``, that may not ask for more than there are items or nodes.
         smallest: values, by such keys, with which the settings that size something take the least memory.
+        measures: what benchmarks ask of it.
     """
 
     build: Callable[[Settings, Ingredients], Recipe]
@@ -143,3 +145,4 @@ class ModelEntry(Generic[Settings]):
     propagates: bool = True
     bounds: Mapping[str, Bound] = field(default_factory=dict)
     smallest: Callable[[Settings], Mapping[str, Any]] = lambda _: {}
+    measures: Measures[Settings] = field(default_factory=Measures)

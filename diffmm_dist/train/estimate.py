@@ -86,14 +86,8 @@ def estimate(config: Config, manifest: Manifest, *, num_workers: int, program: i
         num_workers: W.
         program: what the process holds before it reads the data.
     """
-    share = Share.even(
-        num_users=manifest.num_users,
-        num_items=manifest.num_items,
-        num_interactions=manifest.num_interactions("train"),
-        held_out=manifest.num_interactions("valid") + manifest.num_interactions("test"),
-        num_workers=num_workers,
-    )
-    memory = model_entry(config).memory(config.model, _needs(config, manifest, share))
+    needs = needs_of(config, manifest, num_workers=num_workers)
+    share, memory = needs.share, model_entry(config).memory(config.model, needs)
     features = {name: size for name, size in memory.kept.items() if name == "features"}
     reading = {"interactions": (share.interactions + share.held_out) * _READ_INTS * INT}
     phases = {
@@ -140,7 +134,21 @@ def _ranking(config: Config, manifest: Manifest, share: Share, memory: ModelMemo
     return {"embeddings": rows, "masks": masks, "scores": int(ranked * block * _SCORE_ARRAYS * FLOAT), "lists": lists}
 
 
-def _needs(config: Config, manifest: Manifest, share: Share) -> Needs:
+def needs_of(config: Config, manifest: Manifest, *, num_workers: int) -> Needs:
+    """Return what the costs of the configured model depend on.
+
+    Args:
+        config: the run.
+        manifest: of the dataset.
+        num_workers: W.
+    """
+    share = Share.even(
+        num_users=manifest.num_users,
+        num_items=manifest.num_items,
+        num_interactions=manifest.num_interactions("train"),
+        held_out=manifest.num_interactions("valid") + manifest.num_interactions("test"),
+        num_workers=num_workers,
+    )
     used = config.data.modalities or tuple(manifest.modalities)  # names that are none are refused when data are read
     return Needs(
         share,

@@ -6,7 +6,7 @@ from multiprocessing import get_context
 
 import pytest
 
-from diffmm_dist.bench.comm import PURPOSES, bench_comm
+from diffmm_dist.bench.comm import bench_comm
 from diffmm_dist.bench.report import markdown
 from diffmm_dist.bench.scaling import bench_scaling, efficiency
 from diffmm_dist.bench.threads import bench_threads
@@ -43,7 +43,11 @@ SETTINGS = {
         },
         "train": {"batch_size": 64},  # two rows of two workers
     },
+    "lightgcn": {"model": {"name": "lightgcn", "num_layers": 2}},
+    "adagcl": {"model": {"name": "adagcl", "num_layers": 3, "embedding_dim": 8}},
+    "adagcl, reference": {"model": {"name": "adagcl", "mode": "reference"}},
 }
+PURPOSES = {"lightgcn": ["propagation"], "adagcl": ["propagation", "contrast"]}
 
 
 @pytest.mark.parametrize("name", SETTINGS)
@@ -53,11 +57,13 @@ def test_prediction_equals_measurement(dataset, tmp_path, name):
     bench_comm(config, predicted=[1, 8, 64], measured=[2, 3, 4], out=str(out))  # raises where they differ
     found = json.loads(out.read_text())
     assert set(found["predicted_bytes"]) == {"1", "2", "3", "4", "8", "64"}
-    assert found["predicted_bytes"]["1"] == [dict.fromkeys(PURPOSES, 0)]
+    purposes = PURPOSES.get(config.model.name, ["propagation", "contrast", "denoiser"])
+    assert found["predicted_bytes"]["1"] == [dict.fromkeys(purposes, 0)]
     assert found["measured_bytes"]["3"] == found["predicted_bytes"]["3"]
-    assert all(worker[purpose] > 0 for worker in found["measured_bytes"]["2"] for purpose in PURPOSES)
+    assert all(worker[purpose] > 0 for worker in found["measured_bytes"]["2"] for purpose in purposes)
     table = markdown([str(out)]).splitlines()
-    assert table[0].startswith("| workers (mean / most) | propagation, MiB per step | contrast, MiB per step |")
+    columns = [f"{purpose}, MiB per step" for purpose in purposes]
+    assert table[0] == f"| {' | '.join(['workers (mean / most)', *columns, 'measured'])} |"
     assert [line.split(" | ")[-1] for line in table[2:8]] == ["- |", *["equal |"] * 3, "- |", "- |"]
 
 

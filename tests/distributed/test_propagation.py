@@ -8,13 +8,12 @@ import torch
 from diffmm_dist.graph.hetero import REAL, HeteroGraph
 from diffmm_dist.graph.propagate import propagate, propagate_tables, propagate_to_users
 from diffmm_dist.graph.relation import Relation
-from diffmm_dist.losses import contrastive
+from diffmm_dist.losses import contrastive, equations
 from diffmm_dist.losses.contrastive import BatchNodes, info_nce
 from diffmm_dist.models.common.ranking import RankingBatch
 from diffmm_dist.parallel.collectives import all_reduce_sum, gather_owned
 from diffmm_dist.parallel.random import RandomStream
 from diffmm_dist.sparse import CSR
-from tests.support import reference
 from tests.support.builders import as_matrix, own_rows, random_pairs, random_rows
 from tests.support.workers import SIZES, cuts, on_workers, shard_with
 
@@ -97,7 +96,7 @@ def compare_contrast(world, shard, in_batch):
     distinct, places = torch.unique(nodes, return_inverse=True)
     full = [table.clone().requires_grad_() for table in (anchors, targets)]
     x, y, chosen = (full[0][distinct], full[1][distinct], places) if in_batch else (*full, nodes)
-    expected = reference.info_nce(x, y, chosen, 0.2)
+    expected = equations.info_nce(x, y, chosen, temperature=0.2)
     (3 * expected).backward()
     counts = torch.bincount(nodes, minlength=NUM_ITEMS)[slice(*shard.items.own)]
     mine = [own_of(table, shard.items) for table in (anchors, targets)]
@@ -115,8 +114,7 @@ def check_ranking(world):
     batch_users = torch.tensor([1, 7, 7, 11, 4])
     pos, neg = torch.tensor([0, 8, 3, 3, 3]), torch.tensor([5, 5, 1, 0, 8])
     full = [table.clone().requires_grad_() for table in (users, items)]
-    difference = (full[0][batch_users] * (full[1][pos] - full[1][neg])).sum(dim=1)
-    expected = -torch.nn.functional.logsigmoid(difference).sum() / 8
+    expected = equations.bpr(full[0][batch_users], full[1][pos], full[1][neg], divisor=8)
     expected.backward()
     for shard in shards(world):
         own = shard.users.own

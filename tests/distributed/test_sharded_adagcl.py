@@ -16,7 +16,7 @@ from diffmm_dist.graph.entries import (
 )
 from diffmm_dist.graph.hetero import REAL, HeteroGraph
 from diffmm_dist.graph.relation import Relation
-from diffmm_dist.losses import batch_contrastive
+from diffmm_dist.losses import batch_contrastive, equations
 from diffmm_dist.losses.batch_contrastive import Repeats, batch_info_nce
 from diffmm_dist.models.adagcl.phases import Draws
 from diffmm_dist.models.common.ranking import RankingBatch
@@ -106,13 +106,6 @@ def check_sums_of_ends(world):
             torch.testing.assert_close(side[1].grad, table.grad[NUM_USERS:][items])
 
 
-def plain_contrast(x, y, rows, tau):
-    """The mean over a batch's rows, the positive left out of the denominator."""
-    x, y = (torch.nn.functional.normalize(table[rows], dim=1) for table in (x, y))
-    similar = (x @ y.T / tau).exp()
-    return -(similar.diagonal() / (similar.sum(dim=1) - similar.diagonal())).log().mean()
-
-
 def check_contrast(world):
     """Values and gradients, blocks of several sizes; with gradient for both views, or for the anchors alone."""
     whole = batch_contrastive.BLOCK_ELEMENTS, batch_contrastive.LEAST_ANCHORS
@@ -122,7 +115,7 @@ def check_contrast(world):
         batch_contrastive.BLOCK_ELEMENTS, batch_contrastive.LEAST_ANCHORS = block
         full = [random_rows(NUM_NODES, WIDTH, seed).requires_grad_() for seed in (1, 2)]
         targets = full[1] if both else full[1].detach()
-        expected = plain_contrast(full[0], targets, torch.cat([users, pos + NUM_USERS]), 0.2)
+        expected = equations.batch_info_nce(full[0], targets, torch.cat([users, pos + NUM_USERS]), temperature=0.2)
         (3 * expected).backward()
         own = shard.users.own
         mine = (users >= own.start) & (users < own.stop)

@@ -32,7 +32,7 @@ def sources(tmp_path_factory):
 COMMANDS = {
     "prepare synthetic": lambda _: ["prepare", "synthetic", *"--users 3000 --items 2000 --interactions 60000".split()],
     "prepare tables": lambda at: ["prepare", "tables", at / "events.parquet", "--user", "who", "--item", "what"],
-    "prepare diffmm": lambda at: ["prepare", "diffmm", at / "published"],
+    "prepare published": lambda at: ["prepare", "published", at / "published"],
     "partition": lambda at: ["partition", at / "data", "--num-parts", 4],
     "export": lambda at: ["export", at / "run"],
 }

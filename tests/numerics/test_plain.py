@@ -3,12 +3,14 @@
 import pytest
 import torch
 
+from diffmm_dist.bench import plain
 from diffmm_dist.diffusion.denoiser import Denoiser
 from diffmm_dist.diffusion.gaussian import ReverseChain, training_losses
 from diffmm_dist.diffusion.noise import NoisyRows
 from diffmm_dist.diffusion.schedule import DiffusionSchedule
 from diffmm_dist.evaluation.evaluator import evaluate
 from diffmm_dist.evaluation.topk import merge_topk
+from diffmm_dist.graph.equations import normalized_adjacency
 from diffmm_dist.models.base import Optimization
 from diffmm_dist.models.common.ranking import RankingBatch
 from diffmm_dist.models.diffmm.phases import ContrastSettings, recommend_losses
@@ -16,7 +18,7 @@ from diffmm_dist.parallel.columns import Columns
 from diffmm_dist.parallel.random import RandomStream
 from diffmm_dist.parallel.world import World
 from diffmm_dist.sparse import CSR
-from tests.support import plain, reference
+from tests.support import plain_diffmm
 from tests.support.builders import GivenRows, random_pairs, random_rows, schedule, whole
 from tests.support.golden import FILES, Golden, build_model, golden_parameters
 
@@ -30,7 +32,7 @@ def golden(request):
 
 
 def graph_of(golden, edges):
-    return plain.adjacency(*golden[edges].T, golden["num_users"], golden["num_items"])
+    return plain_diffmm.adjacency(*golden[edges].T, golden["num_users"], golden["num_items"])
 
 
 def graphs_of(golden):
@@ -42,7 +44,7 @@ def items_by_user(pattern):
 
 
 def plain_model(golden):
-    model = plain.PlainDiffMM(
+    model = plain_diffmm.PlainDiffMM(
         golden["num_users"], {name: golden[f"feat_{name}"] for name in golden.modalities},
         ("matrix", "affine")[golden["projection"]], golden["embedding_dim"], num_layers=golden["num_layers"],
         residual_weight=golden["modal_residual_weight"], modal_graph_weight=golden["modal_graph_weight"],
@@ -104,7 +106,7 @@ def test_golden_recommend_step(golden):
     model = plain_model(golden)
     own, other = ("main", "modal") if golden["contrast"] else ("modal", "main")
     for anchor in (other, own):
-        losses = plain.recommend_step(
+        losses = plain_diffmm.recommend_step(
             model, in_place(model), *graphs_of(golden), *golden_batch(golden), **recommend_settings(golden, anchor)
         )
         golden.check(f"loss_contrast_{anchor}_anchor", losses["contrast"])
@@ -120,20 +122,22 @@ def test_golden_denoising_step(golden):
     problem = [golden[f"diff_{name}"] for name in ("x0", "t", "noise", "modal_items")]
     problem.append(golden["param_item_embedding"])
     denoiser.register_forward_hook(lambda _, inputs, output: seen.append((inputs[0], output)))
-    elbo, msi = reference.denoising_losses(golden_schedule(golden), denoiser, *problem)
+    elbo, msi = plain.denoising_losses(denoiser, golden_schedule(golden), *problem)
     golden.check("diff_xt", seen[0][0])
     golden.check("diff_pred", seen[0][1])
     golden.check("diff_elbo_per_user", elbo)
     golden.check("diff_msi_per_user", msi)
     weight = golden["msi_weight"]
-    elbo, msi = plain.denoising_step(denoiser, in_place(denoiser), golden_schedule(golden), *problem, weight)
+    elbo, msi = plain.denoising_step(denoiser, None, golden_schedule(golden), *problem, weight)
     golden.check("diff_loss", elbo + weight * msi)
     for name, parameter in denoiser_parameters(denoiser).items():
         golden.check(f"diff_grad_{name}", parameter.grad)
 
 
 def test_golden_reverse_chain(golden):
-    edges = plain.rebuild(plain_denoiser(golden), golden_schedule(golden), golden.pairs("edges").dense(), 0, 3, 7)
+    edges = plain.rebuild(
+        plain_denoiser(golden), golden_schedule(golden), golden.pairs("edges").dense(), k=3, batch_size=7
+    )
     users, items = torch.tensor(edges).T
     assert torch.equal(users, torch.arange(golden["num_users"]).repeat_interleave(3))
     golden.check("sample_top3", items.view(-1, 3))
@@ -148,9 +152,9 @@ def test_golden_metrics(golden):
 
 
 def test_an_edge_given_twice_counts_once():
-    twice = plain.adjacency(torch.tensor([0, 0]), torch.tensor([1, 1]), 1, 2)
+    twice = plain_diffmm.adjacency(torch.tensor([0, 0]), torch.tensor([1, 1]), 1, 2)
     assert twice.is_coalesced()
-    expected = reference.normalized_adjacency(torch.tensor([[0.0, 1.0]]))
+    expected = normalized_adjacency(torch.tensor([[0.0, 1.0]]))
     torch.testing.assert_close(twice.to_dense(), expected)
 
 
@@ -219,7 +223,7 @@ def test_our_rebuild(k, sampling_steps):
     twin = plain.PlainDenoiser.copied(ours, dropout=0.5)
     torch.manual_seed(0)
     batch_size = ROWS.num_rows if sampling_steps else 10
-    edges = plain.rebuild(twin, schedule(), CLEAN, sampling_steps, k, batch_size)
+    edges = plain.rebuild(twin, schedule(), CLEAN, k=k, batch_size=batch_size, sampling_steps=sampling_steps)
     assert edges == [(user, item) for user, row in enumerate(items.tolist()) for item in row]
 
 
@@ -255,5 +259,5 @@ def test_our_recommend_steps(golden, anchor):
         adams[0].zero_grad()
         sum(losses.values()).backward()
         adams[0].step()
-        expected = plain.recommend_step(twin, adams[1], *graphs_of(golden), *golden_batch(golden), **settings)
+        expected = plain_diffmm.recommend_step(twin, adams[1], *graphs_of(golden), *golden_batch(golden), **settings)
         torch.testing.assert_close({name: loss.detach() for name, loss in losses.items()}, expected, rtol=1e-4, atol=0)

@@ -7,10 +7,11 @@ import time
 from contextlib import contextmanager
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Final
 
 from tests.support.builders import ROOT
 
-START = "forkserver"
+START: Final = "forkserver"
 _context = get_context(START)
 _context.set_forkserver_preload(["tests.support.preloaded"])
 
@@ -45,6 +46,7 @@ class Forked:
         self._start = self._log.stat().st_size if self._log.exists() else 0
         self._process = _context.Process(target=_run, args=(function, arguments, str(log), env or {}))
         self._process.start()
+        assert self._process.pid is not None
         self.pid = self._process.pid
 
     @property

@@ -90,7 +90,7 @@ def build(golden, shard=None, kernel="csr", mode="reference"):
             parameter.copy_(own_part(golden[f"param_{name}"], name, shard))
         if mode == "reference":
             stored = golden.own("stored_tables", shard).split([shard.users.own.size, shard.items.own.size])
-            for buffer, rows in zip((model.initial_users, model.initial_items), stored, strict=True):
+            for buffer, rows in zip(map(model.get_buffer, ("initial_users", "initial_items")), stored, strict=True):
                 buffer.copy_(rows)
     settings = ViewSettings(
         golden["contrast_weight"], golden["bottleneck_weight"], golden["temperature"], golden["kl_weight"],

@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import numpy as np
@@ -35,7 +36,7 @@ MEASURED = "contrast.json"
 def run(*words):
     """Run the command line in this process: exit status or traceback, standard output, standard error."""
     streams = [io.TextIOWrapper(io.BytesIO(), encoding="utf-8", write_through=True) for _ in range(2)]
-    status = 0
+    status: int | str = 0
     with (
         contextlib.redirect_stdout(streams[0]),
         contextlib.redirect_stderr(streams[1]),
@@ -66,7 +67,7 @@ class Kind:
     name: str
     folder: str
     file: str
-    read: Callable
+    read: Callable[..., Any]
     checked: bool = True
 
 
@@ -215,8 +216,8 @@ KINDS = [
     Kind("users of a bundle", "bundle", "users.arrow", _recommended),
     Kind("items of a bundle", "bundle", "items.arrow", _recommended),
     Kind("seen of a bundle", "bundle", "seen.arrow", _recommended),
-    Kind("pickle", "published", "trnMat.pkl", _imported("diffmm", "{folder}"), checked=False),
-    Kind(".npy", "published", "image_feat.npy", _imported("diffmm", "{folder}"), checked=False),
+    Kind("pickle", "published", "trnMat.pkl", _imported("published", "{folder}"), checked=False),
+    Kind(".npy", "published", "image_feat.npy", _imported("published", "{folder}"), checked=False),
     Kind("Parquet table", "tables", "t.parquet", _table("t.parquet"), checked=False),
     Kind("Arrow table", "tables", "t.arrow", _table("t.arrow"), checked=False),
     Kind("CSV table", "tables", "t.csv", _table("t.csv"), checked=False),
@@ -287,7 +288,7 @@ def table(laboratory):
     """The table of docs/reliability.md."""
     lines = ["| file | damaged | right all the same | refused in a sentence | goes on and says so | read as it now is "
              "| silent | traceback |", "| --- " * 8 + "|"]  # fmt: skip
-    totals = Counter()
+    totals: Counter[str] = Counter()
     for kind in KINDS:
         counts = Counter(laboratory.outcome(kind, mutation)[0] for mutation in mutations_of(kind))
         totals += counts

@@ -5,7 +5,7 @@ from datetime import timedelta
 
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
+from torch.multiprocessing.spawn import start_processes
 
 from diffmm_dist.parallel.ranges import Ownership
 from diffmm_dist.parallel.shard import Shard
@@ -38,7 +38,7 @@ def on_workers(size, *checks, timeout_s=120):
             check(World.single())
     else:
         arguments = size, free_port(), timeout_s, checks
-        mp.start_processes(_worker, args=arguments, nprocs=size, start_method=START)
+        start_processes(_worker, args=arguments, nprocs=size, start_method=START)
 
 
 def shard_with(world, user_bounds, item_bounds, user_ids=None, item_ids=None):

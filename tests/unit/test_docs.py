@@ -220,7 +220,8 @@ def test_every_relative_link_leads_somewhere(page):
 
 
 @pytest.mark.parametrize("span", [
-    "q_sample", "models/diffmm/nets.py", "tests/golden/none.npz", "train.epoch", "train.epochs=0", "eval.metric=recall",
+    "q_samples", "models/diffmm/nets.py", "tests/golden/none.npz", "train.epoch", "train.epochs=0",
+    "eval.metric=recall",
     "--no-such", "launch.py trains", "bench denoise --in x", "make tests", "python launch.py train --cfg x",
     "Dataset.streams_epoch",
     "recommend BUNDLE --everyone", "no_such_function()", "data.batches.EpochBatch", "bash .ci/runs slow", "tests/speed",

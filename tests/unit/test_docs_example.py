@@ -71,6 +71,13 @@ def test_the_model_of_the_page_is_trained_as_any_other(factors, config, run_cli,
     assert (status, out.count("user_3")) == (0, 2)
 
 
+def test_benchmarks_work_for_it(factors, config, run_cli, tmp_path):
+    status, _, err = run_cli("bench", "gpus", config, "--workers", "1,2", "--out", tmp_path / "g.json")
+    assert status == 0, err
+    work = json.loads((tmp_path / "g.json").read_text())["gpus"]["2"]["work"]["recommend"]
+    assert min(work["memory_bytes"], work["exchanges"]) > 0
+
+
 def test_its_settings_are_checked_and_documented(factors, config, run_cli):
     status, _, err = run_cli("train", "--config", config, "model.weight_learning_rate=0")
     assert (status, "'model.weight_learning_rate' is 0" in err) == (1, True)

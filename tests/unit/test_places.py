@@ -136,12 +136,12 @@ def one_sentence(outcome, *parts):
 
 # Each command with a place {} that is read, or written.
 READS = [
-    "inspect {}", "prepare diffmm {} --out o", "prepare mmrec {} --out o", "partition {} --num-parts 2 --out o",
+    "inspect {}", "prepare published {} --out o", "prepare mmrec {} --out o", "partition {} --num-parts 2 --out o",
     "evaluate {}", "export {} --out o", "compare {}", "recommend {} --all --out o.parquet", "bench report {}",
     "bench stream {} --out o.json", "bench compare {} {}", "bench propagate {} --out o.json", "train {}.yaml",
 ]  # fmt: skip
 WRITES = [
-    "prepare synthetic --out {}", "prepare diffmm raw --out {}", "prepare mmrec raw --out {}", "export run --out {}",
+    "prepare synthetic --out {}", "prepare published raw --out {}", "prepare mmrec raw --out {}", "export run --out {}",
     "prepare tables in.csv --user user --item item --out {}", "partition d --num-parts 2 --out {}",
     "recommend b --all --out {}.parquet", "bench epoch c.yaml --out {}", "bench stream d --out {}",
     "bench growth c.yaml --out o.json --plot {}", "train c.yaml run.path={}",
@@ -252,8 +252,9 @@ def test_links_that_cannot_be_followed_are_one_sentence(run_cli, tmp_path):
 
 
 @pytest.mark.parametrize("command", [
-    "prepare diffmm raw --out {}", "prepare tables in.csv --user user --item item --out {}", "export nowhere --out {}",
-    "partition d --num-parts 2 --out {}", "bench stream d --out {}", "recommend nowhere --all --out {}.parquet",
+    "prepare published raw --out {}", "prepare tables in.csv --user user --item item --out {}",
+    "export nowhere --out {}", "partition d --num-parts 2 --out {}", "bench stream d --out {}",
+    "recommend nowhere --all --out {}.parquet",
 ])  # fmt: skip
 def test_what_cannot_be_written_is_said_before_any_work(run_cli, tmp_path, monkeypatch, command):
     """The sources do not exist, so any work would say so first."""

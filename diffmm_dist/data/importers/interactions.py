@@ -14,6 +14,7 @@ from diffmm_dist.data.importers.arrow_tables import Table
 from diffmm_dist.data.importers.cleaning import Cleaner, Cleaning, InteractionColumns
 from diffmm_dist.data.importers.columns import shortened, typed_ids
 from diffmm_dist.data.importers.database import Database
+from diffmm_dist.data.importers.report import NO_VALIDATION
 from diffmm_dist.data.importers.splits import SplitRule, split_query
 from diffmm_dist.data.importers.times import mixed_zones, time_readings
 from diffmm_dist.data.schema import SPLITS, Split
@@ -184,7 +185,7 @@ class Interactions:
                     f"{sizes['test']:,} interactions{why}); change the shares, the method or the values of the split"
                 )
         if sizes["valid"] == 0:
-            self.notes.append("the validation split is empty; training will need eval.protocol=published")
+            self.notes.append(NO_VALIDATION)
         if rule.method == "time":
             self._note_shares(rule, sizes)
 

@@ -3,8 +3,8 @@
 from diffmm_dist import storage
 from diffmm_dist.data.importers.arrow_tables import Table
 from diffmm_dist.data.importers.cleaning import InteractionColumns
-from diffmm_dist.data.importers.diffmm import FEATURES
 from diffmm_dist.data.importers.features import FeatureSource
+from diffmm_dist.data.importers.published import FEATURES
 from diffmm_dist.data.importers.report import ImportReport
 from diffmm_dist.data.importers.splits import SplitRule
 from diffmm_dist.data.importers.tables import TableImport, import_tables

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 from diffmm_dist.errors import UserError
 
+NO_VALIDATION = "the validation split is empty; training will need eval.protocol=published"
+
 
 @dataclass(frozen=True)
 class ImportReport:

@@ -1,11 +1,15 @@
 """How AdaGCL is built."""
 
+from collections.abc import Mapping, Sequence
+
 from diffmm_dist.models.adagcl import costs
 from diffmm_dist.models.adagcl.gates import HardConcrete
 from diffmm_dist.models.adagcl.model import AdaGCL
 from diffmm_dist.models.adagcl.phases import AdaptivePhase, ViewSettings
 from diffmm_dist.models.adagcl.settings import Settings
 from diffmm_dist.models.common.costs import ModelMemory
+from diffmm_dist.models.common.work import Cuts, Traffic, Work
+from diffmm_dist.models.measures import Measures
 from diffmm_dist.models.recipe import Ingredients, ModelEntry, Needs, Recipe
 
 
@@ -50,4 +54,38 @@ def _memory(settings: Settings, needs: Needs) -> ModelMemory:
     )
 
 
-ENTRY = ModelEntry(_build, _memory, smallest=lambda _: {"embedding_dim": 1, "num_layers": 1})
+def _work(settings: Settings, needs: Needs) -> Mapping[str, Work]:
+    return costs.work(
+        needs.share,
+        embedding_dim=settings.embedding_dim,
+        num_layers=settings.num_layers,
+        batch_size=needs.batch_size,
+        alone=settings.contrast.negatives == "worker",
+    )
+
+
+def _traffic(settings: Settings, cuts: Cuts) -> Sequence[Traffic]:
+    return costs.traffic(
+        cuts,
+        embedding_dim=settings.embedding_dim,
+        num_layers=settings.num_layers,
+        alone=settings.contrast.negatives == "worker",
+    )
+
+
+ENTRY = ModelEntry(
+    _build,
+    _memory,
+    smallest=lambda _: {"embedding_dim": 1, "num_layers": 1},
+    measures=Measures(
+        _work,
+        _traffic,
+        losses=(
+            "recommend/contrast",
+            "recommend/bottleneck",
+            "recommend/bpr",
+            "recommend/pruning_",
+            "recommend/gates_",
+        ),
+    ),
+)

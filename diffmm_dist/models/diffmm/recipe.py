@@ -1,14 +1,18 @@
 """How DiffMM is built."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from diffmm_dist.models.common.costs import ModelMemory
-from diffmm_dist.models.diffmm import costs
+from diffmm_dist.models.common.work import Cuts, Traffic, Work
+from diffmm_dist.models.diffmm.costs.memory import Denoising, memory
+from diffmm_dist.models.diffmm.costs.traffic import settle, traffic
+from diffmm_dist.models.diffmm.costs.work import work
 from diffmm_dist.models.diffmm.model import DiffMM, DiffusionSettings
 from diffmm_dist.models.diffmm.phases import ContrastSettings, diffmm_phases
 from diffmm_dist.models.diffmm.settings import Settings
 from diffmm_dist.models.diffmm.sharding import DenoiserSizes, choose_item_shards
+from diffmm_dist.models.measures import Measures
 from diffmm_dist.models.recipe import Ingredients, ModelEntry, Needs, Recipe
 
 
@@ -59,10 +63,10 @@ def item_shards(settings: Settings, *, batch_size: int, num_items: int, num_work
     return choose_item_shards(settings.denoiser.sharding, num_workers, sizes)
 
 
-def _memory(settings: Settings, needs: Needs) -> ModelMemory:
+def _denoising(settings: Settings, needs: Needs) -> Denoising:
     projection, share = settings.modality_projection, needs.share
     kinds = [projection if isinstance(projection, str) else projection.get(name, "affine") for name in needs.widths]
-    denoising = costs.Denoising(
+    return Denoising(
         widths=list(needs.widths.values()),
         matrix_projections=kinds.count("matrix"),
         item_shards=item_shards(
@@ -71,14 +75,45 @@ def _memory(settings: Settings, needs: Needs) -> ModelMemory:
         batch_size=needs.batch_size,
         rounded=needs.rounded,
     )
-    return costs.memory(
-        share,
-        denoising,
+
+
+def _memory(settings: Settings, needs: Needs) -> ModelMemory:
+    return memory(
+        needs.share,
+        _denoising(settings, needs),
         diffusion_of(settings),
         contrast_of(settings),
         embedding_dim=settings.embedding_dim,
         num_layers=settings.num_layers,
         dgl=needs.dgl,
+    )
+
+
+def _work(settings: Settings, needs: Needs) -> Mapping[str, Work]:
+    return work(
+        needs.share,
+        _denoising(settings, needs),
+        diffusion_of(settings),
+        contrast_of(settings),
+        embedding_dim=settings.embedding_dim,
+        num_layers=settings.num_layers,
+    )
+
+
+def _traffic(settings: Settings, cuts: Cuts) -> Sequence[Traffic]:
+    shards = item_shards(
+        settings,
+        batch_size=cuts.batch_size,
+        num_items=cuts.data.shard.num_items,
+        num_workers=len(cuts.shards),
+    )
+    return traffic(
+        cuts,
+        diffusion_of(settings),
+        contrast_of(settings),
+        embedding_dim=settings.embedding_dim,
+        num_layers=settings.num_layers,
+        item_shards=shards,
     )
 
 
@@ -99,4 +134,11 @@ ENTRY = ModelEntry(
     reads_features=True,
     bounds={"diffusion.rebuild_topk": "items", "contrast.max_nodes": "nodes"},
     smallest=_smallest,
+    measures=Measures(
+        _work,
+        _traffic,
+        settle=settle,
+        sizes={"hidden": ("diffusion.denoiser_hidden_dims", lambda width: (width,))},
+        losses=("denoise/elbo_", "denoise/msi_", "recommend/bpr", "recommend/contrast"),
+    ),
 )

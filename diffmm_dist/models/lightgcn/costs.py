@@ -1,7 +1,27 @@
-"""Memory of LightGCN, in bytes (models/common/costs.py)."""
+"""What LightGCN costs: memory (models/common/costs.py), work and traffic (models/common/work.py).
 
+Symbols: U users, I items, E interactions, L layers, d embedding, W workers, B batch.
+"""
+
+from collections.abc import Mapping
+
+from diffmm_dist.graph import relation
 from diffmm_dist.models.common import costs
 from diffmm_dist.models.common.costs import ADAM_KEEPS, FLOAT, ModelMemory, Share
+from diffmm_dist.models.common.work import (
+    ADAM_ACCESSES,
+    EXCHANGES_PER_PRODUCT,
+    RANKING_EXCHANGES,
+    Cuts,
+    Traffic,
+    Work,
+    gathered_bytes,
+    real_rows_sent,
+    sent_bytes,
+)
+
+_STEP_ACCESSES = 8  # of each row of the tables in a step: their norm, its gradient, the batch's gradients, their sum
+_LAYER_ACCESSES = 6  # of each row in a layer, besides the gathered ones: read, added and written, forward and backward
 
 
 def memory(share: Share, *, embedding_dim: int, num_layers: int, batch_size: int, dgl: bool) -> ModelMemory:
@@ -32,3 +52,35 @@ def memory(share: Share, *, embedding_dim: int, num_layers: int, batch_size: int
         trained=table,
         largest=max(share.users, share.items) * embedding_dim * FLOAT,
     )
+
+
+def work(share: Share, *, embedding_dim: int, num_layers: int, batch_size: int) -> Mapping[str, Work]:
+    """Return what one worker does in an epoch; it has no dense products but those of single rows.
+
+    Args:
+        share: the data.
+        embedding_dim: d.
+        num_layers: L.
+        batch_size: B.
+    """
+    steps, size = -(-share.num_interactions // batch_size), share.num_workers
+    nodes = (share.num_users + share.num_items) / size
+    accesses = ADAM_ACCESSES + _STEP_ACCESSES + num_layers * _LAYER_ACCESSES
+    moved = gathered_bytes(share.num_interactions * num_layers / size, embedding_dim)
+    exchanges = num_layers * EXCHANGES_PER_PRODUCT + RANKING_EXCHANGES if size > 1 else 0
+    moved += nodes * embedding_dim * accesses * FLOAT
+    return {"recommend": Work(steps, 0.0, steps * moved, steps * exchanges)}
+
+
+def traffic(cuts: Cuts, *, embedding_dim: int, num_layers: int) -> list[Traffic]:
+    """Return what each worker sends in a step: the rows of each layer's product.
+
+    Args:
+        cuts: the data and how they are cut.
+        embedding_dim: d.
+        num_layers: L.
+    """
+    return [
+        {"recommend": {relation.TRAFFIC: sent_bytes(num_layers * sum(rows), embedding_dim)}}
+        for rows in real_rows_sent(cuts)
+    ]

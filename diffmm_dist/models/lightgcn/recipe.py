@@ -1,10 +1,14 @@
 """How LightGCN is built."""
 
+from collections.abc import Mapping, Sequence
+
 from diffmm_dist.models.common.costs import ModelMemory
+from diffmm_dist.models.common.work import Cuts, Traffic, Work
 from diffmm_dist.models.lightgcn import costs
 from diffmm_dist.models.lightgcn.model import LightGCN
 from diffmm_dist.models.lightgcn.phases import lightgcn_phases
 from diffmm_dist.models.lightgcn.settings import Settings
+from diffmm_dist.models.measures import Measures
 from diffmm_dist.models.recipe import Ingredients, ModelEntry, Needs, Recipe
 
 
@@ -29,4 +33,22 @@ def _memory(settings: Settings, needs: Needs) -> ModelMemory:
     )
 
 
-ENTRY = ModelEntry(_build, _memory, smallest=lambda _: {"embedding_dim": 1, "num_layers": 0})
+def _work(settings: Settings, needs: Needs) -> Mapping[str, Work]:
+    return costs.work(
+        needs.share,
+        embedding_dim=settings.embedding_dim,
+        num_layers=settings.num_layers,
+        batch_size=needs.batch_size,
+    )
+
+
+def _traffic(settings: Settings, cuts: Cuts) -> Sequence[Traffic]:
+    return costs.traffic(cuts, embedding_dim=settings.embedding_dim, num_layers=settings.num_layers)
+
+
+ENTRY = ModelEntry(
+    _build,
+    _memory,
+    smallest=lambda _: {"embedding_dim": 1, "num_layers": 0},
+    measures=Measures(_work, _traffic),
+)

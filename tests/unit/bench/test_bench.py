@@ -106,7 +106,7 @@ def test_gpu_prediction_counts_operations_and_bytes(tmp_path):
         model={"diffusion": {"denoiser_hidden_dims": [30]}, "denoiser": {"products": "direct"}},
         train={"batch_size": 64},
     )
-    sent = {"denoiser": 1000, "propagation": 500, "contrast": 100}
+    sent = {"denoise": {"denoiser": 1000}, "recommend": {"propagation": 500, "contrast": 100}}
     one, four = (epoch_work(config, dataset, size, sent) for size in (1, 4))
     # Two steps, two modalities: 4 B I h into the hidden layer, 6 B I h and the signal's 4 B I d out of it.
     assert one["denoise"].flops == 2 * 2 * 64 * 60 * (10 * 30 + 4 * config.model.embedding_dim)
@@ -127,6 +127,22 @@ def test_gpu_prediction_counts_operations_and_bytes(tmp_path):
     work = epoch_work(hidden, dataset, 1, sent)["denoise"]
     steps = -(-100 // hidden.train.batch_size)
     assert work.flops == steps * 2 * (4 * 60 * 30**2 + 4 * 60 * 30 * (30 + hidden.model.embedding_dim))
+
+
+def test_what_lightgcn_computes_moves_and_sends(tmp_path):
+    dataset = Dataset.open(synthetic_dataset(tmp_path / "d", users=100, items=60, interactions=900))
+    model = {"name": "lightgcn", "num_layers": 3, "embedding_dim": 8}
+    config = small_config(dataset.uri, "run", model=model, train={"batch_size": 64})
+    edges = dataset.manifest.num_interactions("train")
+    steps = -(-edges // 64)
+    one, four = (epoch_work(config, dataset, size, {"recommend": {"propagation": 500}}) for size in (1, 4))
+    assert list(one) == ["recommend"]
+    assert one["recommend"].flops == 0
+    # Both directions of three layers, forward and backward; 15 passes over the tables and six more for each layer.
+    assert one["recommend"].memory_bytes == steps * 8 * 4 * (4 * 3 * edges + (15 + 3 * 6) * 160)
+    assert four["recommend"].memory_bytes == one["recommend"].memory_bytes / 4
+    assert (one["recommend"].exchanges, four["recommend"].exchanges) == (0, steps * (3 * 4 + 8))
+    assert four["recommend"].sent_bytes == steps * 500
 
 
 def test_work_takes_what_its_parts_take_one_after_the_other():

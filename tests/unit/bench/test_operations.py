@@ -11,7 +11,7 @@ from diffmm_dist.bench.compare import compare
 from diffmm_dist.bench.epoch import bench_epoch
 from diffmm_dist.bench.memory import extra_mib
 from diffmm_dist.bench.operations import Operation, Variant, bench_case, measure, open_device, parse_size
-from diffmm_dist.bench.plain import plain_twin
+from diffmm_dist.bench.plain import is_affordable
 from diffmm_dist.bench.problems import power_law_rows
 from diffmm_dist.bench.profile import bench_profile
 from diffmm_dist.bench.report import markdown
@@ -127,7 +127,6 @@ def test_the_ways_of_an_operation_agree():
 
 
 def test_the_plain_twin_takes_part(tmp_path):
-    pytest.importorskip("tests.support.plain")
     step = variants_of("denoise")["denoising step"]["plain"]  # B = 4, I = 10, h = 3, d = 2
     assert step.flop == 10 * 4 * 10 * 3 + 6 * 4 * 10 * 2
     assert variants_of("rebuild")["rebuild"]["plain"].flop == 4 * 4 * 5 * 10 * 3  # T = U - 1 = 4
@@ -144,8 +143,9 @@ def test_the_plain_twin_takes_part(tmp_path):
 
 
 def test_the_plain_twin_is_left_out_where_it_would_not_fit():
-    assert plain_twin(CPU, num_values=1e10) is None
-    assert plain_twin(torch.device("cuda"), num_values=1) is None
+    assert is_affordable(CPU, num_values=1e6)
+    assert not is_affordable(CPU, num_values=1e10)
+    assert not is_affordable(torch.device("cuda"), num_values=1)
 
 
 def test_faiss_gives_the_same_lists(tmp_path):
@@ -214,9 +214,12 @@ def test_an_epoch_is_timed_by_phase(tmp_path):
     assert "before_over_after" not in variants["rebuild"]
     assert not (tmp_path / "run").exists()
     assert "| epoch | s (least to most) |" in markdown([str(tmp_path / "e.json")])
-    lightgcn = small_config(tmp_path / "d", tmp_path / "run", model={"name": "lightgcn"})
-    with pytest.raises(UserError, match="bench epoch knows model.name=diffmm, not lightgcn"):
-        bench_epoch(lightgcn, repeats=1, out=str(tmp_path / "e.json"))
+
+
+def test_an_epoch_of_a_model_without_phases_is_refused(tmp_path):
+    popularity = small_config(synthetic_dataset(tmp_path / "d"), tmp_path / "run", model={"name": "popularity"})
+    with pytest.raises(UserError, match="model.name=popularity has no phases of training to measure; choose another"):
+        bench_epoch(popularity, repeats=1, out=str(tmp_path / "e.json"))
 
 
 def test_a_profile_lists_the_operators_of_each_phase(tmp_path):
@@ -247,6 +250,9 @@ def test_growth_is_measured_and_drawn(tmp_path, monkeypatch):
     assert result["exponent"] == pytest.approx(math.log2(seconds[1] / seconds[0]))
     assert "what grows" in markdown([str(out)])
     assert "</svg>" in plot.read_text()
+    lightgcn = small_config("none", tmp_path / "run", model={"name": "lightgcn"}, graph={"kernel": "csr"})
+    growth.bench_growth(lightgcn, str(out), repeats=1, base=base)
+    assert list(json.loads(out.read_text())["growth"]) == ["users"]
 
 
 def test_the_exponent_of_a_power_law():

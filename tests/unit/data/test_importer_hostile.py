@@ -14,8 +14,8 @@ import pytest
 import scipy.sparse as sp
 
 from diffmm_dist.data.importers.arrays import open_rows
-from diffmm_dist.data.importers.diffmm import import_diffmm
 from diffmm_dist.data.importers.pickled import RefusedPickle, load
+from diffmm_dist.data.importers.published import import_published
 from diffmm_dist.data.importers.sparse_pickle import read_pattern, read_patterns
 from diffmm_dist.errors import UserError
 from tests.support.builders import ROOT, published_folder
@@ -198,7 +198,7 @@ def test_what_is_imported_is_a_regular_file(tmp_path, kind, name):
     path.unlink()
     {"pipe": os.mkfifo, "device": lambda path: path.symlink_to("/dev/zero"), "folder": os.mkdir}[kind](path)
     with pytest.raises(UserError, match=name):
-        import_diffmm(str(tmp_path / "raw"), str(tmp_path / "out"))
+        import_published(str(tmp_path / "raw"), str(tmp_path / "out"))
 
 
 def npy(header, data=b"", version=(1, 0)):
@@ -286,9 +286,9 @@ def test_the_whole_import_stays_within_memory(tmp_path):
     (folder / "trnMat.pkl").write_bytes(pickle.dumps(BROKEN["2^31 - 1 users"]))
     code = """
 import json, resource, sys
-from diffmm_dist.data.importers.diffmm import import_diffmm
+from diffmm_dist.data.importers.published import import_published
 try:
-    import_diffmm(sys.argv[1], sys.argv[2])
+    import_published(sys.argv[1], sys.argv[2])
 except ValueError as error:
     text = str(error)
 peaks = [resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]

@@ -1,8 +1,12 @@
+from functools import partial
+
 import pytest
 import torch
 
+from diffmm_dist.bench.plain import denoising_losses
 from diffmm_dist.diffusion import gaussian, noise
 from diffmm_dist.diffusion.denoiser import Denoiser, timestep_embedding
+from diffmm_dist.diffusion.equations import p_sample_loop, q_sample
 from diffmm_dist.diffusion.gaussian import ReverseChain, training_losses
 from diffmm_dist.diffusion.noise import NoisyRows, hidden_from_hidden_noise, project
 from diffmm_dist.diffusion.output import error_and_signal, gram, gram_pays
@@ -30,8 +34,6 @@ def denoiser(hidden_dims=(8,), scale=1.0, **options):
 
 def dense_predict(model, x, t):
     """The denoiser from its definition: one concatenated input layer."""
-    if isinstance(t, int):
-        t = torch.full((x.shape[0],), t)
     if model.normalize_input:
         x = x / x.norm(dim=1, keepdim=True).clamp(min=1e-12)
     code = timestep_embedding(t, model.time_embedding_dim) @ model.time_layer.weight.T + model.time_layer.bias
@@ -73,11 +75,7 @@ def noisy_rows(t, noise_stream, **options):
 
 def dense_noisy(t, noise_BI):
     """x_t from its definition."""
-    table = schedule()
-    return (
-        table.sqrt_alphas_cumprod[t][:, None] * reference.dense(ROWS)
-        + table.sqrt_one_minus_alphas_cumprod[t][:, None] * noise_BI
-    ).float()
+    return q_sample(reference.dense(ROWS), t, noise_BI, alphas_cumprod_T=schedule().alphas_cumprod)
 
 
 T = torch.tensor([0, 1, 2, 3, 4, 4])
@@ -113,8 +111,8 @@ def test_training_losses_and_gradients_equal_the_reference(with_mask, products):
         model = denoiser(scale=3.0)
         if plain:
             factors = dropout.dropout_rows(USERS, 11, keep_prob=0.5) if with_mask else torch.ones(6, 11)
-            elbo, msi = reference.denoising_losses(
-                schedule(), lambda x, t, model=model, f=factors: dense_predict(model, x * f, t),
+            elbo, msi = denoising_losses(
+                lambda x, t, model=model, f=factors: dense_predict(model, x * f, t), schedule(),
                 reference.dense(ROWS), T, given, modal, items,
             )  # fmt: skip
         else:
@@ -231,8 +229,8 @@ def test_reverse_chain_equals_step_by_step(hidden_dims, num_timesteps, options, 
         x = noisy.whole
     posterior = None
     if options.get("sampling_noise"):
-        posterior = [stream.child("posterior", t).normal_rows(USERS, 11) for t in range(num_timesteps)]
-    expected = reference.reverse_chain(table, lambda x, t: dense_predict(model, x, t), x, posterior)
+        posterior = {t: stream.child("posterior", t).normal_rows(USERS, 11) for t in range(num_timesteps)}
+    expected = p_sample_loop(partial(dense_predict, model), x, betas_T=table.betas, noise=posterior)
     # Relative to the largest value: processors sum in different orders, and an element near zero is a difference.
     atol = 1e-5 * max(1.0, float(expected.detach().abs().max()))
     torch.testing.assert_close(torch.cat([block for _, block in blocks], dim=1), expected, rtol=1e-4, atol=atol)

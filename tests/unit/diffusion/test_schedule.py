@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+from diffmm_dist.diffusion import equations
 from diffmm_dist.diffusion.schedule import at
 from tests.support.builders import schedule
 
@@ -33,6 +34,21 @@ def test_the_last_step_returns_the_prediction_for_every_schedule(num_timesteps, 
     assert table.posterior_mean_coef1[0].item() == pytest.approx(1)
     assert table.posterior_mean_coef2[0].item() == pytest.approx(0, abs=1e-12)
     assert bool(torch.isfinite(table.loss_weights).all())
+
+
+@pytest.mark.parametrize("num_timesteps", [1, 2, 50])
+def test_the_tables_equal_the_equations(num_timesteps):
+    table, ones = schedule(num_timesteps), torch.ones(1, 1, dtype=torch.float64)
+    for t in range(num_timesteps):
+        coef1, coef2 = (
+            equations.posterior_mean(*pair, t, betas_T=table.betas)[0, 0]
+            for pair in ((ones, 0 * ones), (0 * ones, ones))
+        )
+        torch.testing.assert_close(table.posterior_mean_coef1[t], coef1)
+        torch.testing.assert_close(table.posterior_mean_coef2[t], coef2)
+        torch.testing.assert_close(table.posterior_variance[t], equations.posterior_variance(t, betas_T=table.betas))
+        weight = equations.elbo(ones, 0 * ones, torch.tensor([t]), alphas_cumprod_T=table.alphas_cumprod)
+        torch.testing.assert_close(table.loss_weights[t], weight[0])
 
 
 def test_at_looks_up_float32():

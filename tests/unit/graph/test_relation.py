@@ -1,13 +1,14 @@
 import pytest
 import torch
 
+from diffmm_dist.graph.equations import layer_sum, normalized_adjacency
 from diffmm_dist.graph.hetero import REAL, HeteroGraph
 from diffmm_dist.graph.propagate import propagate, propagate_tables, propagate_to_users, sum_of_layers
 from diffmm_dist.graph.relation import Relation
 from diffmm_dist.parallel.random import RandomStream
 from diffmm_dist.sparse import CSR
 from tests.support.builders import as_matrix, random_pairs, random_rows
-from tests.support.reference import dense, layer_sum, normalized_adjacency
+from tests.support.reference import dense
 
 KERNELS = ["csr", "dgl"]
 
@@ -42,16 +43,9 @@ def test_propagation_equals_the_dense_matrix(name, kernel):
 @pytest.mark.parametrize("name", GRAPHS)
 def test_every_normalizer_equals_the_dense_matrix(name, normalizer, self_loops, keep_prob, kernel):
     pairs = GRAPHS[name]()
-    size = pairs.num_rows + pairs.num_columns
-    plain = torch.zeros(size, size)
-    plain[: pairs.num_rows, pairs.num_rows :] = dense(pairs)
-    plain += plain.T.clone()
-    plain += torch.eye(size) * self_loops
-    inverse = torch.where(plain.sum(1) > 0, 1 / plain.sum(1).clamp(min=1), 0)
-    factors = {"symmetric": inverse.sqrt()[:, None] * inverse.sqrt(), "row": inverse[:, None], "none": 1.0}
     relation = Relation.normalized(pairs, normalizer=normalizer, self_loops=self_loops)
     found = as_matrix(relation.dropped(keep_prob, RandomStream.of(1)), kernel)
-    expected = plain * factors[normalizer] / keep_prob
+    expected = normalized_adjacency(dense(pairs), normalizer=normalizer, self_loops=self_loops) / keep_prob
     torch.testing.assert_close(found, torch.where(found != 0, expected, 0))
     assert keep_prob < 1 or torch.equal(found != 0, expected != 0)
 
@@ -123,7 +117,7 @@ def test_sum_of_layers():
     rows = random_rows(16, 4)
     for num_layers in (0, 1, 3):
         ours = torch.cat(sum_of_layers(graph, (rows[:9], rows[9:]), num_layers=num_layers))
-        torch.testing.assert_close(ours, layer_sum(normalized_adjacency(dense(pairs)), rows, num_layers))
+        torch.testing.assert_close(ours, layer_sum(normalized_adjacency(dense(pairs)), rows, num_layers=num_layers))
 
 
 @pytest.mark.parametrize("kind", GRAPHS)

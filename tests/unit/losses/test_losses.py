@@ -3,22 +3,28 @@ from functools import partial
 import pytest
 import torch
 
-from diffmm_dist.losses import contrastive
+from diffmm_dist.losses import contrastive, equations
 from diffmm_dist.losses.contrastive import info_nce
 from diffmm_dist.losses.ranking import bpr_loss
 from diffmm_dist.losses.regularization import squared_norm
 from diffmm_dist.parallel.random import RandomStream
 from diffmm_dist.parallel.world import World
 from diffmm_dist.precision import matmul_precision
-from tests.support import reference
+from diffmm_dist.rows import normalize_rows
 from tests.support.builders import nodes_of, random_rows
 
 ALONE = World.single()
 
 
-def test_bpr_divides_by_the_nominal_batch():
-    users, pos, neg = (random_rows(5, 3, seed) for seed in range(3))
-    assert float(bpr_loss(users, pos, neg, divisor=8)) == pytest.approx(reference.bpr(users, pos, neg, 8), rel=1e-5)
+def test_bpr_equals_its_equation_and_divides_by_the_nominal_batch():
+    results = []
+    for function in (bpr_loss, equations.bpr):
+        rows = [random_rows(5, 3, seed, grad=True) for seed in range(3)]
+        loss = function(*rows, divisor=8)
+        loss.backward()
+        results.append((loss.detach(), *(part.grad for part in rows)))
+    for ours, plain in zip(*results, strict=True):
+        torch.testing.assert_close(ours, plain)
 
 
 def test_bpr_does_not_underflow():
@@ -26,13 +32,27 @@ def test_bpr_does_not_underflow():
     assert float(bpr_loss(far, -far, far, divisor=1)) == pytest.approx(80_000)
 
 
-def test_squared_norm_and_gradient():
-    tables = [random_rows(4, 3, 1, grad=True), random_rows(2, 3, 2, grad=True)]
-    total = squared_norm(*tables)
-    assert float(total.detach()) == pytest.approx(sum(float((t.detach() ** 2).sum()) for t in tables), rel=1e-6)
-    total.backward()
-    for table in tables:
-        torch.testing.assert_close(table.grad, 2 * table.detach())
+def test_squared_norm_equals_its_equation():
+    results = []
+    for function in (squared_norm, equations.l2):
+        tables = [random_rows(4, 3, 1, grad=True), random_rows(2, 3, 2, grad=True)]
+        total = function(*tables)
+        total.backward()
+        results.append((total.detach(), *(table.grad for table in tables)))
+    for ours, plain in zip(*results, strict=True):
+        torch.testing.assert_close(ours, plain)
+
+
+def test_normalized_rows_equal_their_equation():
+    results = []
+    for function in (normalize_rows, equations.unit):
+        rows = random_rows(4, 3, 1)
+        rows[2] = 0
+        unit = function(rows.requires_grad_())
+        (unit * random_rows(4, 3, 2)).sum().backward()
+        results.append((unit.detach(), rows.grad[[0, 1, 3]]))  # of a row of zeros either gradient is huge
+    for ours, plain in zip(*results, strict=True):
+        torch.testing.assert_close(ours, plain)
 
 
 def ours_of(anchors, targets, nodes, temperature, **options):
@@ -47,7 +67,7 @@ def test_info_nce_equals_the_naive_formula(temperature, block_elements, least_an
     monkeypatch.setattr(contrastive, "LEAST_ANCHORS", least_anchors)
     nodes = torch.tensor([3, 0, 3, 9, 3, 5])  # with repeats
     results = []
-    for function in (ours_of, reference.info_nce):
+    for function in (ours_of, equations.info_nce):
         anchors, targets = random_rows(10, 4, 1, grad=True), random_rows(10, 4, 2, grad=True)
         loss = function(anchors, targets, nodes, temperature=temperature)
         (3 * loss).backward()
@@ -71,7 +91,7 @@ def test_info_nce_among_the_batch_alone():
 def in_batch_reference(anchors, targets, nodes, temperature):
     """The same sum with the denominator over the batch's distinct nodes."""
     distinct, places = torch.unique(nodes, return_inverse=True)
-    return reference.info_nce(anchors[distinct], targets[distinct], places, temperature)
+    return equations.info_nce(anchors[distinct], targets[distinct], places, temperature=temperature)
 
 
 def test_info_nce_over_a_sample_of_the_nodes_is_that_over_all_on_average():
@@ -95,7 +115,7 @@ def test_info_nce_of_a_view_with_itself():
     nodes = torch.arange(6)
     ours_of(rows, rows, nodes, temperature=0.5).backward()
     ours, rows.grad = rows.grad, None
-    reference.info_nce(rows, rows, nodes, 0.5).backward()
+    equations.info_nce(rows, rows, nodes, temperature=0.5).backward()
     torch.testing.assert_close(ours, rows.grad, rtol=1e-4, atol=1e-6)
 
 

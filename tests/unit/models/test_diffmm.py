@@ -2,9 +2,12 @@ import pytest
 import torch
 
 from diffmm_dist.diffusion import noise
+from diffmm_dist.diffusion.equations import p_sample_loop
 from diffmm_dist.errors import UserError
+from diffmm_dist.graph.equations import normalized_adjacency
 from diffmm_dist.graph.hetero import REAL, HeteroGraph
 from diffmm_dist.graph.relation import Relation
+from diffmm_dist.losses.equations import bpr, info_nce
 from diffmm_dist.models.base import Optimization, PhaseContext
 from diffmm_dist.models.common.ranking import RankingBatch
 from diffmm_dist.models.diffmm.model import DiffMM, DiffusionSettings
@@ -99,7 +102,7 @@ def test_losses_equal_the_reference(anchor, num_modalities, num_terms):
     final, views = reference_forward(model, dict.fromkeys(model.modalities, "affine"))
     users, items = final[:12], final[12:]
     assert losses["bpr"].item() == pytest.approx(
-        reference.bpr(users[batch_users], items[pos], items[neg], 16), rel=1e-5
+        bpr(users[batch_users], items[pos], items[neg], divisor=16).item(), rel=1e-5
     )
     tables = model.user_embedding.square().sum() + model.item_embedding.square().sum()
     assert losses["l2"].item() == pytest.approx(1e-3 * tables.item(), rel=1e-5)
@@ -108,8 +111,8 @@ def test_losses_equal_the_reference(anchor, num_modalities, num_terms):
         pairs = [(views[i], views[j]) for i in range(len(views)) for j in range(i + 1, len(views))]
     terms = []
     for x, y in pairs:
-        terms.append(reference.info_nce(x[:12], y[:12], batch_users, 0.5))
-        terms.append(reference.info_nce(x[12:], y[12:], pos, 0.5))
+        terms.append(info_nce(x[:12], y[:12], batch_users, temperature=0.5))
+        terms.append(info_nce(x[12:], y[12:], pos, temperature=0.5))
     assert len(terms) == num_terms
     if num_terms:
         assert losses["contrast"].item() == pytest.approx(0.1 * sum(terms).item(), rel=1e-5)
@@ -173,14 +176,10 @@ def test_rebuild_takes_the_top_items_of_the_denoised_rows():
     train = reference.dense(model.data.interactions)
     for index, name in enumerate(model.modalities):
         denoiser = model.denoiser(name)
-        denoised = reference.reverse_chain(
-            model.schedule, lambda x, t, d=denoiser: d(x, torch.full((12,), t)).detach(), train
-        )
+        denoised = p_sample_loop(denoiser, train, betas_T=model.schedule.betas).detach()
         assert torch.equal(model.generated_items[:, index], reference.topk(denoised, 3))
         edges = torch.zeros(12, 10).scatter_(1, model.generated_items[:, index], 1)
-        torch.testing.assert_close(
-            as_matrix(model.graph.relations[f"generated_{name}"]), reference.normalized_adjacency(edges)
-        )
+        torch.testing.assert_close(as_matrix(model.graph.relations[f"generated_{name}"]), normalized_adjacency(edges))
         observed = (edges * train).sum() / edges.sum()
         assert values[f"rebuild/observed_share_{name}"] == pytest.approx(observed.item())
         assert values[f"rebuild/new_share_{name}"] == pytest.approx(1 - observed.item())

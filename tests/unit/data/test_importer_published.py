@@ -5,9 +5,9 @@ import pytest
 import scipy.sparse as sp
 
 from diffmm_dist.data.dataset import Dataset
-from diffmm_dist.data.importers.diffmm import import_diffmm
+from diffmm_dist.data.importers.published import import_published
 from diffmm_dist.errors import UserError
-from tests.support.builders import published_folder
+from tests.support.builders import published_folder, write_config
 from tests.support.evil import evil_pickle
 from tests.support.reference import dense
 
@@ -18,7 +18,7 @@ def folder(tmp_path):
 
 
 def read(folder, out):
-    report = import_diffmm(str(folder), str(out))
+    report = import_published(str(folder), str(out))
     return report, Dataset.open(str(out))
 
 
@@ -66,11 +66,80 @@ def test_overlapping_splits_are_noted(folder, tmp_path):
     assert report.notes == (f"{count} interactions stand in both train and valid; they are masked when ranking",)
 
 
-def test_missing_validation_gives_an_empty_split(folder, tmp_path):
+def as_saved(matrix, *, release, values, ids):
+    """The pickle that an old or a new release of SciPy and NumPy makes of a matrix with such types of numbers."""
+    matrix = sp.coo_matrix(matrix, dtype=values)
+    rows, columns = (part.astype(ids) for part in (matrix.row, matrix.col))
+    matrix.coords = (rows, columns)
+    if release == "new":
+        return pickle.dumps(matrix, protocol=4)
+    del matrix.__dict__["coords"]
+    matrix.__dict__.update(row=rows, col=columns)
+    saved = pickle.dumps(matrix, protocol=3)
+    return saved.replace(b"cscipy.sparse._coo\n", b"cscipy.sparse.coo\n").replace(b"cnumpy._core.", b"cnumpy.core.")
+
+
+@pytest.mark.parametrize("release", ["old", "new"])
+@pytest.mark.parametrize("values", [np.float64, np.float32, np.int8, np.bool_])
+@pytest.mark.parametrize("ids", [np.int32, np.int64])
+def test_matrices_of_any_release_and_type_of_numbers(folder, tmp_path, release, values, ids):
+    expected = {}
+    for split, name in (("train", "trnMat.pkl"), ("valid", "valMat.pkl"), ("test", "tstMat.pkl")):
+        matrix = pickle.loads((folder / name).read_bytes())
+        expected[split] = matrix.toarray().tolist()
+        (folder / name).write_bytes(saved := as_saved(matrix, release=release, values=values, ids=ids))
+        assert (b"sparse.coo" in saved) == (release == "old")
+    _, dataset = read(folder, tmp_path / "out")
+    assert {split: dense(dataset.interactions(split)).tolist() for split in expected} == expected
+
+
+@pytest.mark.parametrize("held", ["no file", "an empty matrix"])
+def test_missing_validation_gives_an_empty_split_and_says_so(folder, tmp_path, held):
     (folder / "valMat.pkl").unlink()
+    if held == "an empty matrix":
+        put(folder, "valMat.pkl", sp.coo_matrix((12, 9)))
     report, dataset = read(folder, tmp_path / "out")
-    assert report.missing == ("valMat.pkl", "text_feat.npy")
+    assert ("valMat.pkl" in report.missing) == (held == "no file")
     assert dataset.manifest.num_interactions("valid") == 0
+    assert report.notes == ("the validation split is empty; training will need eval.protocol=published",)
+
+
+def test_a_folder_without_features(folder, tmp_path):
+    for file in folder.glob("*.npy"):
+        file.unlink()
+    report, dataset = read(folder, tmp_path / "out")
+    assert report.missing == ("image_feat.npy", "text_feat.npy", "audio_feat.npy")
+    assert dict(dataset.manifest.modalities) == {}
+    assert dataset.manifest.num_items == 9
+
+
+def test_files_without_a_use_are_named_and_left_aside(folder, tmp_path):
+    (folder / "kg.txt").write_text("0 9 1\n")
+    (folder / ".hidden").touch()
+    report, _ = read(folder, tmp_path / "out")
+    assert report.notes == ("left aside, for there is no use for them yet: kg.txt",)
+    for number in range(9):
+        (folder / f"more-{number}").mkdir()
+    report, _ = read(folder, tmp_path / "out2")
+    assert report.notes[0].endswith("kg.txt, more-0, more-1, more-2, more-3 and 5 more")
+
+
+def test_both_names_of_the_command_do_the_same_and_training_says_what_is_missing(run_cli, folder, tmp_path):
+    for name in ("valMat.pkl", "image_feat.npy", "audio_feat.npy"):
+        (folder / name).unlink()
+    told = []
+    for command in ("published", "diffmm"):
+        assert command in run_cli("prepare", "--help")[1]
+        status, out, _ = run_cli("prepare", command, folder, "--out", tmp_path / command)
+        assert status == 0
+        assert "note: the validation split is empty; training will need eval.protocol=published" in out
+        told.append(out.splitlines()[1:])
+    assert told[0] == told[1]
+    config = write_config(tmp_path / "c.yaml", model={"name": "lightgcn"}, data={"path": str(tmp_path / "published")})
+    status, _, err = run_cli("train", "--config", config, f"run.path={tmp_path / 'a'}")
+    assert (status, "no validation interactions" in err) == (1, True)
+    status, out, _ = run_cli("train", "--config", config, f"run.path={tmp_path / 'b'}", "eval.protocol=published")
+    assert (status, "PUBLISHED PROTOCOL: chosen on test" in out) == (0, True)
 
 
 class ArrayOverForeignMemory:

@@ -1,7 +1,7 @@
-"""The folders published with DiffMM: pickled SciPy matrices and NumPy features."""
+"""The folders published with DiffMM, AdaGCL and DiffKG: pickled SciPy matrices, with or without NumPy features."""
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from itertools import combinations
 from typing import Any
 
@@ -12,7 +12,7 @@ import pyarrow as pa
 from diffmm_dist import storage
 from diffmm_dist.data.checks import storable
 from diffmm_dist.data.importers.arrays import open_rows
-from diffmm_dist.data.importers.report import ImportReport, Mistakes
+from diffmm_dist.data.importers.report import NO_VALIDATION, ImportReport, Mistakes
 from diffmm_dist.data.importers.sparse_pickle import Pattern, read_patterns
 from diffmm_dist.data.schema import Split
 from diffmm_dist.data.writer import dataset_writer
@@ -22,16 +22,17 @@ from diffmm_dist.staging import scratch_folder
 MATRICES: dict[Split, str] = {"train": "trnMat.pkl", "valid": "valMat.pkl", "test": "tstMat.pkl"}
 FEATURES = {"visual": "image_feat.npy", "textual": "text_feat.npy", "acoustic": "audio_feat.npy"}
 _ROWS_PER_CHUNK = 16_384
+_SHOWN = 5  # names of a folder that a note repeats
 
 
-def import_diffmm(folder: str, out: str, *, force: bool = False) -> ImportReport:
-    """Convert a published DiffMM folder into a dataset.
+def import_published(folder: str, out: str, *, force: bool = False) -> ImportReport:
+    """Convert a published folder into a dataset.
 
     Non-zero entries become interactions; ids are the matrices' row and column numbers.
 
     Args:
-        folder: path or s3:// address; holds trnMat.pkl, tstMat.pkl, valMat.pkl if there is one, and any of
-            image/text/audio_feat.npy.
+        folder: path or s3:// address; holds trnMat.pkl, tstMat.pkl, valMat.pkl if there is one, and any or none of
+            image/text/audio_feat.npy. What else it holds is left aside, and a note says so.
         out: the dataset to write.
         force: replace a dataset that is already there.
 
@@ -44,7 +45,7 @@ def import_diffmm(folder: str, out: str, *, force: bool = False) -> ImportReport
     missing = [name for name in (*MATRICES.values(), *FEATURES.values()) if name not in names]
     paths = {name: storage.join(folder, name) for name in (*MATRICES.values(), *FEATURES.values())}
     wrong = Mistakes(
-        f"{paths[needed]} is missing; a DiffMM folder must have it"
+        f"{paths[needed]} is missing; a published folder must have it"
         for needed in (MATRICES["train"], MATRICES["test"])
         if needed in missing
     )
@@ -58,13 +59,8 @@ def import_diffmm(folder: str, out: str, *, force: bool = False) -> ImportReport
         wrong += _disagreements(paths, matrices, features)
     wrong.check()
     num_users, num_items = matrices["train"].shape
-    notes = [
-        f"{paths[MATRICES[split]]}: {matrix.num_zeros:,} stored zeros are no interactions"
-        for split, matrix in matrices.items()
-        if matrix.num_zeros
-    ]
     with dataset_writer(out, num_users=num_users, num_items=num_items, force=force) as writer:
-        writer.made_by = {"importer": "diffmm", "source": storage.name(folder)}
+        writer.made_by = {"importer": "published", "source": storage.name(folder)}
         for split, matrix in matrices.items():
             writer.add_interactions(split, matrix.rows, matrix.columns)
         for modality, rows in features.items():
@@ -72,7 +68,7 @@ def import_diffmm(folder: str, out: str, *, force: bool = False) -> ImportReport
                 writer.add_features(modality, storable(rows[start : start + _ROWS_PER_CHUNK]))
         writer.add_ids("users", pa.array(np.arange(num_users)))
         writer.add_ids("items", pa.array(np.arange(num_items)))
-    return ImportReport(tuple(missing), (*notes, *_overlaps(matrices)))
+    return ImportReport(tuple(missing), (*_notes(paths, matrices), *_left_aside(folder, names)))
 
 
 def _disagreements(
@@ -122,6 +118,16 @@ def _local_copy(uri: str, folder: str) -> str:
         return os.path.abspath(uri)
 
 
+def _notes(paths: Mapping[str, str], matrices: Mapping[Split, Pattern]) -> Iterator[str]:
+    """Say what of the matrices might surprise."""
+    for split, matrix in matrices.items():
+        if matrix.num_zeros:
+            yield f"{paths[MATRICES[split]]}: {matrix.num_zeros:,} stored zeros are no interactions"
+    if "valid" not in matrices or not matrices["valid"].keys.size:
+        yield NO_VALIDATION
+    yield from _overlaps(matrices)
+
+
 def _overlaps(matrices: Mapping[Split, Pattern]) -> list[str]:
     """Say how many interactions stand in two splits, since a masked one can never be ranked."""
     notes = []
@@ -130,3 +136,13 @@ def _overlaps(matrices: Mapping[Split, Pattern]) -> list[str]:
         if shared:
             notes.append(f"{shared} interactions stand in both {first} and {second}; they are masked when ranking")
     return notes
+
+
+def _left_aside(folder: str, names: Collection[str]) -> list[str]:
+    """Say which of a folder's files are not read, such as a knowledge graph's kg.txt."""
+    others = sorted(set(names) - {*MATRICES.values(), *FEATURES.values()})
+    others = [name for name in others if not name.startswith((".", "_"))]
+    if not others:
+        return []
+    shown = ", ".join(others[:_SHOWN]) + (f" and {len(others) - _SHOWN:,} more" if len(others) > _SHOWN else "")
+    return [f"left aside, for there is no use for them yet: {shown}"]

@@ -1,0 +1,35 @@
+"""The equations of propagation as in the papers, on dense matrices; relation.py and propagate.py are the fast forms.
+
+Shape suffixes: U users, I items, N = U + I nodes (users first), D embedding.
+"""
+
+import torch
+from torch import Tensor
+
+from diffmm_dist.graph.relation import Normalizer
+
+
+def normalized_adjacency(
+    interactions_UI: Tensor, *, normalizer: Normalizer = "symmetric", self_loops: bool = True
+) -> Tensor:
+    """Return the bipartite graph's matrix, (N, N), with D the sums of the rows of A, or of A + I.
+
+    D^-1/2 A D^-1/2 is that of Kipf and Welling, ICLR 2017, equation 2; the others are D^-1 A and A. Empty rows stay.
+    """
+    num_users, num_items = interactions_UI.shape
+    adjacency_NN = torch.eye(num_users + num_items) * self_loops
+    adjacency_NN[:num_users, num_users:] = interactions_UI
+    adjacency_NN[num_users:, :num_users] = interactions_UI.T
+    degree_N = adjacency_NN.sum(dim=1).clamp(min=1)
+    if normalizer == "symmetric":
+        return adjacency_NN / degree_N.sqrt()[:, None] / degree_N.sqrt()
+    return adjacency_NN / degree_N[:, None] if normalizer == "row" else adjacency_NN
+
+
+def layer_sum(adjacency_NN: Tensor, rows_ND: Tensor, *, num_layers: int) -> Tensor:
+    """Return sum_{l=0..L} A^l rows, (N, D) (LightGCN, He et al., SIGIR 2020, equation 8, all weights 1)."""
+    total_ND, layer_ND = rows_ND, rows_ND
+    for _ in range(num_layers):
+        layer_ND = adjacency_NN @ layer_ND
+        total_ND = total_ND + layer_ND
+    return total_ND

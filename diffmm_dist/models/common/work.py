@@ -1,0 +1,170 @@
+"""What models compute and send, in the terms that they share: operations, bytes moved and bytes sent.
+
+Operations are those of dense products, an addition being one too; what is sent is counted as parallel/collectives.py
+says. docs/benchmarks/epoch.md and scaling.md compare with measured runs.
+
+Symbols: B rows, U users, I items, E interactions, h hidden, d embedding, A anchors, N nodes, W workers.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from diffmm_dist.data.batches import EpochBatches
+from diffmm_dist.data.training import TrainingData
+from diffmm_dist.models.base import PhaseContext
+from diffmm_dist.models.common.costs import FLOAT
+from diffmm_dist.parallel.shard import Shard
+from diffmm_dist.parallel.world import World
+
+ADAM_ACCESSES = 7  # of each weight in a step: value, gradient and moments read, all but the gradient written
+EXCHANGES_PER_PRODUCT = 4  # out and back, forward and backward
+RANKING_EXCHANGES = 8  # of a step over interactions besides those of its products and contrasts
+_GATHERS = 4  # of each edge of a product: both directions, forward and backward
+
+Traffic = Mapping[str, Mapping[str, int]]  # bytes of a step, by phase and purpose
+
+
+@dataclass(frozen=True)
+class Work:
+    """What one worker does in an epoch of a phase, besides what it sends.
+
+    Attributes:
+        steps: of the epoch.
+        flops: operations of dense products.
+        memory_bytes: bytes read and written besides.
+        exchanges: messages and sums that it takes part in.
+    """
+
+    steps: int
+    flops: float
+    memory_bytes: float
+    exchanges: float = 0
+
+
+@dataclass(frozen=True)
+class Cuts:
+    """What a model's traffic depends on, besides its own settings.
+
+    Attributes:
+        data: all training data, in one process.
+        shards: how the workers share them, a shard for each.
+        batch_size: of a step, for all workers.
+        seed: the run's.
+    """
+
+    data: TrainingData
+    shards: Sequence[Shard]
+    batch_size: int
+    seed: int
+
+
+def product_flop(rows: float, items: float, width: int) -> float:
+    """Return the operations of a (B x h) (h x I) product, 2 B I h."""
+    return rows * items * width * 2
+
+
+def input_flop(rows: float, items: float, width: int, *, hidden_noise: bool) -> float:
+    """Return the products over the items that enter a denoiser's hidden layer: x_t W and its gradient.
+
+    Args:
+        rows: B.
+        items: I.
+        width: h of the first hidden layer.
+        hidden_noise: through W^T W (diffusion/noise.py): 4 I h^2 instead of 4 B I h.
+    """
+    return 4 * items * width**2 if hidden_noise else 4 * rows * items * width
+
+
+def output_flop(rows: float, items: float, width: int, dim: int, *, gram: bool) -> float:
+    """Return the products over the items of a denoiser's loss and gradients: 6 B I h + 4 B I d, or 4 I h (h + d).
+
+    Args:
+        rows: B.
+        items: I.
+        width: h of the last hidden layer.
+        dim: d.
+        gram: through W^T W (diffusion/output.py).
+    """
+    return 4 * items * width * (width + dim) if gram else 6 * rows * items * width + 4 * rows * items * dim
+
+
+def contrast_flop(anchors: float, nodes: float, dim: int) -> float:
+    """Return the products of one contrastive term: similarities and both gradients, 6 A N d."""
+    return 6 * anchors * nodes * dim
+
+
+def gathered_bytes(edges: float, dim: int) -> float:
+    """Return the bytes of the rows that products gather, forward and backward.
+
+    Args:
+        edges: of all products that a step takes, each edge as often as it is used.
+        dim: d.
+    """
+    return _GATHERS * edges * dim * FLOAT
+
+
+class HaloRows(NamedTuple):
+    """What a worker sends of a graph.
+
+    Attributes:
+        given: its own rows that others need.
+        returned: its halo's sums, back to their owners.
+    """
+
+    given: int
+    returned: int
+
+
+def halo_rows_sent(user_ids: Tensor, item_ids: Tensor, shards: Sequence[Shard]) -> list[HaloRows]:
+    """Return the rows that each worker sends in one product.
+
+    Args:
+        user_ids: of each edge of the graph.
+        item_ids: of each edge.
+        shards: of the workers.
+    """
+    size, num_items = len(shards), shards[0].num_items
+    user_owner = torch.empty(shards[0].num_users, dtype=torch.int64)
+    for rank, shard in enumerate(shards):
+        user_owner[shard.user_ids] = rank
+    rows = shards[0].item_rows[item_ids]
+    pairs = torch.unique(user_owner[user_ids] * num_items + rows)
+    reader, owner = pairs // num_items, shards[0].items.owner_of(pairs % num_items)
+    away = reader != owner
+    given = torch.bincount(owner[away], minlength=size)
+    returned = torch.bincount(reader[away], minlength=size)
+    return [HaloRows(*map(int, counts)) for counts in zip(given, returned, strict=True)]
+
+
+def real_rows_sent(cuts: Cuts) -> list[HaloRows]:
+    """Return the rows that each worker sends in one product over the real graph."""
+    data = cuts.data
+    return halo_rows_sent(data.shard.user_ids[data.interactions.row_ids], data.interactions.indices, cuts.shards)
+
+
+def sent_bytes(rows: float, dim: int) -> int:
+    """Return the bytes of rows that are sent forward, and of as many gradients that are sent backward."""
+    return int(2 * rows) * dim * FLOAT
+
+
+def first_batch(cuts: Cuts) -> tuple[Tensor, Tensor]:
+    """Return the distinct users and positive items of the first batch of interactions, int64 ids."""
+    data = cuts.data
+    batches = EpochBatches(
+        data.interaction_ids,
+        total=data.num_interactions,
+        batch_size=cuts.batch_size,
+        stream=PhaseContext(World.single(), cuts.seed, 0).stream("interactions"),
+    )
+    chosen = batches[0]
+    users = torch.unique(data.shard.user_ids[data.interactions.row_ids[chosen]])
+    return users, torch.unique(data.interactions.indices[chosen])
+
+
+def owned(ids: Tensor, owned_ids: Sequence[Tensor]) -> list[int]:
+    """Return how many of some ids each worker owns, from the ids that it owns of all."""
+    return [int(torch.isin(ids, own).sum()) for own in owned_ids]

@@ -1,0 +1,1 @@
+"""What DiffMM costs: memory, work and traffic of its phases."""
