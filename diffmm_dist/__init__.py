@@ -1,3 +1,3 @@
 """Multi-modal graph-diffusion recommendation, from a laptop to a cluster with the same program."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

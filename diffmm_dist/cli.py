@@ -35,10 +35,10 @@ from diffmm_dist.errors import (
     system_sentence,
 )
 from diffmm_dist.interrupts import ENDED, INTERRUPTED, ignore
+from diffmm_dist.launch.signals import at_once
 from diffmm_dist.monitoring.log import logger, metric_rows, print_table, say, set_up_logging
+from diffmm_dist.runs.config import reference_markdown
 from diffmm_dist.safe_text import check_word, message
-from diffmm_dist.train.config import reference_markdown
-from diffmm_dist.train.signals import at_once
 
 # Commands import what they need when they run: `--help` and a misspelt key must not wait for torch.
 
@@ -63,9 +63,9 @@ def train(overrides: Overrides = None, config: ConfigFile = None) -> None:
     """Train a model, or go on training it: the same command again resumes the run."""
     settings = configured(config, overrides)
     if settings.cluster.num_workers == 0:
-        from diffmm_dist.train.local_job import run_here as run
+        from diffmm_dist.launch.local_job import run_here as run
     else:
-        from diffmm_dist.train.ray_job import run_on_ray as run
+        from diffmm_dist.launch.ray_job import run_on_ray as run
     _show_result(run(settings), settings.run.path)
 
 
@@ -80,7 +80,7 @@ def submit(
     config: ConfigFile = None,
 ) -> None:
     """Send a `train` command to a Ray cluster as a job, follow its log, and end as it ends."""
-    from diffmm_dist.train.submit import submit as send
+    from diffmm_dist.launch.submit import submit as send
 
     file, settings = file_and_overrides(config, overrides)
     sys.exit(send(address, file, settings, working_dir=working_dir, follow=follow))

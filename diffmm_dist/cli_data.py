@@ -11,9 +11,9 @@ from diffmm_dist.cli_options import Dataset, Force, Out, one_of, place
 from diffmm_dist.monitoring.log import print_table, say
 
 if TYPE_CHECKING:
-    from diffmm_dist.data.importers.features import FeatureSource
-    from diffmm_dist.data.importers.report import ImportReport
     from diffmm_dist.data.schema import Partition
+    from diffmm_dist.prepare.importers.features import FeatureSource
+    from diffmm_dist.prepare.importers.report import ImportReport
 
 # Commands import what they need when they run, as those of cli.py do.
 
@@ -34,7 +34,7 @@ def prepare_published(
     force: Force = False,
 ) -> None:
     """Import a folder in the form published with DiffMM, AdaGCL and DiffKG; pickles may hold only sparse matrices."""
-    from diffmm_dist.data.importers.published import import_published
+    from diffmm_dist.prepare.importers.published import import_published
 
     _check_out(out, force, folder)
     report = import_published(folder, out, force=force)
@@ -48,7 +48,7 @@ def prepare_mmrec(
     force: Force = False,
 ) -> None:
     """Import a folder of the MMRec toolbox."""
-    from diffmm_dist.data.importers.mmrec import import_mmrec
+    from diffmm_dist.prepare.importers.mmrec import import_mmrec
 
     _check_out(out, force, folder)
     report = import_mmrec(folder, out, force=force)
@@ -90,10 +90,10 @@ def prepare_tables(
     force: Force = False,
 ) -> None:
     """Import tables of interactions and of item features."""
-    from diffmm_dist.data.importers import tables
-    from diffmm_dist.data.importers.cleaning import InteractionColumns
-    from diffmm_dist.data.importers.report import Mistakes
-    from diffmm_dist.data.importers.splits import SplitRule
+    from diffmm_dist.prepare.importers import tables
+    from diffmm_dist.prepare.importers.cleaning import InteractionColumns
+    from diffmm_dist.prepare.importers.report import Mistakes
+    from diffmm_dist.prepare.importers.splits import SplitRule
 
     mistakes = Mistakes()
     settings = tables.TableImport(
@@ -120,7 +120,7 @@ def _feature_sources(
     tables: list[str] | None, items: list[str] | None, columns: list[str] | None, mistakes: list[str], *, item: str
 ) -> "tuple[FeatureSource, ...]":
     """Return where the features of each modality are, from --features, --feature-item and --feature-columns."""
-    from diffmm_dist.data.importers.features import FeatureSource
+    from diffmm_dist.prepare.importers.features import FeatureSource
 
     sources = _named(tables, "--features", mistakes)
     patterns = _named(columns, "--feature-columns", mistakes)
@@ -188,8 +188,8 @@ def prepare_synthetic(
     force: Force = False,
 ) -> None:
     """Generate a dataset whose modality features carry the users' tastes."""
-    from diffmm_dist.data.importers.report import Mistakes
-    from diffmm_dist.data.synthetic import SyntheticSpec, generate
+    from diffmm_dist.prepare.importers.report import Mistakes
+    from diffmm_dist.prepare.synthetic import SyntheticSpec, generate
 
     mistakes = Mistakes()
     widths = _widths(modality or ["visual:64", "textual:32"], mistakes)
@@ -224,7 +224,7 @@ def partition(
     force: Force = False,
 ) -> None:
     """Reorder a dataset so that neighbours lie in the same part and workers exchange less."""
-    from diffmm_dist.train.partitioning import partition_dataset
+    from diffmm_dist.prepare.partitioning import partition_dataset
 
     _check_out(out, force, dataset)
     methods: tuple[Literal["metis", "random"], ...] = ("metis", "random")

@@ -11,7 +11,7 @@ from diffmm_dist.cli_usage import UsageError
 from diffmm_dist.config.section import LARGEST_COUNT
 from diffmm_dist.errors import UserError, closest
 from diffmm_dist.places import settle, settle_local
-from diffmm_dist.train.config import Config, load_config
+from diffmm_dist.runs.config import Config, load_config
 
 Value = TypeVar("Value", str | None, list[str] | None)
 

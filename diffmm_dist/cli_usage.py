@@ -9,7 +9,7 @@ from typing import Any
 import typer
 
 from diffmm_dist.errors import closest, one_line
-from diffmm_dist.train.config import names
+from diffmm_dist.runs.config import names
 from diffmm_dist.words import allowed, shortened
 
 # Typer brings a copy of click in its later releases; this is the class of either.

@@ -21,6 +21,7 @@ from diffmm_dist.places import check_local_file, settle, target_of
 from diffmm_dist.places import is_remote as is_remote
 from diffmm_dist.records import parse_record, sealed
 from diffmm_dist.regular_files import open_regular, read_regular, size_text
+from diffmm_dist.s3 import num_retries as num_retries
 from diffmm_dist.staging import at_work_in, check_writable, partial_folder, partial_name, put_in_place, remove_dead
 
 _PIECE = 1 << 20

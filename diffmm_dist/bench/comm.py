@@ -17,8 +17,8 @@ from diffmm_dist.models.base import PhaseContext
 from diffmm_dist.models.common.work import Cuts, Traffic
 from diffmm_dist.parallel.group import run_group
 from diffmm_dist.parallel.world import World
+from diffmm_dist.runs.config import Config
 from diffmm_dist.train.build import build_recipe, load_training_data, model_entry, open_dataset
-from diffmm_dist.train.config import Config
 from diffmm_dist.train.worker import prepare_process
 
 

@@ -16,21 +16,21 @@ from diffmm_dist import storage
 from diffmm_dist.bench.machine import command, machine
 from diffmm_dist.bench.memory import peak_bytes
 from diffmm_dist.data.dataset import Dataset
-from diffmm_dist.data.synthetic import SyntheticSpec, generate
 from diffmm_dist.errors import UserError, closest
 from diffmm_dist.models.base import Phase, PhaseContext
 from diffmm_dist.monitoring.log import logger
 from diffmm_dist.parallel.group import run_group
 from diffmm_dist.parallel.world import World
 from diffmm_dist.precision import matmul_precision
+from diffmm_dist.prepare.synthetic import SyntheticSpec, generate
+from diffmm_dist.runs.checkpoint import Checkpoints
+from diffmm_dist.runs.config import Config
+from diffmm_dist.runs.run_folder import RunFolder
 from diffmm_dist.staging import scratch_folder
 from diffmm_dist.train.build import build_evaluation, build_recipe, load_training_data, open_dataset
-from diffmm_dist.train.checkpoint import Checkpoints
 from diffmm_dist.train.clip import clipped
-from diffmm_dist.train.config import Config
 from diffmm_dist.train.estimate import Estimate, estimate, program_bytes
 from diffmm_dist.train.restore import restore
-from diffmm_dist.train.run_folder import RunFolder
 from diffmm_dist.train.selection import Evaluation
 from diffmm_dist.train.state import TrainState
 from diffmm_dist.train.worker import prepare_process, run_worker

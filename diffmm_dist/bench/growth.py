@@ -22,8 +22,8 @@ from diffmm_dist.models.base import PhaseContext
 from diffmm_dist.monitoring.timing import take_turns
 from diffmm_dist.parallel.shard import Shard
 from diffmm_dist.parallel.world import World
+from diffmm_dist.runs.config import Config
 from diffmm_dist.train.build import build_recipe, model_entry
-from diffmm_dist.train.config import Config
 from diffmm_dist.train.worker import prepare_process
 
 _FEATURE_WIDTH = 32

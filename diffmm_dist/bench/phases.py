@@ -2,8 +2,8 @@
 
 from diffmm_dist.errors import UserError
 from diffmm_dist.models.base import Recommender
+from diffmm_dist.runs.config import Config
 from diffmm_dist.train.build import model_entry
-from diffmm_dist.train.config import Config
 
 
 def check_has_phases(config: Config) -> None:

@@ -12,8 +12,8 @@ from diffmm_dist.bench.phases import check_has_phases, settle
 from diffmm_dist.models.base import Phase, PhaseContext
 from diffmm_dist.parallel.world import World
 from diffmm_dist.precision import matmul_precision
+from diffmm_dist.runs.config import Config
 from diffmm_dist.train.build import build_recipe, choose_device, load_training_data, open_dataset
-from diffmm_dist.train.config import Config
 from diffmm_dist.train.worker import prepare_process
 
 _OPERATORS = 15  # of each phase that are listed

@@ -19,7 +19,7 @@ from diffmm_dist.bench.documents import (
     TrainingBenchmark,
 )
 from diffmm_dist.errors import UserError
-from diffmm_dist.train.config import Config
+from diffmm_dist.runs.config import Config
 
 _LATE_EPOCHS = 20
 _LOSS_EPOCHS = (0, 1, 4, 9, 24, 49)

@@ -14,10 +14,10 @@ from diffmm_dist.bench.calibration import PRODUCT, ProductTimer
 from diffmm_dist.bench.machine import command, machine
 from diffmm_dist.monitoring.log import set_up_logging
 from diffmm_dist.parallel.group import new_processes
+from diffmm_dist.runs.config import Config
+from diffmm_dist.runs.protocol import SELECTION_SPLIT
+from diffmm_dist.runs.run_folder import RunFolder
 from diffmm_dist.train.build import model_entry
-from diffmm_dist.train.config import Config
-from diffmm_dist.train.run_folder import RunFolder
-from diffmm_dist.train.selection import SELECTION_SPLIT
 from diffmm_dist.train.worker import prepare_process, run_worker
 
 

@@ -15,8 +15,8 @@ from diffmm_dist.monitoring.timing import peak_rss_gib
 from diffmm_dist.parallel.collectives import any_worker
 from diffmm_dist.parallel.group import run_group
 from diffmm_dist.parallel.world import World
+from diffmm_dist.runs.config import Config
 from diffmm_dist.train.build import build_recipe, load_training_data, open_dataset
-from diffmm_dist.train.config import Config
 from diffmm_dist.train.worker import prepare_process
 
 

@@ -7,11 +7,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from diffmm_dist import storage
-from diffmm_dist.data.importers.arrow_tables import Table
-from diffmm_dist.data.importers.columns import as_text, id_array
-from diffmm_dist.data.importers.table_files import is_table
 from diffmm_dist.errors import UserError, one_line
 from diffmm_dist.export.bundle import Bundle
+from diffmm_dist.prepare.importers.arrow_tables import Table
+from diffmm_dist.prepare.importers.columns import as_text, id_array
+from diffmm_dist.prepare.importers.table_files import is_table
 from diffmm_dist.words import shown
 
 COLUMN = "user"

@@ -13,7 +13,7 @@ from diffmm_dist.models.base import Optimization
 from diffmm_dist.models.recipe import Ingredients, ModelEntry, Recipe
 from diffmm_dist.models.registry import entry_of
 from diffmm_dist.parallel.world import World
-from diffmm_dist.train.config import Config
+from diffmm_dist.runs.config import Config
 from diffmm_dist.train.selection import Evaluation
 
 

@@ -4,8 +4,8 @@ from operator import attrgetter
 
 from diffmm_dist.config.section import changed
 from diffmm_dist.data.schema import Manifest
+from diffmm_dist.runs.config import Config
 from diffmm_dist.train.build import model_entry
-from diffmm_dist.train.config import Config
 
 
 def clipped(config: Config, manifest: Manifest) -> tuple[Config, list[str]]:

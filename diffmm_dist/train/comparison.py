@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from diffmm_dist.config.render import flatten
 from diffmm_dist.errors import UserError
 from diffmm_dist.monitoring.log import metric_cells
-from diffmm_dist.train.config import Config
-from diffmm_dist.train.run_folder import RunFolder
-from diffmm_dist.train.run_records import Result
+from diffmm_dist.runs.config import Config
+from diffmm_dist.runs.run_folder import RunFolder
+from diffmm_dist.runs.run_records import Result
 from diffmm_dist.words import shown
 
 

@@ -8,13 +8,14 @@ from typing import Any
 from diffmm_dist.errors import DamagedError, StoppedError
 from diffmm_dist.monitoring.timing import peak_rss_gib
 from diffmm_dist.parallel.collectives import all_reduce_max, any_worker
-from diffmm_dist.train.checkpoint import Checkpoints
-from diffmm_dist.train.config import Config
+from diffmm_dist.runs.checkpoint import Checkpoints
+from diffmm_dist.runs.config import Config
+from diffmm_dist.runs.progress import Best
+from diffmm_dist.runs.run_folder import RunFolder
+from diffmm_dist.runs.run_records import Result, StageResult
 from diffmm_dist.train.restore import load_best, read_best
-from diffmm_dist.train.run_folder import RunFolder
-from diffmm_dist.train.run_records import Result, StageResult
 from diffmm_dist.train.selection import Evaluation
-from diffmm_dist.train.state import Best, TrainState, load_model
+from diffmm_dist.train.state import TrainState, load_model
 
 _Records = Sequence[dict[str, Any]]
 

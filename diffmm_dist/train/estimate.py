@@ -18,8 +18,8 @@ from diffmm_dist.models.common import costs
 from diffmm_dist.models.common.costs import FLOAT, INT, ModelMemory, Parts, Share
 from diffmm_dist.models.recipe import Needs
 from diffmm_dist.monitoring.timing import status_kib
+from diffmm_dist.runs.config import Config
 from diffmm_dist.train.build import model_entry
-from diffmm_dist.train.config import Config
 
 GIB = 2**30
 _LATER_BYTES = 96 << 20  # optimisers, TensorBoard, threads and their buffers: loaded after the estimate, measured

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from diffmm_dist import s3
+from diffmm_dist import storage
 from diffmm_dist.errors import LostWorkerError, StoppedError, TakenOverError, UserError
 from diffmm_dist.models.base import Phase, PhaseContext
 from diffmm_dist.monitoring.log import logger
@@ -14,11 +14,12 @@ from diffmm_dist.monitoring.timing import peak_rss_gib
 from diffmm_dist.parallel.collectives import any_worker, worker_counts
 from diffmm_dist.parallel.world import World
 from diffmm_dist.precision import Precision, matmul_precision
+from diffmm_dist.runs.checkpoint import Checkpoints, Writer
+from diffmm_dist.runs.progress import Best, Cursor
 from diffmm_dist.train.allocator import give_back_freed_memory
-from diffmm_dist.train.checkpoint import Checkpoints, Writer
 from diffmm_dist.train.restore import load_best
 from diffmm_dist.train.selection import Evaluation
-from diffmm_dist.train.state import Best, Cursor, EpochValues, NonFiniteError, TrainState
+from diffmm_dist.train.state import EpochValues, NonFiniteError, TrainState
 
 _STEPS_BETWEEN_FINITE_CHECKS = 16  # each check waits for the device
 
@@ -245,7 +246,7 @@ def _record(run: TrainingRun, epoch: int) -> None:
     epoch_seconds = sum(value for name, value in seconds.items() if name != "checkpoint")
     scalars = values.scalars | {f"time/{name}_s": value for name, value in seconds.items()}
     scalars |= {"time/epoch_s": epoch_seconds, **_memory(run.world), **_traffic(run.world)}
-    scalars["storage/retries"] = float(sum(worker_counts(s3.num_retries(), run.world)))
+    scalars["storage/retries"] = float(sum(worker_counts(storage.num_retries(), run.world)))
     for phase in state.phases:
         if phase.name in seconds:
             scalars[f"throughput/{phase.name}_{phase.unit}_per_s"] = phase.num_examples / seconds[phase.name]

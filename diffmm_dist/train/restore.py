@@ -8,9 +8,10 @@ from diffmm_dist.errors import DamagedError, UserError
 from diffmm_dist.monitoring.jsonl import lost_epochs
 from diffmm_dist.monitoring.log import logger
 from diffmm_dist.parallel.collectives import agree
-from diffmm_dist.train.checkpoint import Checkpoints
-from diffmm_dist.train.run_folder import RunFolder
-from diffmm_dist.train.state import Best, Progress, TrainState, is_of_model, load_model
+from diffmm_dist.runs.checkpoint import Checkpoints
+from diffmm_dist.runs.progress import Best, Progress
+from diffmm_dist.runs.run_folder import RunFolder
+from diffmm_dist.train.state import TrainState, is_of_model, load_model
 
 
 def restore(state: TrainState, checkpoints: Checkpoints, folder: RunFolder) -> None:

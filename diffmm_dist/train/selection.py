@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
-from typing import Literal
 
 import torch
 from torch import Tensor
@@ -15,10 +14,8 @@ from diffmm_dist.evaluation.evaluator import evaluate
 from diffmm_dist.models.base import Recommender
 from diffmm_dist.parallel.collectives import broadcast_rows
 from diffmm_dist.parallel.shard import Shard
+from diffmm_dist.runs.protocol import SELECTION_SPLIT, Protocol
 from diffmm_dist.sparse import CSR
-
-Protocol = Literal["validation", "published"]
-SELECTION_SPLIT: dict[Protocol, Split] = {"validation": "valid", "published": "test"}
 
 
 class Evaluation:

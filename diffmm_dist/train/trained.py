@@ -8,13 +8,14 @@ from diffmm_dist.data.training import TrainingData
 from diffmm_dist.errors import DamagedError, UserError
 from diffmm_dist.models.base import Recommender
 from diffmm_dist.parallel.world import World
+from diffmm_dist.runs.checkpoint import Checkpoints
+from diffmm_dist.runs.config import Config, GraphConfig
+from diffmm_dist.runs.progress import Best, Cursor, Progress
+from diffmm_dist.runs.run_folder import RESULT, RunFolder
 from diffmm_dist.train.build import build_evaluation, build_recipe, choose_device, load_training_data, open_dataset
-from diffmm_dist.train.checkpoint import Checkpoints
 from diffmm_dist.train.clip import clipped
-from diffmm_dist.train.config import Config, GraphConfig
-from diffmm_dist.train.run_folder import RESULT, RunFolder
 from diffmm_dist.train.selection import Evaluation
-from diffmm_dist.train.state import Best, Cursor, Progress, is_of_model, load_model
+from diffmm_dist.train.state import is_of_model, load_model
 
 
 @dataclass(frozen=True)

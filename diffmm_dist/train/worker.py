@@ -20,6 +20,10 @@ from diffmm_dist.monitoring.progress import ProgressBar
 from diffmm_dist.monitoring.recorder import MultiRecorder, Recorder
 from diffmm_dist.parallel.collectives import agree, all_reduce_max, on_first, worker_counts
 from diffmm_dist.parallel.world import World
+from diffmm_dist.runs.checkpoint import Checkpoints, Writer
+from diffmm_dist.runs.config import Config, GraphConfig
+from diffmm_dist.runs.run_folder import RunFolder
+from diffmm_dist.runs.run_records import Result
 from diffmm_dist.train.allocator import give_back_freed_memory, keep_freed_memory
 from diffmm_dist.train.available import available_memory
 from diffmm_dist.train.build import (
@@ -29,15 +33,11 @@ from diffmm_dist.train.build import (
     load_training_data,
     open_dataset,
 )
-from diffmm_dist.train.checkpoint import Checkpoints, Writer
 from diffmm_dist.train.clip import clipped
 from diffmm_dist.train.conclusion import conclude, has_finished
-from diffmm_dist.train.config import Config, GraphConfig
 from diffmm_dist.train.estimate import check_memory, program_bytes
 from diffmm_dist.train.loop import TrainingRun, train
 from diffmm_dist.train.restore import restore
-from diffmm_dist.train.run_folder import RunFolder
-from diffmm_dist.train.run_records import Result
 from diffmm_dist.train.state import TrainState
 
 

@@ -9,7 +9,7 @@ from multiprocessing import get_context
 
 import pytest
 
-from diffmm_dist.train.run_folder import RunFolder
+from diffmm_dist.runs.run_folder import RunFolder
 from tests.support.builders import metrics_of, small_config, synthetic_dataset, write_config
 from tests.support.forked import calling, forked, run, stopped
 from tests.support.processes import assert_same_result, wait_until
@@ -156,7 +156,7 @@ def test_a_second_signal_while_saving_ends_with_the_last_complete_checkpoint(wri
 def claim_again_and_again(barrier, results, config, skew):
     """Claim many runs, each at the same instant as the other process; keep what is won until the other has lost."""
     from diffmm_dist.errors import UserError
-    from diffmm_dist.train.run_folder import RunFolder
+    from diffmm_dist.runs.run_folder import RunFolder
 
     real = time.time
     time.time = lambda: real() + skew

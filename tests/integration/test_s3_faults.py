@@ -5,8 +5,8 @@ import time
 
 import pytest
 
+from diffmm_dist.runs.run_folder import RunFolder
 from diffmm_dist.s3 import file_system
-from diffmm_dist.train.run_folder import RunFolder
 from tests.support.builders import launch, synthetic_dataset, write_config
 from tests.support.processes import assert_same_result, started, wait_until
 from tests.support.s3 import FailingProxy

@@ -8,8 +8,8 @@ import pyarrow.parquet as parquet
 import pytest
 
 from diffmm_dist import storage
-from diffmm_dist.data.importers.arrow_tables import Table
 from diffmm_dist.errors import UserError
+from diffmm_dist.prepare.importers.arrow_tables import Table
 from diffmm_dist.s3 import file_system
 
 ROWS = [{"who": f"u{number}", "what": number} for number in range(5)]

@@ -6,7 +6,7 @@ import pytest
 
 from diffmm_dist import storage
 from diffmm_dist.models.registry import FOLDERS
-from diffmm_dist.train.run_folder import RunFolder
+from diffmm_dist.runs.run_folder import RunFolder
 from diffmm_dist.train.trained import load_trained
 from tests.contracts.toy.training import config_of, register, stopped
 from tests.support.builders import train_alone

@@ -9,7 +9,6 @@ import numpy as np
 import torch
 import yaml
 
-from diffmm_dist.data.synthetic import SyntheticSpec, generate
 from diffmm_dist.data.training import TrainingData
 from diffmm_dist.diffusion.schedule import DiffusionSchedule
 from diffmm_dist.graph.hetero import REAL, HeteroGraph
@@ -18,11 +17,12 @@ from diffmm_dist.losses.contrastive import BatchNodes
 from diffmm_dist.parallel.ranges import Ownership
 from diffmm_dist.parallel.shard import Shard
 from diffmm_dist.parallel.world import World
+from diffmm_dist.prepare.synthetic import SyntheticSpec, generate
+from diffmm_dist.runs.checkpoint import Checkpoints
+from diffmm_dist.runs.config import Config
+from diffmm_dist.runs.progress import Cursor, Progress
+from diffmm_dist.runs.run_folder import RunFolder
 from diffmm_dist.sparse import CSR
-from diffmm_dist.train.checkpoint import Checkpoints
-from diffmm_dist.train.config import Config
-from diffmm_dist.train.run_folder import RunFolder
-from diffmm_dist.train.state import Cursor, Progress
 from diffmm_dist.train.worker import run_worker
 
 ROOT = Path(__file__).parents[2]

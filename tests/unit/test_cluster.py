@@ -11,7 +11,7 @@ import yaml
 from pydantic import TypeAdapter
 
 from diffmm_dist.cli import app
-from diffmm_dist.train.config import load_config
+from diffmm_dist.runs.config import load_config
 from tests.support.builders import ROOT
 from tests.support.kuberay import RayCluster, RayJob
 

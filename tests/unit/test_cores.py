@@ -8,7 +8,7 @@ import pytest
 
 from diffmm_dist import cores
 from diffmm_dist.cores import Cores, choose_threads, started_with, tell_libraries, usable_cores
-from diffmm_dist.data.importers import database
+from diffmm_dist.prepare.importers import database
 from tests.support.builders import ROOT
 
 V2 = "31 23 0:28 / /sys/fs/cgroup rw,relatime - cgroup2 cgroup2 rw"

@@ -13,7 +13,7 @@ import yaml
 from diffmm_dist.cli import app
 from diffmm_dist.config.form import every_form
 from diffmm_dist.errors import UserError
-from diffmm_dist.train.config import Config, load_config
+from diffmm_dist.runs.config import Config, load_config
 from tests.support.builders import ROOT
 
 PACKAGE = ROOT / "diffmm_dist"

@@ -10,7 +10,7 @@ import torch
 
 from diffmm_dist import models
 from diffmm_dist.models.registry import FOLDERS
-from diffmm_dist.train.config import reference_markdown
+from diffmm_dist.runs.config import reference_markdown
 from tests.support.builders import ROOT, metrics_of, synthetic_dataset, write_config
 
 PAGE = ROOT / "docs" / "adding-a-model.md"

@@ -17,16 +17,16 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from diffmm_dist.data.dataset import Dataset
-from diffmm_dist.data.importers.arrays import open_rows
-from diffmm_dist.data.importers.arrow_tables import Table
-from diffmm_dist.data.importers.sparse_pickle import read_pattern
 from diffmm_dist.errors import UserError
 from diffmm_dist.monitoring.jsonl import JsonlRecorder, read_jsonl
+from diffmm_dist.prepare.importers.arrays import open_rows
+from diffmm_dist.prepare.importers.arrow_tables import Table
+from diffmm_dist.prepare.importers.sparse_pickle import read_pattern
+from diffmm_dist.runs.checkpoint_reading import State
+from diffmm_dist.runs.config import config_from_text, load_config
+from diffmm_dist.runs.run_records import Result
 from diffmm_dist.safe_text import message, refuse_secrets, without_secrets
 from diffmm_dist.storage import read_record
-from diffmm_dist.train.checkpoint_reading import State
-from diffmm_dist.train.config import config_from_text, load_config
-from diffmm_dist.train.run_records import Result
 from tests.support.builders import ROOT, RUN_ID, synthetic_dataset
 
 LONGER = int(os.environ.get("DIFFMM_FUZZ", "0"))

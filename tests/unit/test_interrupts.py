@@ -10,7 +10,7 @@ import time
 import pytest
 
 from diffmm_dist.errors import StoppedEarlyError
-from diffmm_dist.train.signals import at_once
+from diffmm_dist.launch.signals import at_once
 from tests.support.builders import ROOT
 
 SIGNALS = [signal.SIGINT, signal.SIGTERM]

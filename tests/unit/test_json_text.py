@@ -5,7 +5,7 @@ import pytest
 from diffmm_dist import json_text, storage
 from diffmm_dist.data.dataset import Dataset
 from diffmm_dist.errors import UserError
-from diffmm_dist.train.run_records import Identity
+from diffmm_dist.runs.run_records import Identity
 
 HOSTILE = {
     "nested deep": b"[" * 100_000,

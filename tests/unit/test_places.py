@@ -8,9 +8,9 @@ import pytest
 from diffmm_dist import storage
 from diffmm_dist.data.dataset import Dataset
 from diffmm_dist.errors import UserError
+from diffmm_dist.launch.submit import job_command
 from diffmm_dist.places import settle
-from diffmm_dist.train.config import load_config
-from diffmm_dist.train.submit import job_command
+from diffmm_dist.runs.config import load_config
 from tests.support.builders import published_folder, synthetic_dataset, write_config
 
 

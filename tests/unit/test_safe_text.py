@@ -8,8 +8,8 @@ import pytest
 
 from diffmm_dist.errors import UserError
 from diffmm_dist.monitoring.log import logger, print_table, say, set_up_logging
+from diffmm_dist.runs.config import load_config
 from diffmm_dist.safe_text import message, refuse_secrets, without_secrets
-from diffmm_dist.train.config import load_config
 
 ESCAPES = "\x1b]0;owned\x07\x1b[2J\r\x08\x7f\x9b31m\u202egnp.exe\u2028\udcff"
 SECRETS = [

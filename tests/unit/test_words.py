@@ -7,7 +7,7 @@ import pytest
 from diffmm_dist import storage
 from diffmm_dist.data.dataset import Dataset
 from diffmm_dist.errors import UserError
-from diffmm_dist.train.run_records import Identity, Result
+from diffmm_dist.runs.run_records import Identity, Result
 from tests.support.builders import RUN_ID, synthetic_dataset
 from tests.unit.config.test_mistakes import JARGON
 

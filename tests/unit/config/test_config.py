@@ -4,7 +4,7 @@ import pytest
 
 from diffmm_dist.config.render import to_yaml
 from diffmm_dist.errors import UserError
-from diffmm_dist.train.config import config_from_tree, load_config, reference_markdown
+from diffmm_dist.runs.config import config_from_tree, load_config, reference_markdown
 from tests.support.builders import ROOT
 
 NEEDED = ["data.path=d", "run.path=r"]

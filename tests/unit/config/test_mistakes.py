@@ -9,7 +9,7 @@ import pytest
 from diffmm_dist.config.form import Form, every_form
 from diffmm_dist.config.section import all_rules
 from diffmm_dist.errors import UserError
-from diffmm_dist.train.config import Config, TrainConfig, config_from_text, load_config
+from diffmm_dist.runs.config import Config, TrainConfig, config_from_text, load_config
 
 NEEDED = ["data.path=d", "run.path=r"]
 JARGON = re.compile(

@@ -7,7 +7,7 @@ import pytest
 
 from diffmm_dist.config.yaml_text import parse
 from diffmm_dist.errors import UserError
-from diffmm_dist.train.config import config_from_text, load_config
+from diffmm_dist.runs.config import config_from_text, load_config
 
 LAUGHS = "a: &a [x,x,x,x,x,x,x,x,x]\n" + "".join(
     f"{chr(98 + i)}: &{chr(98 + i)} [{','.join(['*' + chr(97 + i)] * 9)}]\n" for i in range(9)

@@ -9,10 +9,10 @@ import pytest
 
 from diffmm_dist.data.arrow_files import Promise, read_arrow
 from diffmm_dist.data.arrow_messages import check_sizes, messages
-from diffmm_dist.data.importers.arrow_tables import Table
 from diffmm_dist.data.schema import INTERACTIONS, ROWS_PER_BATCH, feature_schema, id_schema
 from diffmm_dist.errors import DamagedError, UserError
 from diffmm_dist.export import bundle
+from diffmm_dist.prepare.importers.arrow_tables import Table
 from diffmm_dist.records import sealed, unsealed
 from tests.support import damage
 

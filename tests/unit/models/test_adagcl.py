@@ -15,7 +15,7 @@ from diffmm_dist.models.adagcl.phases import AdaptivePhase, Draws, ViewSettings,
 from diffmm_dist.models.adagcl.pruning import kl_of_standard_normal
 from diffmm_dist.models.base import Optimization, PhaseContext
 from diffmm_dist.parallel.world import World
-from diffmm_dist.train.config import load_config
+from diffmm_dist.runs.config import load_config
 from tests.support.builders import random_pairs, training_data
 
 DISTRIBUTION = HardConcrete(-0.45, 1.05)

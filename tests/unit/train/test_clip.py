@@ -4,8 +4,8 @@ from pathlib import Path
 import pytest
 
 from diffmm_dist.data.dataset import Dataset
+from diffmm_dist.runs.config import config_from_text
 from diffmm_dist.train.clip import clipped
-from diffmm_dist.train.config import config_from_text
 from diffmm_dist.train.trained import load_trained
 from diffmm_dist.train.worker import run_worker
 from tests.support.builders import checkpoint_tensors, metrics_of, small_config, synthetic_dataset

@@ -1,0 +1,1 @@
+"""How a run is launched: in this process, through Ray, as a job of a cluster; and signals."""

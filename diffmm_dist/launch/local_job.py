@@ -1,0 +1,25 @@
+"""A run in this process."""
+
+from diffmm_dist.errors import StoppedEarlyError
+from diffmm_dist.launch.signals import StopSignals
+from diffmm_dist.runs.config import Config
+from diffmm_dist.runs.run_folder import RunFolder
+from diffmm_dist.runs.run_records import Result
+from diffmm_dist.train.worker import run_worker
+
+
+def run_here(config: Config) -> Result:
+    """Train in this process; Ctrl-C saves a checkpoint and stops.
+
+    Raises:
+        UserError: something that the user can put right.
+        StoppedError: the run was stopped and has saved a checkpoint.
+        StoppedEarlyError: the run was stopped before it trained, or a second time while it saved.
+        TakenOverError: another process has taken the run over.
+    """
+    try:
+        with StopSignals() as signals:
+            return run_worker(config, stop_requested=signals.requested)
+    except KeyboardInterrupt as interrupt:
+        last = RunFolder(config.run.path).last_complete()
+        raise StoppedEarlyError(f"stopped at once, without saving; {last}") from interrupt

@@ -1,0 +1,142 @@
+"""Sending a run to a Ray cluster as a job, and following it."""
+
+import asyncio
+import fnmatch
+import os
+import shlex
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from diffmm_dist.errors import StoppedEarlyError, UserError, one_line
+from diffmm_dist.launch.private_places import check_token
+from diffmm_dist.monitoring.log import logger
+from diffmm_dist.runs.config import load_config
+from diffmm_dist.storage import is_remote
+
+# Data, results, history and what tools leave behind; in the form of .gitignore, as Ray wants it.
+EXCLUDES = (
+    "/.git", "/datasets", "/data", "/runs", "/bundles", "/build", "/dist", "/tests", ".venv*", "venv", "*.egg-info",
+    "__pycache__", ".*_cache", ".hypothesis", "node_modules",
+)  # fmt: skip
+LARGEST_MIB = 100.0  # what Ray takes
+
+
+def submit(address: str, config: str, overrides: Sequence[str], *, working_dir: str = ".", follow: bool = True) -> int:
+    """Submit ``launch.py train`` with a configuration and return the job's exit status, 0 at once if not followed.
+
+    Args:
+        address: of the cluster's dashboard, such as http://HEAD:8265.
+        config: configuration file inside the working folder.
+        overrides: ``section.key=value``.
+        working_dir: the project's folder, which is uploaded without data, runs and history.
+        follow: print the job's log until it ends.
+
+    Raises:
+        UserError: the configuration is wrong or could not be read there, the folder is too large, the cluster's
+            token cannot be read, or it does not answer.
+    """
+    folder = Path(working_dir).resolve()
+    entrypoint = job_command(folder, config, overrides)
+    check_size(folder)
+    check_token()
+    try:
+        from ray.exceptions import RayError
+        from ray.job_submission import JobSubmissionClient
+    except ImportError as error:
+        raise UserError(f"Ray cannot be imported ({one_line(error)}); install ray[default,train]") from error
+    try:
+        client = JobSubmissionClient(address)
+        job = client.submit_job(
+            entrypoint=entrypoint, runtime_env={"working_dir": str(folder), "excludes": list(EXCLUDES)}
+        )
+    except (RayError, RuntimeError, OSError) as error:
+        raise UserError(f"the cluster at {address} does not take the job: {one_line(error)}") from error
+    logger.info("job %s: %s", job, entrypoint)
+    if not follow:
+        return 0
+    try:
+        asyncio.run(_follow(client, job))
+    except (KeyboardInterrupt, StoppedEarlyError):
+        logger.info("the job goes on; stop it with: ray job stop --address %s %s", address, job)
+        raise
+    return _exit_status(client, job)
+
+
+def job_command(folder: Path, config: str, overrides: Sequence[str]) -> str:
+    """Return what the job runs, after checking that it can be right where it runs.
+
+    Raises:
+        UserError: the configuration is wrong, lies outside the folder, or trains outside Ray.
+    """
+    settings = load_config(config, overrides)
+    path = Path(config).resolve()
+    if not (folder / "launch.py").is_file():
+        raise UserError(
+            f"{folder} has no launch.py; run `submit` in the project's folder or name it with --working-dir"
+        )
+    if not path.is_relative_to(folder):
+        raise UserError(f"{config} lies outside {folder}, which is all that is uploaded; copy it there")
+    if settings.cluster.num_workers == 0:
+        raise UserError("cluster.num_workers=0 would train in one process on the head node; give the number of workers")
+    local = [uri for uri in (settings.data.path, settings.run.path) if not is_remote(uri) and not os.path.isabs(uri)]
+    if local:
+        raise UserError(
+            f"{' and '.join(local)} would be looked for inside the uploaded folder; give s3:// addresses, or absolute "
+            "paths that all nodes share"
+        )
+    # A path from the home folder is meant to be the one of here, whoever runs the job there.
+    places = {"data.path": settings.data.path, "run.path": settings.run.path, "data.cache": settings.data.cache}
+    home = os.path.join(os.path.expanduser("~"), "")
+    settled = [f"{key}={place}" for key, place in places.items() if place is not None and place.startswith(home)]
+    file = path.relative_to(folder).as_posix()
+    return shlex.join(["python", "launch.py", "train", "--config", file, *overrides, *settled])
+
+
+def check_size(folder: Path) -> float:
+    """Return the MiB that would be uploaded.
+
+    Raises:
+        UserError: they are more than Ray takes; it names the largest parts.
+    """
+    sizes: dict[str, int] = {}
+    for path in _uploaded(folder):
+        top = path.relative_to(folder).parts[0]
+        sizes[top] = sizes.get(top, 0) + path.stat().st_size
+    total = sum(sizes.values()) / 2**20
+    if total > LARGEST_MIB:
+        largest = sorted(sizes.items(), key=lambda item: -item[1])[:3]
+        names = ", ".join(f"{name} {size / 2**20:.0f} MiB" for name, size in largest)
+        raise UserError(
+            f"{folder} holds {total:.0f} MiB besides what is left out, and Ray uploads {LARGEST_MIB:.0f} at most; move "
+            f"the largest elsewhere: {names}"
+        )
+    return total
+
+
+def _uploaded(folder: Path) -> Iterator[Path]:
+    for root, folders, files in os.walk(folder):
+        at_top = Path(root) == folder
+        folders[:] = [name for name in folders if not _excluded(name, at_top)]
+        yield from (Path(root, name) for name in files if not _excluded(name, at_top) and Path(root, name).is_file())
+
+
+def _excluded(name: str, at_top: bool) -> bool:
+    patterns = (pattern.removeprefix("/") for pattern in EXCLUDES if at_top or not pattern.startswith("/"))
+    return any(fnmatch.fnmatch(name, pattern) for pattern in patterns)
+
+
+async def _follow(client: Any, job: str) -> None:
+    async for lines in client.tail_job_logs(job):
+        print(lines, end="", flush=True)
+
+
+def _exit_status(client: Any, job: str) -> int:
+    """Return the exit status of the job's command; 1 if Ray ended it without one."""
+    from ray.job_submission import JobStatus
+
+    info = client.get_job_info(job)
+    if info.status == JobStatus.SUCCEEDED:
+        return 0
+    logger.info("job %s: %s", job, one_line(info.message or info.status.value))
+    return int(info.driver_exit_code or 1)

@@ -1,0 +1,1 @@
+"""How datasets are made: imported, generated, partitioned."""

@@ -1,0 +1,82 @@
+import pytest
+
+from diffmm_dist import cores
+from diffmm_dist.errors import LostWorkerError, StoppedError, UserError
+from diffmm_dist.launch import ray_job
+from diffmm_dist.launch.ray_job import _unpack
+from tests.support.builders import small_config
+
+
+@pytest.mark.parametrize(
+    ("said", "of_node", "expected"),
+    [("3", "2", "3"), (None, "2", "2"), (None, None, None), ("2,1", None, "2,1")],
+    ids=["to the command", "on the node", "nowhere", "as a list"],
+)
+def test_rays_own_number_of_threads_is_not_taken_for_the_users(said, of_node, expected, monkeypatch):
+    """Ray sets OMP_NUM_THREADS to 1 inside its workers where nobody has set it."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setattr(cores, "_word", "1")
+    monkeypatch.setattr(cores, "started_with", {"OMP_NUM_THREADS": of_node}.get)
+    monkeypatch.setattr(ray_job, "set_up_logging", lambda: None)
+    heard = []
+    monkeypatch.setattr(ray_job, "run_worker", lambda config, **_: heard.append(cores.heard()))
+    ray_job._train_function({"config": small_config("data", "run").model_dump(mode="json"), "threads": said})
+    assert heard == [expected]
+
+
+def test_the_command_hands_over_what_the_user_said_and_not_what_a_job_of_rays_was_given(monkeypatch):
+    monkeypatch.setattr(cores, "_word", "3")
+    monkeypatch.delenv("RAY_JOB_CONFIG_JSON_ENV_VAR", raising=False)
+    assert ray_job._word_of_user() == "3"
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
+    assert ray_job._word_of_user() is None
+
+
+def test_what_a_worker_returns_becomes_what_the_command_does():
+    assert _unpack({"result": {"epochs": 3}}) == {"epochs": 3}
+    with pytest.raises(UserError, match="no such dataset"):
+        _unpack({"error": "no such dataset"})
+    with pytest.raises(StoppedError, match="epoch 3"):
+        _unpack({"stopped": "epoch 3"})
+    with pytest.raises(KeyError):
+        _unpack(KeyError("a bug of ours keeps its kind"))
+
+
+def test_workers_that_keep_failing_are_one_sentence():
+    error = RuntimeError("of Ray's")
+    error.worker_failures = {1: RuntimeError("Traceback ...\n  line\nLostWorkerError: worker 1 of 2 lost another\n")}
+    with pytest.raises(UserError, match="worker 1 failed .* LostWorkerError: worker 1 of 2 lost another; the last"):
+        _unpack(error)
+
+
+@pytest.mark.parametrize(
+    ("raised", "said"),
+    [
+        (MemoryError(), "this takes more memory than there is"),
+        (
+            RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory"),
+            "more memory than",
+        ),
+        (OSError(28, "No space left on device", "/run"), "/run: No space left on device; make room"),
+        (UserError("no such dataset"), "no such dataset"),
+    ],
+)
+def test_what_a_worker_cannot_have_is_a_sentence_and_not_tried_again(raised, said, monkeypatch):
+    def run_worker(*_, **__):
+        raise raised
+
+    monkeypatch.setattr(ray_job, "set_up_logging", lambda: None)
+    monkeypatch.setattr(ray_job, "run_worker", run_worker)
+    job = {"config": small_config("data", "run").model_dump(mode="json"), "threads": None}
+    assert said in ray_job._train_function(job)["error"]
+
+
+@pytest.mark.parametrize("raised", [LostWorkerError("lost"), RuntimeError("a bug of ours"), KeyError("k")])
+def test_what_ray_may_try_again_is_raised(raised, monkeypatch):
+    def run_worker(*_, **__):
+        raise raised
+
+    monkeypatch.setattr(ray_job, "set_up_logging", lambda: None)
+    monkeypatch.setattr(ray_job, "run_worker", run_worker)
+    with pytest.raises(type(raised)):
+        ray_job._train_function({"config": small_config("data", "run").model_dump(mode="json"), "threads": None})

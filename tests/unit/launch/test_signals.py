@@ -1,0 +1,120 @@
+"""Ctrl-C and SIGTERM, sent to this very process while it does something."""
+
+import os
+import signal
+import time
+from contextlib import suppress
+
+import pytest
+
+from diffmm_dist.errors import StoppedEarlyError, StoppedError, UserError
+from diffmm_dist.evaluation import evaluator
+from diffmm_dist.export import bundle
+from diffmm_dist.launch.signals import StopSignals, at_once
+from diffmm_dist.prepare import partitioning
+from diffmm_dist.runs.run_folder import RunFolder
+from diffmm_dist.train import trained
+from diffmm_dist.train.selection import Evaluation
+from diffmm_dist.train.worker import run_worker
+from tests.support.builders import metrics_of, small_config, synthetic_dataset
+
+SIGNALS = [signal.SIGINT, signal.SIGTERM]
+
+
+def ended(number=signal.SIGTERM):
+    """What is called in the middle of something: the signal comes, and is heard at the latest a moment later."""
+
+    def end(*_, **__):
+        os.kill(os.getpid(), number)
+        time.sleep(60)
+
+    return end
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A finished run and its bundle."""
+    folder = tmp_path_factory.mktemp("run")
+    data = synthetic_dataset(folder / "d")
+    settings = small_config(data, folder / "run", model={"name": "lightgcn"}, train={"epochs": 2})
+    run_worker(settings, stop_requested=lambda: False)
+    bundle.export_bundle(trained.load_trained(str(folder / "run")), str(folder / "bundle"))
+    return folder
+
+
+COMMANDS = {
+    "evaluate": (["evaluate", "{run}/run"], evaluator, "merge_topk"),
+    "export": (["export", "{run}/run", "--out", "{run}/bundle", "--force"], bundle, "_write_table"),
+    "recommend": (["recommend", "{run}/bundle", "--all", "--out", "{run}/recs.parquet"], evaluator, "merge_topk"),
+    "partition": (["partition", "{run}/d", "--num-parts", "2", "--out", "{run}/parts"], partitioning, "metis_parts"),
+    "inspect": (["inspect", "{run}/d"], partitioning.Dataset, "interactions"),
+}
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_but_train_ends_at_once(name, number, run, run_cli, monkeypatch):
+    words, place, function = COMMANDS[name]
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    monkeypatch.setattr(place, function, ended(number))
+    status, _, err = run_cli(*(word.format(run=run) for word in words))
+    assert (status, err) == (130, "interrupted; nothing is left half-written\n")
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
+
+
+def test_a_library_that_makes_another_error_of_it_does_not_hide_it():
+    with pytest.raises(StoppedEarlyError, match="at once"), at_once(StoppedEarlyError("at once")):
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+        except StoppedEarlyError:
+            raise RuntimeError("interrupted") from None
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_a_library_that_makes_another_error_of_an_interrupt_does_not_hide_it(number):
+    with pytest.raises(KeyboardInterrupt), StopSignals():
+        try:
+            os.kill(os.getpid(), number)
+        except KeyboardInterrupt:
+            raise UserError("the checkpoint cannot be written") from None
+    with pytest.raises(UserError), StopSignals():
+        raise UserError("nobody has interrupted")
+    with pytest.raises(StoppedError), StopSignals():
+        with suppress(KeyboardInterrupt):
+            os.kill(os.getpid(), number)
+        raise StoppedError("what is saved is saved")
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_before_the_run_looks_for_it_a_signal_ends_it_and_then_it_is_a_request(number):
+    with StopSignals() as signals:
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), number)
+        assert not signals.requested()
+        os.kill(os.getpid(), number)
+        assert signals.requested()
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), number)
+
+
+@pytest.mark.parametrize("where", ["epoch 1, evaluation", "the final measurement"])
+def test_evaluation_and_the_final_measurement_are_left_at_once(where, run, tmp_path, monkeypatch):
+    """And the run ends the same when it goes on."""
+    measure, asked = Evaluation.measure, []
+
+    def asked_meanwhile(self, model, split, *, poll):
+        if split == ("valid" if "evaluation" in where else "test") and (len(asked) == 1 or split == "test"):
+            asked.append("stop")
+        asked.append(split)
+        return measure(self, model, split, poll=poll)
+
+    settings = small_config(run / "d", tmp_path / "run", model={"name": "lightgcn"}, train={"epochs": 2})
+    monkeypatch.setattr(Evaluation, "measure", asked_meanwhile)
+    with pytest.raises(StoppedError, match=f"^{where}$"):
+        run_worker(settings, stop_requested=lambda: "stop" in asked)
+    monkeypatch.undo()
+    run_worker(settings, stop_requested=lambda: False)
+    assert metrics_of(tmp_path / "run") == metrics_of(run / "run")
+    results = [RunFolder(str(folder / "run")).result() for folder in (tmp_path, run)]
+    for split in ("valid", "test"):
+        assert results[0][split] == results[1][split]
