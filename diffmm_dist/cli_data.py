@@ -33,7 +33,7 @@ def prepare_published(
     out: Out,
     force: Force = False,
 ) -> None:
-    """Import a folder in the form published with DiffMM, AdaGCL and DiffKG; pickles may hold only sparse matrices."""
+    """Import a folder in the form published with DiffMM, AdaGCL, DiffKG or PromptMM; pickles may hold matrices only."""
     from diffmm_dist.prepare.importers.published import import_published
 
     _check_out(out, force, folder)

@@ -1,4 +1,4 @@
-"""The folders published with DiffMM, AdaGCL and DiffKG: pickled SciPy matrices, with or without NumPy features."""
+"""The folders published with DiffMM, AdaGCL, DiffKG and PromptMM: matrices or lists, with or without NumPy features."""
 
 import os
 from collections.abc import Collection, Iterator, Mapping
@@ -15,6 +15,7 @@ from diffmm_dist.data.schema import Split
 from diffmm_dist.data.writer import dataset_writer
 from diffmm_dist.errors import UserError
 from diffmm_dist.prepare.importers.arrays import open_rows
+from diffmm_dist.prepare.importers.published_lists import LISTS, read_lists
 from diffmm_dist.prepare.importers.report import NO_VALIDATION, ImportReport, Mistakes
 from diffmm_dist.prepare.importers.sparse_pickle import Pattern, read_patterns
 from diffmm_dist.staging import scratch_folder
@@ -28,11 +29,12 @@ _SHOWN = 5  # names of a folder that a note repeats
 def import_published(folder: str, out: str, *, force: bool = False) -> ImportReport:
     """Convert a published folder into a dataset.
 
-    Non-zero entries become interactions; ids are the matrices' row and column numbers.
+    Non-zero entries become interactions; ids are the row and column numbers.
 
     Args:
-        folder: path or s3:// address; holds trnMat.pkl, tstMat.pkl, valMat.pkl if there is one, and any or none of
-            image/text/audio_feat.npy. What else it holds is left aside, and a note says so.
+        folder: path or s3:// address; holds trnMat.pkl, tstMat.pkl, valMat.pkl if there is one, or in their place
+            train.json, test.json and val.json, and any or none of image/text/audio_feat.npy. What else it holds is left
+            aside, and a note says so.
         out: the dataset to write.
         force: replace a dataset that is already there.
 
@@ -42,21 +44,27 @@ def import_published(folder: str, out: str, *, force: bool = False) -> ImportRep
     names = storage.list_names(folder)
     if not names:
         raise UserError(f"{folder} is not a folder with files; give the one that holds {MATRICES['train']}")
-    missing = [name for name in (*MATRICES.values(), *FEATURES.values()) if name not in names]
-    paths = {name: storage.join(folder, name) for name in (*MATRICES.values(), *FEATURES.values())}
+    has_lists = MATRICES["train"] not in names and LISTS["train"] in names
+    splits = LISTS if has_lists else MATRICES
+    missing = [name for name in (*splits.values(), *FEATURES.values()) if name not in names]
+    paths = {name: storage.join(folder, name) for name in (*splits.values(), *FEATURES.values())}
     wrong = Mistakes(
         f"{paths[needed]} is missing; a published folder must have it"
-        for needed in (MATRICES["train"], MATRICES["test"])
+        for needed in (splits["train"], splits["test"])
         if needed in missing
     )
     features: dict[str, npt.NDArray[Any]] = {}
-    matrices = _read_matrices({split: paths[name] for split, name in MATRICES.items() if name not in missing}, wrong)
     for modality, name in FEATURES.items():
         if name not in missing:
             with wrong.collected():
                 features[modality] = open_rows(paths[name], kinds="f", needed="float rows")
+    there = {split: paths[name] for split, name in splits.items() if name not in missing}
+    if has_lists:
+        matrices = read_lists(there, wrong, num_items=max((len(rows) for rows in features.values()), default=0))
+    else:
+        matrices = _read_matrices(there, wrong)
     if "train" in matrices:
-        wrong += _disagreements(paths, matrices, features)
+        wrong += _disagreements(there, matrices, features)
     wrong.check()
     num_users, num_items = matrices["train"].shape
     with dataset_writer(out, num_users=num_users, num_items=num_items, force=force) as writer:
@@ -68,24 +76,25 @@ def import_published(folder: str, out: str, *, force: bool = False) -> ImportRep
                 writer.add_features(modality, storable(rows[start : start + _ROWS_PER_CHUNK]))
         writer.add_ids("users", pa.array(np.arange(num_users)))
         writer.add_ids("items", pa.array(np.arange(num_items)))
-    return ImportReport(tuple(missing), (*_notes(paths, matrices), *_left_aside(folder, names)))
+    used = {*splits.values(), *FEATURES.values()}
+    return ImportReport(tuple(missing), (*_notes(there, matrices), *_left_aside(folder, set(names) - used)))
 
 
 def _disagreements(
-    paths: dict[str, str], matrices: Mapping[Split, Pattern], features: dict[str, npt.NDArray[Any]]
+    paths: Mapping[Split, str], matrices: Mapping[Split, Pattern], features: dict[str, npt.NDArray[Any]]
 ) -> Iterator[str]:
     """Yield which files have another shape than the training matrix."""
     num_users, num_items = matrices["train"].shape
     for split, matrix in matrices.items():
         if matrix.shape != (num_users, num_items):
             yield (
-                f"{paths[MATRICES[split]]} has shape {matrix.shape} but {MATRICES['train']} has "
+                f"{paths[split]} has shape {matrix.shape} but {storage.name(paths['train'])} has "
                 f"({num_users}, {num_items}); they must agree"
             )
     for modality, rows in features.items():
         if rows.shape[0] != num_items:
             yield (
-                f"{paths[FEATURES[modality]]}: modality '{modality}' has {rows.shape[0]} feature rows but there are "
+                f"{FEATURES[modality]}: modality '{modality}' has {rows.shape[0]} feature rows but there are "
                 f"{num_items} items; give one row per item"
             )
 
@@ -118,11 +127,11 @@ def _local_copy(uri: str, folder: str) -> str:
         return os.path.abspath(uri)
 
 
-def _notes(paths: Mapping[str, str], matrices: Mapping[Split, Pattern]) -> Iterator[str]:
+def _notes(paths: Mapping[Split, str], matrices: Mapping[Split, Pattern]) -> Iterator[str]:
     """Say what of the matrices might surprise."""
     for split, matrix in matrices.items():
         if matrix.num_zeros:
-            yield f"{paths[MATRICES[split]]}: {matrix.num_zeros:,} stored zeros are no interactions"
+            yield f"{paths[split]}: {matrix.num_zeros:,} stored zeros are no interactions"
     if "valid" not in matrices or not matrices["valid"].keys.size:
         yield NO_VALIDATION
     yield from _overlaps(matrices)
@@ -140,8 +149,7 @@ def _overlaps(matrices: Mapping[Split, Pattern]) -> list[str]:
 
 def _left_aside(folder: str, names: Collection[str]) -> list[str]:
     """Say which of a folder's files are not read, such as a knowledge graph's kg.txt."""
-    others = sorted(set(names) - {*MATRICES.values(), *FEATURES.values()})
-    others = [name for name in others if not name.startswith((".", "_"))]
+    others = [name for name in sorted(names) if not name.startswith((".", "_"))]
     if not others:
         return []
     shown = ", ".join(others[:_SHOWN]) + (f" and {len(others) - _SHOWN:,} more" if len(others) > _SHOWN else "")

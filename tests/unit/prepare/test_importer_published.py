@@ -1,3 +1,4 @@
+import json
 import pickle
 
 import numpy as np
@@ -295,3 +296,51 @@ def test_missing_folder_and_files(folder, tmp_path):
     (folder / "tstMat.pkl").mkdir()
     with pytest.raises(UserError, match=r"cannot read .*tstMat\.pkl: Is a directory"):
         read(folder, tmp_path / "out")
+
+
+LISTS = {
+    "train.json": {"0": [2, 0], "3": [1]}, "val.json": {"0": [1], "1": []}, "test.json": {"2": [4], "0": [3, 3]},
+}  # fmt: skip
+
+
+def write_lists(folder, **changes):
+    folder.mkdir()
+    for name, lists in {**LISTS, **changes}.items():
+        (folder / name).write_text(lists if isinstance(lists, str) else json.dumps(lists))
+    return folder
+
+
+def test_lists_in_the_place_of_matrices(tmp_path):
+    folder = write_lists(tmp_path / "in")
+    np.save(folder / "image_feat.npy", np.zeros((6, 2), np.float32))
+    (folder / "train_mat").write_bytes(b"not read")
+    report = import_published(str(folder), str(tmp_path / "out"))
+    dataset = Dataset.open(str(tmp_path / "out"))
+    assert (dataset.num_users, dataset.num_items) == (4, 6)
+    pairs = {split: dataset.interactions(split).dense().nonzero().tolist() for split in ("train", "valid", "test")}
+    assert pairs == {"train": [[0, 0], [0, 2], [3, 1]], "valid": [[0, 1]], "test": [[0, 3], [2, 4]]}
+    assert "left aside, for there is no use for them yet: train_mat" in report.notes
+
+
+@pytest.mark.parametrize(("content", "sentence"), [
+    ("[1, 2]", "must hold an object with a list of items for each user"),
+    ({"0": 1}, "must hold an object with a list of items for each user"),
+    ({"u": [1]}, "train.json: user 'u' is no number from 0 to"),
+    ({"0": ["a"]}, "train.json: item 'a' is no number from 0 to"),
+    ({"0": [-1]}, "train.json: item -1 is no number from 0 to"),
+    ({"0": [2**40]}, "train.json: item 1099511627776 is no number from 0 to"),
+    ({"0": [True]}, "train.json: item true is no number from 0 to"),
+    ({"0": [1.5]}, "train.json: item 1.5 is no number from 0 to"),
+    ("{", "train.json is not valid JSON"),
+])  # fmt: skip
+def test_lists_that_are_none(tmp_path, content, sentence):
+    folder = write_lists(tmp_path / "in", **{"train.json": content})
+    with pytest.raises(UserError, match=sentence):
+        import_published(str(folder), str(tmp_path / "out"))
+
+
+def test_lists_without_a_test_split(tmp_path):
+    folder = write_lists(tmp_path / "in")
+    (folder / "test.json").unlink()
+    with pytest.raises(UserError, match=r"test\.json is missing; a published folder must have it"):
+        import_published(str(folder), str(tmp_path / "out"))
