@@ -14,7 +14,7 @@ from diffmm_dist.models.recipe import Ingredients, ModelEntry, Recipe
 from diffmm_dist.models.registry import entry_of
 from diffmm_dist.parallel.world import World
 from diffmm_dist.runs.config import Config
-from diffmm_dist.train.selection import Evaluation
+from diffmm_dist.train.selection import Evaluation, check_selection_split
 
 
 def choose_device(requested: str) -> torch.device:
@@ -37,14 +37,23 @@ def open_dataset(config: Config) -> Dataset:
     return Dataset.open(config.data.path, Reading(config.data.batches_ahead, config.data.cache, config.data.verify))
 
 
+def check_trainable(config: Config, dataset: Dataset) -> None:
+    """Refuse a dataset that the run cannot be trained on, before there is a run folder.
+
+    Raises:
+        UserError: it has no training interactions, or none to choose the best epoch with.
+    """
+    if dataset.manifest.num_interactions("train") == 0:
+        raise UserError(f"dataset {dataset.uri} has no training interactions; prepare it with some")
+    check_selection_split(dataset, config.eval.protocol)
+
+
 def load_training_data(config: Config, dataset: Dataset, world: World) -> TrainingData:
     """Read the worker's slice of the training data onto its device.
 
     Raises:
-        UserError: there is nothing to train on, a modality is missing, or a file is damaged.
+        UserError: a modality is missing, or a file is damaged.
     """
-    if dataset.manifest.num_interactions("train") == 0:
-        raise UserError(f"dataset {dataset.uri} has no training interactions; prepare it with some")
     modalities = config.data.modalities
     if modalities is None:
         modalities = tuple(dataset.manifest.modalities)

@@ -18,6 +18,16 @@ from diffmm_dist.runs.protocol import SELECTION_SPLIT, Protocol
 from diffmm_dist.sparse import CSR
 
 
+def check_selection_split(dataset: Dataset, protocol: Protocol) -> None:
+    """Raise a ``UserError`` where the split that picks the best epoch is empty."""
+    if dataset.manifest.num_interactions(SELECTION_SPLIT[protocol]) == 0:
+        missing, other = ("validation", "published") if protocol == "validation" else ("test", "validation")
+        raise UserError(
+            f"dataset {dataset.uri} has no {missing} interactions to choose the best epoch with; prepare it with a "
+            f"{missing} split or set eval.protocol={other}"
+        )
+
+
 class Evaluation:
     """All-ranking evaluation of a model under a protocol.
 
@@ -52,12 +62,7 @@ class Evaluation:
         self._ks = ks
         self._batch_size = batch_size
         self.selection_split = SELECTION_SPLIT[protocol]
-        if self.selection_split in self._empty:
-            missing, other = ("validation", "published") if protocol == "validation" else ("test", "validation")
-            raise UserError(
-                f"dataset {dataset.uri} has no {missing} interactions to choose the best epoch with; prepare it with a "
-                f"{missing} split or set eval.protocol={other}"
-            )
+        check_selection_split(dataset, protocol)
 
     def measure(self, model: Recommender, split: Split, *, poll: Callable[[], None] = lambda: None) -> dict[str, float]:
         """Return the metrics on a split, masked as the protocol says; empty for an empty split.

@@ -29,6 +29,7 @@ from diffmm_dist.train.available import available_memory
 from diffmm_dist.train.build import (
     build_evaluation,
     build_recipe,
+    check_trainable,
     choose_device,
     load_training_data,
     open_dataset,
@@ -73,6 +74,7 @@ def run_worker(
     if world.size > 1 and world.is_first:
         logger.info("%d workers, by rank processes %s", world.size, ", ".join(map(str, processes)))
     dataset = agree(lambda: open_dataset(config), world)
+    agree(lambda: check_trainable(config, dataset), world)
     folder = RunFolder(config.run.path, lease_s=config.cluster.lease_s)
     fingerprint = dataset.manifest.fingerprint
     on_first(lambda: folder.claim(config, fingerprint=fingerprint, patience_s=patience_s), world)

@@ -139,7 +139,8 @@ def test_both_names_of_the_command_do_the_same_and_training_says_what_is_missing
     config = write_config(tmp_path / "c.yaml", model={"name": "lightgcn"}, data={"path": str(tmp_path / "published")})
     status, _, err = run_cli("train", "--config", config, f"run.path={tmp_path / 'a'}")
     assert (status, "no validation interactions" in err) == (1, True)
-    status, out, _ = run_cli("train", "--config", config, f"run.path={tmp_path / 'b'}", "eval.protocol=published")
+    assert not (tmp_path / "a").exists(), "a run that cannot begin leaves no folder in the way of one that can"
+    status, out, _ = run_cli("train", "--config", config, f"run.path={tmp_path / 'a'}", "eval.protocol=published")
     assert (status, "PUBLISHED PROTOCOL: chosen on test" in out) == (0, True)
 
 
