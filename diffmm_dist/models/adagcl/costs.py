@@ -3,6 +3,7 @@
 Symbols: E interactions, N nodes, L layers, d embedding, W workers, B batch, A distinct nodes of a batch.
 """
 
+import math
 from collections.abc import Mapping
 
 from diffmm_dist.graph import relation
@@ -97,7 +98,7 @@ _OTHER_EXCHANGES = 1 + 5  # rows that are decoded; counts, targets and gradients
 
 
 def work(share: Share, *, embedding_dim: int, num_layers: int, batch_size: int, alone: bool) -> Mapping[str, Work]:
-    """Return what one worker does in an epoch; every row of the contrast counts, though equal ones are computed once.
+    """Return what one worker does in an epoch; the contrast has as many distinct nodes as even draws would hit.
 
     Args:
         share: the data.
@@ -108,10 +109,11 @@ def work(share: Share, *, embedding_dim: int, num_layers: int, batch_size: int, 
     """
     steps, size, dim = -(-share.num_interactions // batch_size), share.num_workers, embedding_dim
     nodes, edges = (share.num_users + share.num_items) / size, share.num_interactions / size
-    anchors = 2 * batch_size / size
-    compared = anchors if alone else 2 * batch_size
+    drawn = _distinct(batch_size, share.num_users) + _distinct(batch_size, share.num_items)
+    anchors = drawn / size
+    compared = anchors if alone else drawn
     maps = _ENCODER_MAPS * _TRAINED + num_layers * _GATE_MAPS * (_TRAINED + _VIEWED)
-    decoded = edges + nodes + _TRAINED * anchors
+    decoded = edges + nodes + _TRAINED * 2 * batch_size / size
     flops = product_flop(nodes, dim, dim) * maps + product_flop(decoded, dim, dim)
     flops += _CONTRAST_PRODUCTS * product_flop(anchors, compared, dim)
     moved = (
@@ -121,6 +123,11 @@ def work(share: Share, *, embedding_dim: int, num_layers: int, batch_size: int, 
     moved += (nodes * dim * accesses + (2 * edges + nodes) * num_layers * _ENTRY_ACCESSES) * FLOAT
     exchanges = num_layers * (_WIDE_EXCHANGES + _NARROW_EXCHANGES) + _OTHER_EXCHANGES + RANKING_EXCHANGES
     return {"recommend": Work(steps, steps * flops, steps * moved, steps * exchanges if size > 1 else 0)}
+
+
+def _distinct(draws: int, nodes: int) -> float:
+    """Return how many different nodes are expected among so many draws of them."""
+    return nodes * -math.expm1(-draws / nodes)
 
 
 def traffic(cuts: Cuts, *, embedding_dim: int, num_layers: int, alone: bool) -> list[Traffic]:
