@@ -1,4 +1,4 @@
-"""The heterogeneous user-item graph: named relations, and the DGL heterograph made of them."""
+"""The heterogeneous graph: relations of users and items, edges of any other types, and the DGL heterograph of them."""
 
 import os
 import sys
@@ -18,6 +18,7 @@ from diffmm_dist.graph.relation import Edges, Relation
 
 REAL = "interacts"
 Kernel = Literal["csr", "dgl"]
+EdgeType = tuple[str, str, str]
 
 
 def import_dgl(*, otherwise: str = "set graph.kernel=csr") -> Any:
@@ -76,53 +77,68 @@ def _copies_of_streams() -> dict[int, int]:
 
 
 class HeteroGraph:
-    """Users, items and the relations between them: ``interacts`` and one per generated graph.
+    """Nodes and edges of any types: users, items and the relations between them, and whatever else is given.
+
+    Node and edge types are data: a relation NAME brings the edge types (user, NAME, item) and (item, rev_NAME, user),
+    and further edges come with theirs, such as (entity, knows, entity). There are as many nodes of a type as its edges
+    reach.
 
     Args:
-        relations: by name.
+        relations: between users and items, by name: ``interacts`` and one per generated graph.
+        further: edges of other types.
         kernel: what sums neighbours; they agree but for rounding.
     """
 
-    def __init__(self, relations: Mapping[str, Relation], *, kernel: Kernel = "csr") -> None:
+    def __init__(
+        self,
+        relations: Mapping[str, Relation],
+        *,
+        further: Mapping[EdgeType, Edges] | None = None,
+        kernel: Kernel = "csr",
+    ) -> None:
         self.relations = dict(relations)
+        self.further = dict(further or {})
         self.kernel = kernel
 
     def with_relations(self, relations: Mapping[str, Relation]) -> "HeteroGraph":
         """Return a graph that has these relations too, replacing those of the same name."""
-        return HeteroGraph({**self.relations, **relations}, kernel=self.kernel)
+        return HeteroGraph({**self.relations, **relations}, further=self.further, kernel=self.kernel)
+
+    @cached_property
+    def edges(self) -> dict[EdgeType, Edges]:
+        """All edges by their type (type of their sources, name, type of their targets), with local numbers."""
+        found: dict[EdgeType, Edges] = {}
+        for name, relation in self.relations.items():
+            found["user", name, "item"] = relation.to_items
+            found["item", f"rev_{name}", "user"] = relation.to_users
+        return {**found, **self.further}
+
+    @cached_property
+    def num_nodes(self) -> dict[str, int]:
+        """Nodes of each type; of items own ones and the longest halo, since each relation numbers its own behind."""
+        counts: dict[str, int] = {}
+        for (source, _, target), edges in self.edges.items():
+            for kind, count in ((source, edges.by_target.num_columns), (target, edges.by_target.num_rows)):
+                counts[kind] = max(counts.get(kind, 0), count)
+        return counts
 
     @cached_property
     def dgl_graph(self) -> Any:
-        """All relations as one ``dgl.DGLGraph`` with edge types (user, NAME, item) and (item, rev_NAME, user).
-
-        Its nodes are this worker's own users, its own items and their halo.
-        """
-        dgl = import_dgl()
-        counts = {"user": self.relations[REAL].user_scale.shape[0], "item": self._num_item_nodes}
-        data = {}
-        for name, relation in self.relations.items():
-            data["user", name, "item"] = _csc(relation.to_items, counts["item"])
-            data["item", f"rev_{name}", "user"] = _csc(relation.to_users, counts["user"])
-        return dgl.heterograph(data, num_nodes_dict=counts)
-
-    @property
-    def _num_item_nodes(self) -> int:
-        """Own items and the longest halo of any relation: each relation numbers its own halo behind the own items."""
-        return max(relation.halo.num_local for relation in self.relations.values())
+        """All edges as one ``dgl.DGLGraph`` of these types; its nodes are this worker's own and their halo."""
+        data = {kind: _csc(edges, self.num_nodes[kind[2]]) for kind, edges in self.edges.items()}
+        return import_dgl().heterograph(data, num_nodes_dict=self.num_nodes)
 
     @cached_property
     def _dgl_relations(self) -> dict[int, tuple[Any, Tensor]]:
-        """DGL's graph of each direction of each relation, and of its reverse, by the identity of our edges.
+        """DGL's graph of every type of edges, and of its reverse, by the identity of our edges.
 
         Each with the weights in its own order of edges, which a reverse shares with what it is the reverse of.
         """
         dgl = import_dgl()
-        graphs = {}
-        for name, relation in self.relations.items():
-            for edges, edge_type in ((relation.to_items, name), (relation.to_users, f"rev_{name}")):
-                weights = edges.weights[:, None]
-                graphs[id(edges)] = self.dgl_graph[edge_type], weights
-                graphs.setdefault(id(edges.reversed), (dgl.reverse(self.dgl_graph[edge_type]), weights))
+        graphs = {id(edges): (self.dgl_graph[kind], edges.weights[:, None]) for kind, edges in self.edges.items()}
+        for kind, edges in self.edges.items():
+            if id(edges.reversed) not in graphs:
+                graphs[id(edges.reversed)] = dgl.reverse(self.dgl_graph[kind]), edges.weights[:, None]
         return graphs
 
     def neighbor_sum(self, edges: Edges, source_rows: Tensor, weights: Tensor | None = None) -> Tensor:

@@ -4,7 +4,7 @@ import torch
 from diffmm_dist.graph.equations import layer_sum, normalized_adjacency
 from diffmm_dist.graph.hetero import REAL, HeteroGraph
 from diffmm_dist.graph.propagate import propagate, propagate_tables, propagate_to_users, sum_of_layers
-from diffmm_dist.graph.relation import Relation
+from diffmm_dist.graph.relation import Edges, Relation
 from diffmm_dist.parallel.random import RandomStream
 from diffmm_dist.sparse import CSR
 from tests.support.builders import as_matrix, random_pairs, random_rows
@@ -164,3 +164,36 @@ def test_heterograph_has_both_directions_of_every_relation():
     }  # fmt: skip
     assert graph.num_nodes("user") == 9
     assert graph.num_edges("interacts") == real.to_items.num_edges
+
+
+def test_nodes_and_edges_of_any_types(kernel):
+    """A knowledge graph and its relation to the items beside the interactions: each sums over its own edges."""
+    pairs = GRAPHS["cold nodes"]()
+    relation = Relation.normalized(pairs)
+    knows, about = random_pairs(11, 11, seed=4, empty_rows=[3]), random_pairs(7, 11, seed=5)
+    ones = [(torch.rand(pattern.num_rows), torch.rand(pattern.num_columns)) for pattern in (knows, about)]
+    further = {
+        ("entity", kind, target): Edges.weighted(pattern, pattern.transpose(), *scales)
+        for (kind, target, pattern), scales in zip(
+            (("knows", "entity", knows), ("about", "item", about)), ones, strict=True
+        )
+    }
+    graph = HeteroGraph({REAL: relation}, further=further, kernel=kernel)
+    assert graph.num_nodes == {"user": 9, "item": 7, "entity": 11}
+    rows = random_rows(11, 5, seed=6)
+    for (edges, pattern), (targets, sources) in zip(
+        zip(further.values(), (knows, about), strict=True), ones, strict=True
+    ):
+        matrix = dense(pattern) * targets[:, None] * sources
+        torch.testing.assert_close(graph.neighbor_sum(edges, rows), matrix @ rows)
+        back = random_rows(pattern.num_rows, 5, seed=7)
+        torch.testing.assert_close(graph.neighbor_sum(edges.reversed, back), matrix.T @ back)
+        own = torch.rand(edges.num_edges)
+        other = torch.zeros_like(matrix).index_put((pattern.row_ids, pattern.indices), own)
+        torch.testing.assert_close(graph.neighbor_sum(edges, rows, own), other @ rows)
+    torch.testing.assert_close(as_matrix(relation, kernel), normalized_adjacency(dense(pairs)))
+    if kernel == "dgl":
+        assert set(graph.dgl_graph.canonical_etypes) == {
+            ("user", REAL, "item"), ("item", f"rev_{REAL}", "user"), ("entity", "knows", "entity"),
+            ("entity", "about", "item"),
+        }  # fmt: skip
