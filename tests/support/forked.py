@@ -9,6 +9,7 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Final
 
+from diffmm_dist import interrupts
 from tests.support.builders import ROOT
 
 START: Final = "forkserver"
@@ -16,12 +17,14 @@ _context = get_context(START)
 _context.set_forkserver_preload(["tests.support.preloaded"])
 
 
-def _run(function, arguments, log, environment):
+def _run(function, arguments, log, environment, begun):
+    interrupts.hear()  # as launch.py does first
     assert "tests.support.preloaded" in sys.modules
     os.environ.update(environment)
     with open(log, "ab", buffering=0) as file:
         for stream in (1, 2):
             os.dup2(file.fileno(), stream)
+    begun.set()
     os.chdir(ROOT)
     function(*arguments)
 
@@ -44,8 +47,10 @@ class Forked:
     def __init__(self, log, function, *arguments, env=None):
         self._log = Path(log)
         self._start = self._log.stat().st_size if self._log.exists() else 0
-        self._process = _context.Process(target=_run, args=(function, arguments, str(log), env or {}))
+        begun = _context.Event()
+        self._process = _context.Process(target=_run, args=(function, arguments, str(log), env or {}, begun))
         self._process.start()
+        begun.wait(60)  # what a signal does before the program's first line is not the program's
         assert self._process.pid is not None
         self.pid = self._process.pid
 
