@@ -170,20 +170,22 @@ class _Numbered:
     def new(self, values: Ints) -> Ints:
         """Return the new numbers."""
         out: Ints = values.copy()
-        for start, order in self.axes:
-            if order is not None:
-                ours = (values >= start) & (values < start + len(order.part))
-                out[ours] = order.new_rows[values[ours] - start] + start
+        for start, order, ours in self._cut(values):
+            out[ours] = order.new_rows[values[ours] - start] + start
         return out
 
     def part(self, values: Ints) -> Ints:
         """Return the parts; what is not cut is in the first."""
         out = np.zeros(len(values), np.int64)
+        for start, order, ours in self._cut(values):
+            out[ours] = order.part[values[ours] - start]
+        return out
+
+    def _cut(self, values: Ints) -> Iterator[tuple[int, Order, npt.NDArray[np.bool_]]]:
+        """Yield the first number and the order of each axis that is cut, and which values are its rows."""
         for start, order in self.axes:
             if order is not None:
-                ours = (values >= start) & (values < start + len(order.part))
-                out[ours] = order.part[values[ours] - start]
-        return out
+                yield start, order, (values >= start) & (values < start + len(order.part))
 
 
 def _places(parts: Ints) -> list[tuple[int, Ints]]:

@@ -82,7 +82,7 @@ def build(golden, shard=None, kernel="csr", mode="reference"):
     data = TrainingData(shard, own, pairs.num_entries, {})
     graph = HeteroGraph({REAL: Relation.normalized(own, shard, dtype=golden.dtype)}, kernel=kernel)
     model = AdaGCL(
-        data, graph, seed=0, embedding_dim=golden["embedding_dim"], num_layers=golden["num_layers"],
+        shard, graph, seed=0, embedding_dim=golden["embedding_dim"], num_layers=golden["num_layers"],
         gates=HardConcrete(golden["gate_gamma"], golden["gate_zeta"]), mode=mode,
     ).to(golden.dtype)  # fmt: skip
     with torch.no_grad():

@@ -5,26 +5,25 @@ Symbols: E_u, E_i ID embeddings; A^ the real graph with self loops; V1 the prune
 
 from typing import Literal
 
-import torch
 from torch import Tensor
 
-from diffmm_dist.data.training import TrainingData
 from diffmm_dist.graph.entries import propagate_entries
-from diffmm_dist.graph.hetero import REAL, HeteroGraph, Kernel
-from diffmm_dist.graph.propagate import Rows, sum_of_layers
+from diffmm_dist.graph.hetero import REAL, HeteroGraph
+from diffmm_dist.graph.propagate import Rows
 from diffmm_dist.models.adagcl.gates import GateGenerator, HardConcrete
 from diffmm_dist.models.adagcl.pruning import PruningGenerator
-from diffmm_dist.models.common.tables import EmbeddingTables
+from diffmm_dist.models.common.tables import PropagatedTables
 from diffmm_dist.parallel.ranges import Ownership
+from diffmm_dist.parallel.shard import Shard
 
 Mode = Literal["corrected", "reference"]
 
 
-class AdaGCL(EmbeddingTables):
+class AdaGCL(PropagatedTables):
     """Sum of the layers A^^l [E_u; E_i], with two generators of views of the graph beside it.
 
     Args:
-        data: the training data.
+        shard: what this worker owns.
         graph: has the real relation.
         seed: of the initial values.
         embedding_dim: d.
@@ -39,7 +38,7 @@ class AdaGCL(EmbeddingTables):
 
     def __init__(
         self,
-        data: TrainingData,
+        shard: Shard,
         graph: HeteroGraph,
         *,
         seed: int,
@@ -48,34 +47,13 @@ class AdaGCL(EmbeddingTables):
         gates: HardConcrete,
         mode: Mode = "corrected",
     ) -> None:
-        super().__init__(data.shard, seed=seed, embedding_dim=embedding_dim)
-        self.graph = graph
+        super().__init__(shard, graph, seed=seed, embedding_dim=embedding_dim, num_layers=num_layers)
         self.mode = mode
-        self._num_layers = num_layers
-        self.pruning = PruningGenerator(data.shard, seed=seed, embedding_dim=embedding_dim, num_layers=num_layers)
+        self.pruning = PruningGenerator(shard, seed=seed, embedding_dim=embedding_dim, num_layers=num_layers)
         self.gating = GateGenerator(seed=seed, embedding_dim=embedding_dim, num_layers=num_layers, distribution=gates)
         if mode == "reference":
             self.register_buffer("initial_users", self.user_embedding.detach().clone())
             self.register_buffer("initial_items", self.item_embedding.detach().clone())
-
-    @property
-    def kernel(self) -> Kernel:
-        """The graph's kernel."""
-        return self.graph.kernel
-
-    @property
-    def tables(self) -> Rows:
-        """E_u and E_i."""
-        return self.user_embedding, self.item_embedding
-
-    def forward(self) -> Rows:
-        """Return the final embeddings of own users and own items."""
-        return sum_of_layers(self.graph, self.tables, num_layers=self._num_layers)
-
-    @torch.no_grad()
-    def embeddings(self) -> tuple[Tensor, Tensor]:
-        """Return the final embeddings, without gradient."""
-        return self.forward()
 
     def pruned_view(self, values_V: Tensor) -> Rows:
         """Return sum_l V1^l [E_u; E_i] of the first view's values."""

@@ -15,7 +15,7 @@ from diffmm_dist.models.recipe import Ingredients, ModelEntry, Needs, Recipe
 
 def _build(settings: Settings, given: Ingredients) -> Recipe:
     model = AdaGCL(
-        given.data,
+        given.data.shard,
         given.real_graph(width=settings.embedding_dim),
         seed=given.seed,
         embedding_dim=settings.embedding_dim,

@@ -1,7 +1,10 @@
-"""A model with a table of ID embeddings for users and one for items."""
+"""Models with a table of ID embeddings for users and one for items, as they are or propagated over the real graph."""
 
+import torch
 from torch import Tensor
 
+from diffmm_dist.graph.hetero import HeteroGraph, Kernel
+from diffmm_dist.graph.propagate import Rows, sum_of_layers
 from diffmm_dist.losses.regularization import squared_norm
 from diffmm_dist.models.base import Recommender
 from diffmm_dist.models.common.initialization import xavier_table
@@ -42,3 +45,39 @@ class EmbeddingTables(Recommender):
     def squared_norm(self) -> Tensor:
         """Return this worker's share of ||E_u||^2 + ||E_i||^2."""
         return squared_norm(self.user_embedding, self.item_embedding)
+
+
+class PropagatedTables(EmbeddingTables):
+    """Sum of the layers A^^l [E_u; E_i], l = 0 .. L.
+
+    Args:
+        shard: what this worker owns.
+        graph: has the real relation.
+        seed: of the initial values.
+        embedding_dim: d.
+        num_layers: L.
+    """
+
+    def __init__(self, shard: Shard, graph: HeteroGraph, *, seed: int, embedding_dim: int, num_layers: int) -> None:
+        super().__init__(shard, seed=seed, embedding_dim=embedding_dim)
+        self.graph = graph
+        self._num_layers = num_layers
+
+    @property
+    def kernel(self) -> Kernel:
+        """The graph's kernel."""
+        return self.graph.kernel
+
+    @property
+    def tables(self) -> Rows:
+        """E_u and E_i."""
+        return self.user_embedding, self.item_embedding
+
+    def forward(self) -> Rows:
+        """Return the final embeddings of own users and own items."""
+        return sum_of_layers(self.graph, self.tables, num_layers=self._num_layers)
+
+    @torch.no_grad()
+    def embeddings(self) -> tuple[Tensor, Tensor]:
+        """Return the final embeddings, without gradient."""
+        return self.forward()

@@ -14,7 +14,7 @@ from diffmm_dist.models.recipe import Ingredients, ModelEntry, Needs, Recipe
 
 def _build(settings: Settings, given: Ingredients) -> Recipe:
     model = LightGCN(
-        given.data,
+        given.data.shard,
         given.real_graph(width=settings.embedding_dim),
         seed=given.seed,
         embedding_dim=settings.embedding_dim,

@@ -26,7 +26,9 @@ OPTIMIZATION = Optimization(batch_size=16, learning_rate=1e-2, l2_weight=1e-4)
 def build(mode="corrected", num_layers=2):
     data = training_data(PAIRS, {})
     graph = HeteroGraph({REAL: Relation.normalized(PAIRS)})
-    return AdaGCL(data, graph, seed=1, embedding_dim=4, num_layers=num_layers, gates=DISTRIBUTION, mode=mode), data
+    return AdaGCL(
+        data.shard, graph, seed=1, embedding_dim=4, num_layers=num_layers, gates=DISTRIBUTION, mode=mode
+    ), data
 
 
 def settings(**changes):
