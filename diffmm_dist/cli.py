@@ -154,7 +154,8 @@ def evaluate(
 @app.command()
 def export(run: Run, out: Out, force: Force = False) -> None:
     """Write the best epoch's embeddings, ids, settings and weights as a bundle."""
-    from diffmm_dist.export.bundle import MARKER, export_bundle
+    from diffmm_dist.export.bundle import export_bundle
+    from diffmm_dist.export.bundle_files import MARKER
     from diffmm_dist.storage import check_place
     from diffmm_dist.train.trained import load_trained
 
@@ -220,6 +221,40 @@ def recommend(
         for row in table.to_pylist()
     ]
     print_table("", ["user", "rank", "item", "score"], cells)
+
+
+@app.command()
+def explain(
+    bundle: Annotated[str, typer.Argument(help="A bundle of a model with a knowledge graph.", callback=place)],
+    user: Annotated[str, typer.Option(help="The user's id.")],
+    item: Annotated[str, typer.Option(help="The recommended item's id.")],
+    paths: Annotated[int, typer.Option(min=1, max=50, help="How many paths to show.")] = 10,
+    picture: Annotated[str | None, typer.Option(help="An .svg file to draw them in.")] = None,
+) -> None:
+    """Show the facts that lead from what a user knows to an item, those with the highest attention first."""
+    from diffmm_dist.export.bundle import read_bundle
+    from diffmm_dist.export.explain import explain as explained
+    from diffmm_dist.export.explain import picture as drawn
+    from diffmm_dist.export.knowledge import read_knowledge
+    from diffmm_dist.storage import check_apart, write_bytes
+
+    if picture is not None:
+        if not picture.lower().endswith(".svg"):
+            raise UserError(f"--picture {picture} must end in .svg, which is what is drawn")
+        check_apart(picture, [bundle])
+    facts = read_knowledge(bundle)
+    found = explained(read_bundle(bundle), facts, user, item, most=paths)
+    title = f"user {user}, item {item}: score {found.score:.4f}, {found.num_paths:,} paths from {found.num_known} items"
+    rows = [
+        [f"{path.attention:.4f}", path.known, path.shared or "", *map(str, path.steps), *[""] * (2 - len(path.steps))]
+        for path in found.paths
+    ]
+    print_table(title, ["attention", "known item", "shared entity", "item's fact", "known item's fact"], rows)
+    if not rows:
+        say("no fact of the item leads to anything that the user knows")
+    if picture is not None:
+        write_bytes(picture, drawn(found).encode())
+        say(f"{picture}: drawn")
 
 
 def _say_formulas(count: int) -> None:

@@ -32,6 +32,19 @@ def bench_train(
     say(out)
 
 
+@bench_app.command("paired")
+def bench_paired(
+    first: Annotated[list[str], typer.Option(help="A run folder of the first group, repeatable.")],
+    second: Annotated[list[str], typer.Option(help="A run folder of the second group, repeatable.")],
+    out: JsonOut,
+    k: Annotated[int, typer.Option(min=1, help="Cut-off.")] = 20,
+) -> None:
+    """Compare runs user by user on test: difference, its spread over resamples of users, and a signed-rank test."""
+    from diffmm_dist.bench.paired import bench_paired as paired
+
+    paired(first, second, k=k, out=out)
+
+
 Sizes = Annotated[
     list[str] | None,
     typer.Option("--size", help="A preset, values, or both (large,items=500); may be given again."),

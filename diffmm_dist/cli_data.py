@@ -11,8 +11,10 @@ from diffmm_dist.cli_options import Dataset, Force, Out, one_of, place
 from diffmm_dist.monitoring.log import print_table, say
 
 if TYPE_CHECKING:
+    from diffmm_dist.data.dataset import Dataset as _Dataset
     from diffmm_dist.data.schema import Partition
     from diffmm_dist.prepare.importers.features import FeatureSource
+    from diffmm_dist.prepare.importers.knowledge_tables import KnowledgeSource
     from diffmm_dist.prepare.importers.report import ImportReport
 
 # Commands import what they need when they run, as those of cli.py do.
@@ -26,7 +28,7 @@ def prepare_published(
     folder: Annotated[
         str,
         typer.Argument(
-            help="Holds trnMat.pkl and tstMat.pkl, and may hold valMat.pkl and image_, text_ and audio_feat.npy.",
+            help="Holds trnMat.pkl and tstMat.pkl, and may hold valMat.pkl, image_, text_ and audio_feat.npy, kg.txt.",
             callback=place,
         ),
     ],
@@ -55,11 +57,21 @@ def prepare_mmrec(
     _show_import(out, report, folder)
 
 
+Interactions = Annotated[str, typer.Argument(help="Parquet, CSV, Arrow or JSON lines: a file, a folder or a pattern.")]
+FeatureItem = Annotated[
+    list[str] | None, typer.Option(help="MODALITY=COLUMN of item ids, or COLUMN of all tables, if not as --item.")
+]
+FeatureColumns = Annotated[
+    list[str] | None, typer.Option(help="MODALITY=PATTERN of the columns with features, such as visual=emb_*.")
+]
+ItemEntity = Annotated[
+    str | None, typer.Option(help="Table that says which entity each item is, if they are not called the same.")
+]
+
+
 @prepare_app.command("tables")
 def prepare_tables(
-    interactions: Annotated[
-        str, typer.Argument(help="Parquet, CSV, Arrow or JSON lines: a file, a folder or a pattern.")
-    ],
+    interactions: Interactions,
     out: Out,
     user: Annotated[str, typer.Option(help="Column of user ids, whole numbers or text.")],
     item: Annotated[str, typer.Option(help="Column of item ids, whole numbers or text.")],
@@ -74,13 +86,15 @@ def prepare_tables(
     split_values: Annotated[str, typer.Option(help="What it holds for them.")] = "train,valid,test",
     k_core: Annotated[int, typer.Option(min=0, help="Interactions that every user and item must have.")] = 0,
     features: Annotated[list[str] | None, typer.Option(help="MODALITY=TABLE, repeatable.")] = None,
-    feature_item: Annotated[
-        list[str] | None, typer.Option(help="MODALITY=COLUMN of item ids, or COLUMN of all tables, if not as --item.")
-    ] = None,
-    feature_columns: Annotated[
-        list[str] | None, typer.Option(help="MODALITY=PATTERN of the columns with features, such as visual=emb_*.")
-    ] = None,
+    feature_item: FeatureItem = None,
+    feature_columns: FeatureColumns = None,
     without_features: Annotated[str, typer.Option(help="Items without features: error, zero, or drop.")] = "error",
+    knowledge: Annotated[str | None, typer.Option(help="Table of facts about the items: a knowledge graph.")] = None,
+    head: Annotated[str | None, typer.Option(help="Its column of heads.")] = None,
+    relation: Annotated[str | None, typer.Option(help="Its column of relations.")] = None,
+    tail: Annotated[str | None, typer.Option(help="Its column of tails.")] = None,
+    item_entity: ItemEntity = None,
+    entity: Annotated[str, typer.Option(help="Its column of entities; --item says that of items.")] = "entity",
     all_items: Annotated[bool, typer.Option("--all-items", help="Keep items without interaction.")] = False,
     string_ids: Annotated[bool, typer.Option("--string-ids", help="Ids are text, such as 0042.")] = False,
     delimiter: Annotated[str | None, typer.Option(help="Between the columns of CSV files, if not , or a tab.")] = None,
@@ -89,7 +103,7 @@ def prepare_tables(
     memory_gib: Annotated[float, typer.Option(help="What the import's database may hold in memory.")] = 1.0,
     force: Force = False,
 ) -> None:
-    """Import tables of interactions and of item features."""
+    """Import tables of interactions, of item features and of facts about the items."""
     from diffmm_dist.prepare.importers import tables
     from diffmm_dist.prepare.importers.cleaning import InteractionColumns
     from diffmm_dist.prepare.importers.report import Mistakes
@@ -102,6 +116,7 @@ def prepare_tables(
         # Choices are checked with the rest, so that all mistakes are told at once.
         SplitRule(cast(Any, split), valid_share, test_share, tuple(split_values.split(",")), seed),
         _feature_sources(features, feature_item, feature_columns, mistakes, item=item),
+        _knowledge_source(knowledge, (head, relation, tail), item_entity, mistakes, item=item, entity=entity),
         min_rating=min_rating,
         k_core=k_core,
         without_features=cast(Any, without_features),
@@ -135,6 +150,31 @@ def _feature_sources(
     return tuple(
         FeatureSource(name, uri, own.get(name, every or item), patterns.get(name)) for name, uri in sources.items()
     )
+
+
+def _knowledge_source(
+    table: str | None,
+    columns: tuple[str | None, str | None, str | None],
+    item_entity: str | None,
+    mistakes: list[str],
+    *,
+    item: str,
+    entity: str,
+) -> "KnowledgeSource | None":
+    """Return where the facts are, from --knowledge and the options that belong to it."""
+    from diffmm_dist.prepare.importers.knowledge_tables import KnowledgeSource
+
+    head, relation, tail = columns
+    if table is None:
+        if any(value is not None for value in (*columns, item_entity)):
+            mistakes.append("--head, --relation, --tail and --item-entity need --knowledge")
+        return None
+    if head is None or relation is None or tail is None:
+        mistakes.append("--knowledge needs --head, --relation and --tail, the names of its columns")
+        return None
+    if len({head, relation, tail}) < 3:
+        mistakes.append(f"--head {head}, --relation {relation} and --tail {tail} must be three different columns")
+    return KnowledgeSource(table, head, relation, tail, item_entity, item, entity)
 
 
 def _check_out(out: str, force: bool, *sources: str) -> None:
@@ -184,16 +224,23 @@ def prepare_synthetic(
     items: Annotated[int, typer.Option(help="Number of items.")] = 1500,
     interactions: Annotated[int, typer.Option(help="Number of interactions, of all splits together.")] = 24_000,
     modality: Annotated[list[str] | None, typer.Option(help="NAME:WIDTH, repeatable.")] = None,
+    knowledge: Annotated[bool, typer.Option("--knowledge", help="With a knowledge graph about the items.")] = False,
+    entities: Annotated[int | None, typer.Option(help="Its entities that are no items; by default items / 2.")] = None,
+    facts: Annotated[int | None, typer.Option(help="About how many facts; by default 6 per item.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed.")] = 7,
     force: Force = False,
 ) -> None:
-    """Generate a dataset whose modality features carry the users' tastes."""
+    """Generate a dataset whose modality features, and facts, carry the users' tastes."""
     from diffmm_dist.prepare.importers.report import Mistakes
     from diffmm_dist.prepare.synthetic import SyntheticSpec, generate
+    from diffmm_dist.prepare.synthetic_knowledge import KnowledgeSpec
 
     mistakes = Mistakes()
     widths = _widths(modality or ["visual:64", "textual:32"], mistakes)
-    spec = SyntheticSpec(users, items, interactions, widths, seed)
+    if not knowledge and (entities is not None or facts is not None):
+        mistakes.append("--entities and --facts need --knowledge")
+    sizes = items // 2 if entities is None else entities, 6 * items if facts is None else facts
+    spec = SyntheticSpec(users, items, interactions, widths, seed, KnowledgeSpec(*sizes) if knowledge else None)
     with mistakes.collected():
         spec.check()
     mistakes.check()
@@ -259,12 +306,28 @@ def _show_dataset(uri: str, *, verify: bool = False) -> None:
         density = count / (dataset.num_users * dataset.num_items)
         rows.append([f"{split} interactions", f"{count:,}", f"density {density:.4%}"])
     rows += [[name, f"{entry.width} wide", entry.dtype] for name, entry in manifest.modalities.items()]
+    rows += _knowledge_rows(dataset)
     rows.append(["made by", str(manifest.made_by.get("importer", "")), f"fingerprint {manifest.fingerprint[:12]}"])
     if verify:
         rows.append(["checksums", f"{len(manifest.files())} files", "all match"])
     print_table(f"dataset {uri}", ["", "", ""], rows)
     if manifest.partition is not None:
         _show_partition(manifest.partition)
+
+
+def _knowledge_rows(dataset: "_Dataset") -> list[list[str]]:
+    """Return what there is to say of a knowledge graph, if the dataset holds one."""
+    from diffmm_dist.data.knowledge import TABLE, summary
+
+    if TABLE not in dataset.manifest.tables:
+        return []
+    found = summary(dataset)
+    busiest = ", ".join(f"{name} {count:,}" for name, count in found.busiest)
+    return [
+        ["entities", f"{found.num_entities:,}", f"{found.num_lone:,} without facts, items among them"],
+        ["relations", f"{found.num_relations:,}", busiest],
+        ["facts", f"{found.num_facts:,}", f"{found.items_with_facts:,} items have some"],
+    ]
 
 
 def _show_partition(partition: "Partition") -> None:
@@ -275,10 +338,15 @@ def _show_partition(partition: "Partition") -> None:
             for name in ("halo_rows", "item_halo_rows")
         ]
         balances = [f"{figures[f'{name}_balance']:.3f}" for name in ("users", "items", "edges")]
+        if has_links:
+            balances += [f"{figures['cut_links_share']:.1%}", f"{figures['further_balance']:.3f}"]
         return [method, f"{figures['cut_edges']:,.0f}", f"{figures['cut_share']:.1%}", *halos, *balances]
 
+    has_links = any("cut_links_share" in report for report in partition.report.values())
+
     columns = [
-        "method", "cut edges", "share", "halo rows (mean / max)", "of them items", "users balance", "items", "edges"
+        "method", "cut edges", "share", "halo rows (mean / max)", "of them items", "users balance", "items", "edges",
+        *(["cut facts", "entities balance"] if has_links else []),
     ]  # fmt: skip
     print_table(
         f"{partition.num_parts} parts by {partition.method}; balance is the largest part over the mean",

@@ -84,6 +84,11 @@ class CSR:
         places = shift + torch.arange(shift.numel(), device=rows.device)
         return CSR(indptr, self.indices[places], self.num_columns)
 
+    def first(self, count: int) -> "CSR":
+        """Return the first rows, as views."""
+        stop = int(self.indptr[count])
+        return CSR(self.indptr[: count + 1], self.indices[:stop], self.num_columns)
+
     def filter(self, kept: Tensor) -> "CSR":
         """Return the matrix with only the entries where ``kept``, bool (E,), is true."""
         return CSR(_row_pointers(self.row_ids[kept], self.num_rows), self.indices[kept], self.num_columns)

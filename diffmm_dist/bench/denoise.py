@@ -71,12 +71,12 @@ class Problem:
         losses = training_losses(
             self.denoiser,
             replace(self.noisy),  # draws anew
-            modal_items_CD=self.modal_items_CD,
-            item_table_CD=self.item_table_CD,
+            table_CD=self.modal_items_CD,
+            target_BD=self.noisy.rows.matmul(self.item_table_CD),
             products=products,
             noise=noise,
         )
-        (losses.elbo.mean() + PUBLISHED.signal_weight * losses.msi.mean()).backward()
+        (losses.elbo.mean() + PUBLISHED.signal_weight * losses.signal.mean()).backward()
 
     def plain_step(self, twin: PlainDenoiser) -> None:
         """Compute the same with a plain twin: its rows made dense and its noise drawn, as before every step."""

@@ -5,7 +5,7 @@ import torch
 from diffmm_dist.bench.problems import STREAM
 from diffmm_dist.diffusion.denoiser import Denoiser
 from diffmm_dist.diffusion.schedule import DiffusionSchedule
-from diffmm_dist.models.diffmm.settings import Diffusion
+from diffmm_dist.models.common.diffusion_settings import Diffusion
 from diffmm_dist.parallel.columns import Columns
 from diffmm_dist.parallel.ranges import Ownership
 from diffmm_dist.parallel.world import World

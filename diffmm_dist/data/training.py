@@ -8,10 +8,11 @@ import torch
 from torch import Tensor
 
 from diffmm_dist.data.dataset import Dataset
+from diffmm_dist.data.knowledge import Knowledge
 from diffmm_dist.data.schema import Split
 from diffmm_dist.parallel.collectives import CONTROL, all_reduce_sum_
 from diffmm_dist.parallel.ranges import Ownership
-from diffmm_dist.parallel.shard import OwnRows, Shard
+from diffmm_dist.parallel.shard import AllRows, Shard
 from diffmm_dist.parallel.world import World
 from diffmm_dist.sparse import CSR
 
@@ -25,6 +26,7 @@ class TrainingData:
         interactions: training interactions of the own users (own users x item ids).
         num_interactions: E, of all workers.
         features: by modality, float32 (own items, width).
+        knowledge: the facts of the own items and further entities, of models that read them.
         name_of_user: what an own user, by local number, is called in the raw data, for messages.
     """
 
@@ -32,6 +34,7 @@ class TrainingData:
     interactions: CSR
     num_interactions: int
     features: dict[str, Tensor]
+    knowledge: Knowledge | None = None
     name_of_user: Callable[[int], str] = str
 
     @cached_property
@@ -54,20 +57,22 @@ def shard_of(dataset: Dataset, world: World) -> Shard:
     Raises:
         UserError: a file of the dataset is damaged.
     """
-    axes = {name: _own_rows(dataset, name, world) for name in dataset.manifest.counts}
-    users, items = axes.pop("users"), axes.pop("items")
-    item_ids = dataset.source_rows("items").to(world.device)
-    return Shard(world, users.ownership, items.ownership, users.ids, item_ids, axes)
+    axes = {
+        name: AllRows(_ownership(dataset, name, world), dataset.source_rows(name).to(world.device))
+        for name in dataset.manifest.counts
+        if name != "users"
+    }
+    items, users = axes.pop("items"), _ownership(dataset, "users", world)
+    user_ids = dataset.source_rows("users", users.own).to(world.device)
+    return Shard(world, users, items.ownership, user_ids, items.ids, axes)
 
 
-def _own_rows(dataset: Dataset, axis: str, world: World) -> OwnRows:
-    """Return a worker's rows of an axis: those of its parts, or an even range where the axis is not cut."""
+def _ownership(dataset: Dataset, axis: str, world: World) -> Ownership:
+    """Return who owns which rows of an axis: those of its parts, or an even range where the axis is not cut."""
     partition = dataset.manifest.partition
     if partition is None or axis not in partition.axes:
-        ownership = Ownership.even(dataset.manifest.counts[axis], rank=world.rank, size=world.size)
-    else:
-        ownership = Ownership.of_parts(partition.axes[axis].bounds, rank=world.rank, size=world.size)
-    return OwnRows(ownership, dataset.source_rows(axis, ownership.own).to(world.device))
+        return Ownership.even(dataset.manifest.counts[axis], rank=world.rank, size=world.size)
+    return Ownership.of_parts(partition.axes[axis].bounds, rank=world.rank, size=world.size)
 
 
 def shard_interactions(dataset: Dataset, split: Split, shard: Shard) -> CSR:

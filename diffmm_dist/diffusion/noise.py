@@ -73,12 +73,18 @@ class NoisyRows:
 
     def _drawn(self, items: slice) -> Tensor:
         if self.normalized:
-            x_t = self._before_dropout(items) / self._norm_B1
+            x_t = self._normalized(items)
             if self.keep_prob < 1:
                 x_t *= self._dropout.dropout_rows(self.users, self.columns.ids[items], keep_prob=self.keep_prob)
             return operand(x_t)
         x_t = self._noise(items, keep_prob=self.keep_prob, dtype=operand_dtype())
         return self._add_at_entries(x_t, items, self.signal_N)
+
+    def _normalized(self, items: slice) -> Tensor:
+        x_t = self._before_dropout(items)
+        if items.stop - items.start == self.columns.size:  # drawn once, where the norm is of what there is already
+            return x_t.div_(self._norm(torch.linalg.vector_norm(x_t, dim=1).square()))
+        return x_t.div_(self._norm_B1)
 
     def _before_dropout(self, items: slice) -> Tensor:
         return self._add_at_entries(self._noise(items), items, self._signal_scale_B[self.rows.row_ids])
@@ -114,8 +120,12 @@ class NoisyRows:
     def _norm_B1(self) -> Tensor:
         squares = torch.zeros_like(self.noise_scale_B)
         for items in self._slices():
-            squares += self._before_dropout(items).square().sum(dim=1)
-        return row_norm(all_reduce_sum(squares, self.columns.world, purpose=TRAFFIC))[:, None]
+            squares += torch.linalg.vector_norm(self._before_dropout(items), dim=1).square()
+        return self._norm(squares)
+
+    def _norm(self, squares_B: Tensor) -> Tensor:
+        """Return what to divide rows by from own items' share of their squares, (B, 1)."""
+        return row_norm(all_reduce_sum(squares_B, self.columns.world, purpose=TRAFFIC))[:, None]
 
     @cached_property
     def signal_N(self) -> Tensor:

@@ -1,10 +1,13 @@
 """The variance schedule and everything that follows from it, in float64 (models/diffmm/README.md, "denoise")."""
 
+from typing import Literal
+
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
+LossWeights = Literal["snr", "uniform"]
 Floats = npt.NDArray[np.float64]
 
 
@@ -19,6 +22,7 @@ class DiffusionSchedule:
         noise_scale: s.
         noise_min: v_min.
         noise_max: v_max.
+        loss_weights: ``snr``, or ``uniform`` for 1 at every timestep.
 
     Attributes:
         betas: beta_t.
@@ -29,7 +33,8 @@ class DiffusionSchedule:
         loss_weights: SNR(t - 1) - SNR(t), and 1 at t = 0.
     """
 
-    def __init__(self, num_timesteps: int, *, noise_scale: float, noise_min: float, noise_max: float) -> None:
+    def __init__(self, num_timesteps: int, *, noise_scale: float, noise_min: float, noise_max: float,
+                 loss_weights: LossWeights = "snr") -> None:  # fmt: skip
         self.num_timesteps = num_timesteps
         betas = _betas(np.linspace(noise_scale * noise_min, noise_scale * noise_max, num_timesteps))
         alphas_cumprod = np.cumprod(1 - betas)
@@ -43,6 +48,8 @@ class DiffusionSchedule:
         self.posterior_mean_coef1 = torch.from_numpy(betas * np.sqrt(previous) / (1 - alphas_cumprod))
         self.posterior_mean_coef2 = torch.from_numpy((1 - previous) * np.sqrt(1 - betas) / (1 - alphas_cumprod))
         self.loss_weights = torch.from_numpy(np.append(1.0, signal_to_noise[:-1] - signal_to_noise[1:]))
+        if loss_weights == "uniform":
+            self.loss_weights = torch.ones_like(self.loss_weights)
 
 
 def at(table: Tensor, t: Tensor) -> Tensor:

@@ -7,35 +7,38 @@ numbers that users know already, ``config.arrow`` the run's settings, ``weights.
 
 import json
 from dataclasses import dataclass
-from typing import Annotated
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import safetensors.torch
 import torch
-from pydantic import Field
 from torch import Tensor
-from typing_extensions import TypedDict
 
 from diffmm_dist import storage
 from diffmm_dist.config.render import flatten
-from diffmm_dist.data.arrow_files import Promise, read_arrow
 from diffmm_dist.data.checks import check_ids, first_not_finite
-from diffmm_dist.data.schema import ID_TYPES, ROWS_PER_BATCH, Natural
 from diffmm_dist.data.training import shard_interactions
-from diffmm_dist.errors import DamagedError, UserError
+from diffmm_dist.errors import DamagedError
+from diffmm_dist.export.bundle_files import (
+    FORMAT_NAME,
+    FORMAT_VERSIONS,
+    MARKER,
+    Marker,
+    embedding_schemas,
+    embedding_table,
+    read_marker,
+    read_table,
+    write_table,
+)
+from diffmm_dist.export.knowledge import knowledge_tables
 from diffmm_dist.sparse import CSR
 from diffmm_dist.train.trained import TrainedRun
 
-MARKER = "bundle.json"
-FORMAT_NAME = "diffmm_dist bundle"
-FORMAT_VERSION = 1
 USERS, ITEMS, SEEN, CONFIG, WEIGHTS = (
     "users.arrow", "items.arrow", "seen.arrow", "config.arrow", "weights.safetensors"
 )  # fmt: skip
 _SEEN_SCHEMA = pa.schema([pa.field("user", pa.int64()), pa.field("item", pa.int64())])
-_REMEDY = "export the run again"
 
 
 def export_bundle(run: TrainedRun, out: str, *, force: bool = False) -> None:
@@ -63,50 +66,33 @@ def export_bundle(run: TrainedRun, out: str, *, force: bool = False) -> None:
     settings = flatten(run.config)
     weights = {name: tensor.contiguous().cpu() for name, tensor in run.model.state_dict().items()}
     with storage.staged_folder(out, marker=MARKER, force=force) as staging:
-        _write_table(storage.join(staging, USERS), _embedding_table(ids["users"], user_embeddings))
-        _write_table(storage.join(staging, ITEMS), _embedding_table(ids["items"], item_embeddings))
-        _write_table(
-            storage.join(staging, SEEN), pa.table({"user": seen.row_ids.numpy(), "item": seen.indices.numpy()})
-        )
-        _write_table(
+        write_table(storage.join(staging, USERS), embedding_table(ids["users"], user_embeddings))
+        write_table(storage.join(staging, ITEMS), embedding_table(ids["items"], item_embeddings))
+        write_table(storage.join(staging, SEEN), pa.table({"user": seen.row_ids.numpy(), "item": seen.indices.numpy()}))
+        write_table(
             storage.join(staging, CONFIG),
             pa.table({"key": list(settings), "value": [json.dumps(value) for value in settings.values()]}),
         )
         storage.write_bytes(storage.join(staging, WEIGHTS), safetensors.torch.save(weights))
-        names = (USERS, ITEMS, SEEN, CONFIG, WEIGHTS)
-        storage.write_record(
-            storage.join(staging, MARKER),
-            Marker(
-                format=FORMAT_NAME,
-                version=FORMAT_VERSION,
-                model=run.config.model.name,
-                best_epoch=run.best_epoch,
-                num_users=user_embeddings.shape[0],
-                num_items=item_embeddings.shape[0],
-                num_seen=seen.indices.numel(),
-                embedding_dim=user_embeddings.shape[1],
-                dataset=run.dataset.manifest.fingerprint,
-                files={name: storage.sha256(storage.join(staging, name)) for name in names},
-            ),
+        further = knowledge_tables(run)
+        for name, table in further.items():
+            write_table(storage.join(staging, name), table)
+        names = (USERS, ITEMS, SEEN, CONFIG, WEIGHTS, *further)
+        marker = Marker(
+            format=FORMAT_NAME,
+            version=FORMAT_VERSIONS[bool(further)],
+            model=run.config.model.name,
+            best_epoch=run.best_epoch,
+            num_users=user_embeddings.shape[0],
+            num_items=item_embeddings.shape[0],
+            num_seen=seen.indices.numel(),
+            embedding_dim=user_embeddings.shape[1],
+            dataset=run.dataset.manifest.fingerprint,
+            files={name: storage.sha256(storage.join(staging, name)) for name in names},
         )
-
-
-Count = Annotated[int, Field(ge=1, lt=2**31)]
-
-
-class Marker(TypedDict):
-    """bundle.json."""
-
-    format: str
-    version: int
-    model: str
-    best_epoch: int
-    num_users: Count
-    num_items: Count
-    num_seen: Natural
-    embedding_dim: Count
-    dataset: str
-    files: dict[str, str]
+        if further:
+            marker["further"] = {name: table.num_rows for name, table in further.items()}
+        storage.write_record(storage.join(staging, MARKER), marker)
 
 
 @dataclass(frozen=True)
@@ -135,18 +121,13 @@ def read_bundle(uri: str) -> Bundle:
         UserError: there is none, or a file of it is missing.
         DamagedError: a file of it is not what was exported, or its embeddings are not finite.
     """
-    place = storage.join(uri, MARKER)
-    if not storage.exists(place):
-        raise UserError(f"{uri} is not a complete bundle (it has no {MARKER}); make one with `export`")
-    marker: Marker = storage.read_record(place, Marker, remedy=_REMEDY)
-    if (marker["format"], marker["version"]) != (FORMAT_NAME, FORMAT_VERSION):
-        raise UserError(f"{place} is not a bundle of this version of diffmm_dist; {_REMEDY}")
+    marker = read_marker(uri)
     width = marker["embedding_dim"]
     users, items = (
-        _read_table(uri, name, marker, _embedding_schemas(width), count)
+        read_table(uri, name, marker, embedding_schemas(width), count)
         for name, count in ((USERS, marker["num_users"]), (ITEMS, marker["num_items"]))
     )
-    seen = _read_table(uri, SEEN, marker, [_SEEN_SCHEMA], marker["num_seen"])
+    seen = read_table(uri, SEEN, marker, [_SEEN_SCHEMA], marker["num_seen"])
     pairs = [seen.column(name).to_numpy() for name in ("user", "item")]
     for kind, ids, count in zip(("user", "item"), pairs, (users.num_rows, items.num_rows), strict=True):
         check_ids(ids, count, kind=kind, where=storage.join(uri, SEEN))
@@ -171,20 +152,6 @@ def _check_finite(rows: Tensor, what: str) -> None:
         raise DamagedError(f"{what}: the embedding in row {row} holds {kind} ({count} such rows); train the run again")
 
 
-def _embedding_table(ids: pa.ChunkedArray, rows: Tensor) -> pa.Table:
-    flat = pa.array(rows.cpu().numpy().reshape(-1))
-    embeddings = pa.FixedSizeListArray.from_arrays(flat, rows.shape[1])
-    return pa.table({"id": ids, "embedding": embeddings})
-
-
-def _embedding_schemas(width: int) -> list[pa.Schema]:
-    """Return the schemas that a table of embeddings may have, by the type of its ids."""
-    return [
-        pa.schema([pa.field("id", kind), pa.field("embedding", pa.list_(pa.float32(), width))])
-        for kind in ID_TYPES.values()
-    ]
-
-
 def _matrix(table: pa.Table, width: int) -> Tensor:
     chunks = [chunk.flatten().to_numpy(zero_copy_only=False) for chunk in table.column("embedding").chunks]
     values: npt.NDArray[np.float32] = np.concatenate([np.empty(0, np.float32), *chunks])
@@ -198,21 +165,3 @@ def _union(first: CSR, second: CSR) -> CSR:
         num_rows=first.num_rows,
         num_columns=first.num_columns,
     )
-
-
-def _write_table(uri: str, table: pa.Table) -> None:
-    options = pa.ipc.IpcWriteOptions(compression="zstd")
-    with (
-        storage.replacing_file(uri) as file,
-        pa.PythonFile(file, mode="w") as sink,
-        pa.ipc.new_file(sink, table.schema, options=options) as writer,
-    ):
-        writer.write_table(table, max_chunksize=ROWS_PER_BATCH)
-
-
-def _read_table(uri: str, name: str, marker: Marker, schemas: list[pa.Schema], rows: int) -> pa.Table:
-    if name not in marker["files"]:
-        raise DamagedError(f"{storage.join(uri, MARKER)} has no checksum of {name}; {_REMEDY}")
-    promise = Promise(schemas, rows, marker["files"][name], MARKER, _REMEDY)
-    batches = [batch for _, batch in read_arrow(storage.join(uri, name), promise)]
-    return pa.Table.from_batches(batches, schema=batches[0].schema if batches else schemas[0])

@@ -33,3 +33,27 @@ def layer_sum(adjacency_NN: Tensor, rows_ND: Tensor, *, num_layers: int) -> Tens
         layer_ND = adjacency_NN @ layer_ND
         total_ND = total_ND + layer_ND
     return total_ND
+
+
+def relational_attention(
+    rows_ND: Tensor, edges_E3: Tensor, relations_RD: Tensor, weight_2DD: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return x_h + sum_t alpha(h, r, t) x_t of each node (N, D), the scores (E,) and alpha (E,) (DiffKG, "network").
+
+    The score of an edge (h, r, t) is LeakyReLU_0.2([x_h || x_t] W . e_r), and alpha their softmax over the edges of h.
+
+    Args:
+        rows_ND: x.
+        edges_E3: head, relation and tail of each edge, int64.
+        relations_RD: e.
+        weight_2DD: W, (2 D, D).
+    """
+    heads, relations, tails = edges_E3.T
+    both_E2D = torch.cat([rows_ND[heads], rows_ND[tails]], dim=1)
+    scores_E = torch.nn.functional.leaky_relu((both_E2D @ weight_2DD * relations_RD[relations]).sum(dim=1), 0.2)
+    attention_E, out = torch.zeros_like(scores_E), [row for row in rows_ND]
+    for head in heads.unique().tolist():
+        own = heads == head
+        attention_E = attention_E.masked_scatter(own, torch.softmax(scores_E[own], dim=0))
+        out[head] = rows_ND[head] + attention_E[own] @ rows_ND[tails[own]]
+    return torch.stack(out), scores_E, attention_E

@@ -104,6 +104,10 @@ class HeteroGraph:
         """Return a graph that has these relations too, replacing those of the same name."""
         return HeteroGraph({**self.relations, **relations}, further=self.further, kernel=self.kernel)
 
+    def with_further(self, further: Mapping[EdgeType, Edges]) -> "HeteroGraph":
+        """Return a graph that has these edges of other types too, replacing those of the same type."""
+        return HeteroGraph(self.relations, further={**self.further, **further}, kernel=self.kernel)
+
     @cached_property
     def edges(self) -> dict[EdgeType, Edges]:
         """All edges by their type (type of their sources, name, type of their targets), with local numbers."""

@@ -6,6 +6,7 @@ Shapes: U users, I items, P parts.
 import os
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -40,6 +41,20 @@ class Parts:
     num_parts: int
 
 
+class Links(NamedTuple):
+    """Further edges of items, and of further nodes, numbered behind the items.
+
+    Attributes:
+        heads: int64 (n,).
+        tails: int64 (n,).
+        num_further: further nodes.
+    """
+
+    heads: Tensor
+    tails: Tensor
+    num_further: int
+
+
 def random_parts(pairs: CSR, num_parts: int, *, seed: int) -> Parts:
     """Deal users and items out at random, equally many to each part."""
     users = deal(pairs.num_rows, num_parts, seed=seed, kind="users")
@@ -52,11 +67,14 @@ def deal(count: int, num_parts: int, *, seed: int, kind: str) -> Tensor:
     return RandomStream.of(seed, "partition", kind).permute(torch.arange(count), count) * num_parts // count
 
 
-def metis_parts(pairs: CSR, num_parts: int) -> Parts:
+def metis_parts(pairs: CSR, num_parts: int, links: Links | None = None) -> tuple[Parts, Tensor]:
     """Cut as few edges as METIS can, with users, items and edges balanced (Karypis and Kumar, 1998).
 
     It is cut in a process of its own: METIS hears no signal but SIGTERM, which it takes for an error of its own, so it
     must be killed; and the same graph must give the same parts, so all memory must begin as zeros.
+
+    Returns:
+        The parts of users and items, and those of the further nodes of the links, balanced too, int64.
 
     Raises:
         UserError: DGL, which brings METIS, cannot be imported, or METIS gives up.
@@ -64,19 +82,25 @@ def metis_parts(pairs: CSR, num_parts: int) -> Parts:
     tunables = ":".join(filter(None, [os.environ.get("GLIBC_TUNABLES"), _ZEROS]))
     with changed_environment({"GLIBC_TUNABLES": tunables}), new_processes(1) as processes:
         try:
-            parts = torch.from_numpy(processes.submit(_metis, pairs, num_parts).result())
+            parts = torch.from_numpy(processes.submit(_metis, pairs, num_parts, links).result())
         except BrokenProcessPool as error:
             raise UserError(_GAVE_UP) from error
-    return Parts(parts[: pairs.num_rows], parts[pairs.num_rows :], num_parts)
+    num_users, num_items = pairs.num_rows, pairs.num_columns
+    users, items, further = parts.split([num_users, num_items, len(parts) - num_users - num_items])
+    return Parts(users, items, num_parts), further
 
 
-def _metis(pairs: CSR, num_parts: int) -> npt.NDArray[np.int64]:
-    """Return the part of each node, users first."""
+def _metis(pairs: CSR, num_parts: int, links: Links | None) -> npt.NDArray[np.int64]:
+    """Return the part of each node: users, items, further nodes."""
     dgl = import_dgl(otherwise=_WITHOUT_DGL)
-    users, items = pairs.row_ids, pairs.indices + pairs.num_rows
-    num_nodes = pairs.num_rows + pairs.num_columns
-    graph = dgl.graph((torch.cat([users, items]), torch.cat([items, users])), num_nodes=num_nodes)
-    kinds = (torch.arange(num_nodes) >= pairs.num_rows).to(torch.int64)
+    ends = [(pairs.row_ids, pairs.indices + pairs.num_rows)]
+    sizes = [pairs.num_rows, pairs.num_columns]
+    if links is not None:
+        ends.append((links.heads + pairs.num_rows, links.tails + pairs.num_rows))
+        sizes.append(links.num_further)
+    first, second = (torch.cat(side) for side in zip(*ends, strict=True))
+    graph = dgl.graph((torch.cat([first, second]), torch.cat([second, first])), num_nodes=sum(sizes))
+    kinds = torch.repeat_interleave(torch.tensor(sizes))
     try:
         with quietly():  # DGL tells how it went, and METIS too
             part = dgl.metis_partition_assignment(graph, num_parts, balance_ntypes=kinds, balance_edges=True)
@@ -102,9 +126,6 @@ def partition_report(pairs: CSR, parts: Parts) -> dict[str, float]:
     item_halo = _distinct_by_part(user_part[cut], pairs.indices[cut], pairs.num_columns, num_parts)
     halo = item_halo + _distinct_by_part(item_part[cut], pairs.row_ids[cut], pairs.num_rows, num_parts)
 
-    def balance(part: Tensor) -> float:
-        return float(torch.bincount(part, minlength=num_parts).max()) * num_parts / max(part.numel(), 1)
-
     return {
         "cut_edges": float(cut.sum()),
         "cut_share": float(cut.to(torch.float64).mean()) if cut.numel() else 0.0,
@@ -112,10 +133,24 @@ def partition_report(pairs: CSR, parts: Parts) -> dict[str, float]:
         "halo_rows_max": float(halo.max()),
         "item_halo_rows_mean": float(item_halo.mean()),
         "item_halo_rows_max": float(item_halo.max()),
-        "users_balance": balance(parts.users),
-        "items_balance": balance(parts.items),
-        "edges_balance": balance(user_part),
+        "users_balance": _balance(parts.users, num_parts),
+        "items_balance": _balance(parts.items, num_parts),
+        "edges_balance": _balance(user_part, num_parts),
     }
+
+
+def links_report(links: Links, parts: Parts, further: Tensor) -> dict[str, float]:
+    """Return ``cut_links_share``, of links between parts, and ``further_balance``, of the parts of further nodes."""
+    part = torch.cat([parts.items, further])
+    cut = part[links.heads] != part[links.tails]
+    return {
+        "cut_links_share": float(cut.to(torch.float64).mean()) if cut.numel() else 0.0,
+        "further_balance": _balance(further, parts.num_parts),
+    }
+
+
+def _balance(part: Tensor, num_parts: int) -> float:
+    return float(torch.bincount(part, minlength=num_parts).max()) * num_parts / max(part.numel(), 1)
 
 
 def _distinct_by_part(part: Tensor, rows: Tensor, num_rows: int, num_parts: int) -> Tensor:

@@ -4,6 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
+from typing import NamedTuple
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -92,6 +93,22 @@ class Optimization:
     l2_weight: float
 
 
+class AttendedFacts(NamedTuple):
+    """Facts of a knowledge graph, with what a model attends to; nodes are items, then further entities, by id.
+
+    Attributes:
+        heads: int64 (E,).
+        relations: int64 (E,); inverse ones follow the others.
+        tails: int64 (E,).
+        attention: share of the head's attention, float32 (E,).
+    """
+
+    heads: Tensor
+    relations: Tensor
+    tails: Tensor
+    attention: Tensor
+
+
 class Recommender(ABC, nn.Module):
     """A model whose score of a user and an item is the inner product of two embeddings.
 
@@ -115,6 +132,20 @@ class Recommender(ABC, nn.Module):
 
         Every worker calls it at the same time.
         """
+
+    def further_embeddings(self) -> dict[str, Tensor]:
+        """Return embeddings of own rows of other axes than users and items, by axis, (rows, d) each, for the export.
+
+        Every worker calls it at the same time.
+        """
+        return {}
+
+    def attended_facts(self) -> AttendedFacts | None:
+        """Return the facts that the final embeddings of own items and further rows come from, if there are any.
+
+        Every worker calls it at the same time.
+        """
+        return None
 
     def row_owners(self) -> dict[str, Ownership]:
         """Return, for each parameter and buffer of which a worker holds its own rows only, who owns which."""

@@ -17,7 +17,7 @@ from diffmm_dist.models.measures import Measures
 from diffmm_dist.monitoring.log import logger
 
 Settings = TypeVar("Settings", bound=Section)
-Bound = Literal["items", "nodes"]
+Bound = Literal["items", "nodes", "entities"]
 _OF_EVERY_RUN = {"checkpoint", "epoch", "evaluate", "stage"}  # what takes time in every run
 LARGEST_STAGE = 9  # so that names of checkpoints sort as stages follow one another
 
@@ -134,7 +134,9 @@ class ModelEntry(Generic[Settings]):
         memory: says what it needs.
         reads_features: whether it wants the items' modality features.
         propagates: whether it has a graph.
-        bounds: its settings, by their keys below ``model``, that may not ask for more than there are items or nodes.
+        reads_knowledge: whether it wants the knowledge graph.
+        bounds: its settings, by their keys below ``model``, that may not ask for more than there are items, nodes, or
+            items and further entities.
         smallest: values, by such keys, with which the settings that size something take the least memory.
         measures: what benchmarks ask of it.
     """
@@ -142,6 +144,7 @@ class ModelEntry(Generic[Settings]):
     build: Callable[[Settings, Ingredients], Recipe]
     memory: Callable[[Settings, Needs], ModelMemory]
     reads_features: bool = False
+    reads_knowledge: bool = False
     propagates: bool = True
     bounds: Mapping[str, Bound] = field(default_factory=dict)
     smallest: Callable[[Settings], Mapping[str, Any]] = lambda _: {}

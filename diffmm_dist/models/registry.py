@@ -13,6 +13,7 @@ from diffmm_dist.config.section import Section
 FOLDERS = {
     "diffmm": "diffmm_dist.models.diffmm",
     "adagcl": "diffmm_dist.models.adagcl",
+    "diffkg": "diffmm_dist.models.diffkg",
     "lightgcn": "diffmm_dist.models.lightgcn",
     "popularity": "diffmm_dist.models.popularity",
 }

@@ -1,8 +1,9 @@
 """What one worker owns, and how its rows are numbered."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import accumulate, pairwise
 from typing import NamedTuple
 
 import torch
@@ -25,6 +26,46 @@ class OwnRows(NamedTuple):
 
 
 @dataclass(frozen=True, eq=False)
+class AllRows:
+    """An axis, with the id of every row, of all workers.
+
+    Attributes:
+        ownership: who owns which rows.
+        ids: id of each row, int64 (N,).
+    """
+
+    ownership: Ownership
+    ids: Tensor
+
+    @property
+    def own(self) -> OwnRows:
+        """This worker's rows."""
+        own = self.ownership.own
+        return OwnRows(self.ownership, self.ids[own.start : own.stop])
+
+    @cached_property
+    def rows(self) -> Tensor:
+        """Row of each id, int64 (N,)."""
+        return torch.argsort(self.ids)
+
+
+def joined(axes: Sequence[AllRows]) -> AllRows:
+    """Return several axes as one: a worker has its rows of the first, then those of the next.
+
+    The ids of an axis follow those of the one before it. So ids do not depend on the number of workers, but rows do:
+    they are for plans of exchanges, and nothing that is saved may lie in their order.
+    """
+    starts = [0, *accumulate(axis.ownership.total for axis in axes)]
+    bounds = list(zip(*(axis.ownership.bounds for axis in axes), strict=True))
+    parts = [
+        axis.ids[low:high] + start
+        for lows, highs in pairwise(bounds)
+        for axis, start, low, high in zip(axes, starts[:-1], lows, highs, strict=True)
+    ]
+    return AllRows(Ownership(tuple(map(sum, bounds)), axes[0].ownership.rank), torch.cat(parts))
+
+
+@dataclass(frozen=True, eq=False)
 class Shard:
     """One worker's users and items, and its rows of whatever other axes the dataset has.
 
@@ -38,7 +79,7 @@ class Shard:
         items: who owns which item rows.
         user_ids: id of each own user, int64 (own users,).
         item_ids: id of each item row, of all workers, int64 (I,).
-        further: rows of other axes by name, such as the entities of a knowledge graph that are no items.
+        further: other axes by name, such as the entities of a knowledge graph that are no items.
     """
 
     world: World
@@ -46,7 +87,7 @@ class Shard:
     items: Ownership
     user_ids: Tensor
     item_ids: Tensor
-    further: Mapping[str, OwnRows] = field(default_factory=dict)
+    further: Mapping[str, AllRows] = field(default_factory=dict)
 
     @classmethod
     def whole(cls, num_users: int, num_items: int, *, world: World | None = None) -> "Shard":
@@ -69,7 +110,12 @@ class Shard:
     def axis(self, name: str) -> OwnRows:
         """Return this worker's rows of an axis: ``users``, ``items`` or another one of the dataset."""
         own = {"users": OwnRows(self.users, self.user_ids), "items": OwnRows(self.items, self.own_item_ids)}
-        return own[name] if name in own else self.further[name]
+        return own[name] if name in own else self.further[name].own
+
+    @property
+    def all_items(self) -> AllRows:
+        """The items of all workers."""
+        return AllRows(self.items, self.item_ids)
 
     @property
     def own_item_ids(self) -> Tensor:

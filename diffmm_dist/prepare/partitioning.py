@@ -2,9 +2,14 @@
 
 from typing import Literal
 
+import numpy as np
+import torch
+
 from diffmm_dist.data.dataset import Dataset
+from diffmm_dist.data.knowledge import ENTITIES, TABLE
+from diffmm_dist.data.schema import Manifest
 from diffmm_dist.errors import UserError
-from diffmm_dist.graph.partition import deal, metis_parts, partition_report, random_parts
+from diffmm_dist.graph.partition import Links, deal, links_report, metis_parts, partition_report, random_parts
 from diffmm_dist.prepare.relabel import write_relabelled
 
 Method = Literal["metis", "random"]
@@ -13,8 +18,9 @@ Method = Literal["metis", "random"]
 def partition_dataset(uri: str, out: str, *, num_parts: int, method: Method, seed: int, force: bool = False) -> None:
     """Partition a dataset's training graph and write the dataset part by part; its ids stay what they were.
 
-    The manifest keeps what the partition costs, beside the same of a random one. Rows of other axes than users and
-    items are dealt out at random; where they are fewer than the parts, every worker has them all.
+    The manifest keeps what the partition costs, beside the same of a random one. The entities of a knowledge graph are
+    cut together with users and items. Rows of other axes, if a table lies with them, are dealt out at random; the rest,
+    such as relations, and axes with fewer rows than parts stay as they are.
 
     Raises:
         UserError: there is no such dataset, more parts than users or items are asked for, or the place is taken.
@@ -28,14 +34,20 @@ def partition_dataset(uri: str, out: str, *, num_parts: int, method: Method, see
     pairs = dataset.interactions("train")
     parts = random_parts(pairs, num_parts, seed=seed)
     report = {"random": partition_report(pairs, parts)}
-    if method == "metis":
-        parts = metis_parts(pairs, num_parts)
-        report = {"metis": partition_report(pairs, parts)} | report
     further = {
-        name: deal(axis.count, num_parts, seed=seed, kind=name)
-        for name, axis in dataset.manifest.axes.items()
-        if axis.count >= num_parts
+        name: deal(dataset.manifest.counts[name], num_parts, seed=seed, kind=name)
+        for name in _headed(dataset.manifest)
+        if dataset.manifest.counts[name] >= num_parts
     }
+    links = _links(dataset) if ENTITIES in further else None
+    if links is not None:
+        report["random"] |= links_report(links, parts, further[ENTITIES])
+    if method == "metis":
+        parts, of_entities = metis_parts(pairs, num_parts, links)
+        report = {"metis": partition_report(pairs, parts)} | report
+        if links is not None:
+            further[ENTITIES] = of_entities
+            report["metis"] |= links_report(links, parts, of_entities)
     write_relabelled(
         dataset,
         out,
@@ -45,3 +57,17 @@ def partition_dataset(uri: str, out: str, *, num_parts: int, method: Method, see
         report=report,
         force=force,
     )
+
+
+def _headed(manifest: Manifest) -> list[str]:
+    """Return the axes, besides users and items, whose rows the first column of a table names."""
+    heads = [axis for table in manifest.tables.values() for axis in next(iter(table.columns.values()))]
+    return [axis for axis in dict.fromkeys(heads) if axis in manifest.axes]
+
+
+def _links(dataset: Dataset) -> Links:
+    """Return the facts of a knowledge graph as links between items and further entities."""
+    none = np.empty(0, np.int64)
+    ends = [(none, none), *((columns[0], columns[2]) for columns in dataset.stream_table(TABLE))]
+    heads, tails = (torch.from_numpy(np.concatenate(side)) for side in zip(*ends, strict=True))
+    return Links(heads, tails, dataset.manifest.counts[ENTITIES])

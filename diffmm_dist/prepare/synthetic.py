@@ -20,6 +20,7 @@ import pyarrow as pa
 from diffmm_dist.data.schema import SPLITS
 from diffmm_dist.data.writer import DatasetWriter, dataset_writer
 from diffmm_dist.errors import UserError
+from diffmm_dist.prepare.synthetic_knowledge import KnowledgeSpec, write_knowledge
 
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
@@ -45,6 +46,7 @@ class _Purpose(IntEnum):
     INTERACTIONS = 3
     CENTRES = 4
     FEATURES = 5
+    KNOWLEDGE = 6
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,7 @@ class SyntheticSpec:
         num_interactions: of all splits together, met exactly.
         modalities: width of the features by modality.
         seed: the same seed gives the same dataset.
+        knowledge: a knowledge graph about the items, if there is to be one.
     """
 
     num_users: int
@@ -64,6 +67,7 @@ class SyntheticSpec:
     num_interactions: int
     modalities: Mapping[str, int]
     seed: int
+    knowledge: KnowledgeSpec | None = None
 
     def check(self) -> None:
         """Raise a ``UserError`` if no such dataset exists."""
@@ -83,6 +87,7 @@ class SyntheticSpec:
             for name, width in self.modalities.items()
             if not (name.isidentifier() and 1 <= width <= _LARGEST_WIDTH)
         ]
+        wrong += self.knowledge.mistakes() if self.knowledge else ()
         if wrong:
             raise UserError("; ".join(wrong))
 
@@ -117,7 +122,9 @@ def generate(spec: SyntheticSpec, out: str, *, force: bool = False) -> None:
     spec.check()
     catalogue = _catalogue(spec)
     counts = _interactions_per_user(spec)
-    with dataset_writer(out, num_users=spec.num_users, num_items=spec.num_items, force=force) as writer:
+    groups, facts = list(spec.modalities) or ["style"], spec.knowledge
+    axes = facts.axes(groups) if facts else None
+    with dataset_writer(out, num_users=spec.num_users, num_items=spec.num_items, axes=axes, force=force) as writer:
         writer.made_by = {
             "importer": "synthetic",
             "seed": spec.seed,
@@ -128,6 +135,9 @@ def generate(spec: SyntheticSpec, out: str, *, force: bool = False) -> None:
             _write_users(writer, spec, catalogue, counts, users, spec.generator(_Purpose.INTERACTIONS, chunk))
         for index, (name, width) in enumerate(spec.modalities.items()):
             _write_features(writer, spec, name, width, index, catalogue.styles[index])
+        if facts:
+            writer.made_by |= {"entities": facts.num_entities, "facts": facts.num_facts}
+            write_knowledge(writer, facts, catalogue.styles, groups, spec.generator(_Purpose.KNOWLEDGE))
         for kind, total in (("users", spec.num_users), ("items", spec.num_items)):
             for start in range(0, total, _ROWS_PER_CHUNK):
                 numbers = range(start, min(start + _ROWS_PER_CHUNK, total))

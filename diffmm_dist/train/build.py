@@ -6,6 +6,7 @@ from typing import Any
 import torch
 
 from diffmm_dist.data.dataset import Dataset
+from diffmm_dist.data.knowledge import check_knowledge, shard_knowledge
 from diffmm_dist.data.stream import Reading
 from diffmm_dist.data.training import TrainingData, shard_interactions, shard_of
 from diffmm_dist.errors import UserError
@@ -41,10 +42,12 @@ def check_trainable(config: Config, dataset: Dataset) -> None:
     """Refuse a dataset that the run cannot be trained on, before there is a run folder.
 
     Raises:
-        UserError: it has no training interactions, or none to choose the best epoch with.
+        UserError: it has no training interactions, none to choose the best epoch with, or not what the model reads.
     """
     if dataset.manifest.num_interactions("train") == 0:
         raise UserError(f"dataset {dataset.uri} has no training interactions; prepare it with some")
+    if model_entry(config).reads_knowledge:
+        check_knowledge(dataset, of_model=config.model.name)
     check_selection_split(dataset, config.eval.protocol)
 
 
@@ -65,6 +68,7 @@ def load_training_data(config: Config, dataset: Dataset, world: World) -> Traini
         interactions=shard_interactions(dataset, "train", shard),
         num_interactions=dataset.manifest.num_interactions("train"),
         features={name: dataset.features(name, shard.items.own).to(world.device) for name in modalities},
+        knowledge=shard_knowledge(dataset, shard) if model_entry(config).reads_knowledge else None,
         name_of_user=lambda row: dataset.name_of("users", shard.users.own.start + row),
     )
 

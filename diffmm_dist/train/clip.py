@@ -3,6 +3,7 @@
 from operator import attrgetter
 
 from diffmm_dist.config.section import changed
+from diffmm_dist.data.knowledge import ENTITIES
 from diffmm_dist.data.schema import Manifest
 from diffmm_dist.runs.config import Config
 from diffmm_dist.train.build import model_entry
@@ -20,7 +21,8 @@ def clipped(config: Config, manifest: Manifest) -> tuple[Config, list[str]]:
     users, items, interactions = manifest.num_users, manifest.num_items, manifest.num_interactions("train")
     batch = (interactions, "training interactions") if interactions >= users else (users, "users")
     nodes = (users, "users") if users >= items else (items, "items")
-    counts = {"items": (items, "items"), "nodes": nodes}
+    entities = (items + manifest.counts.get(ENTITIES, 0), "entities")
+    counts = {"items": (items, "items"), "nodes": nodes, "entities": entities}
     bounds = {"train.batch_size": batch, "eval.batch_size": (users, "users")}
     bounds |= {f"model.{key}": counts[bound] for key, bound in model_entry(config).bounds.items()}
     changes: dict[str, int] = {}

@@ -148,6 +148,8 @@ def needs_of(config: Config, manifest: Manifest, *, num_workers: int) -> Needs:
         num_interactions=manifest.num_interactions("train"),
         held_out=manifest.num_interactions("valid") + manifest.num_interactions("test"),
         num_workers=num_workers,
+        counts={name: axis.count for name, axis in manifest.axes.items()},
+        table_rows={name: sum(file.rows for file in table.files) for name, table in manifest.tables.items()},
     )
     used = config.data.modalities or tuple(manifest.modalities)  # names that are none are refused when data are read
     return Needs(

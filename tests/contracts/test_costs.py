@@ -20,7 +20,9 @@ MODELS = [name for name in SETTINGS if entry_of(name).measures.work]
 
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory):
-    return synthetic_dataset(tmp_path_factory.mktemp("data") / "d", users=150, items=60, interactions=2400)
+    return synthetic_dataset(
+        tmp_path_factory.mktemp("data") / "d", users=150, items=60, interactions=2400, knowledge=True
+    )
 
 
 @pytest.fixture(params=MODELS)

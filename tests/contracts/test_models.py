@@ -10,7 +10,7 @@ import torch
 from diffmm_dist.errors import StoppedError
 from diffmm_dist.export.bundle import export_bundle, read_bundle
 from diffmm_dist.export.recommend import recommend
-from diffmm_dist.models.diffmm import phases
+from diffmm_dist.models.common import denoising
 from diffmm_dist.models.registry import FOLDERS, SETTINGS
 from diffmm_dist.records import unsealed
 from diffmm_dist.train.trained import load_trained
@@ -32,6 +32,17 @@ CASES = {
         "model": {"name": "adagcl", "mode": "reference", "contrast": {"contrastive_weight": 1.0},
                   "gates": {"initial_temperature": 0.1}},
     },
+    "diffkg": {"model": {"name": "diffkg"}},
+    "diffkg, two hops, other sampling and choice": {
+        "model": {
+            "name": "diffkg", "knowledge": {"num_hops": 2, "max_facts": None, "residual_weight": 0},
+            "views": {"main": "original", "evaluated": "generated", "with_original": True},
+            "diffusion": {"sampling_steps": 2, "candidates": "neighbors", "min_confidence": 0.05, "rebuild_topk": 3,
+                          "rows": "items", "loss_weights": "uniform"},
+        },
+    },
+    "diffkg as released": {"model": {"name": "diffkg", "mode": "released"}},
+    "diffkg without diffusion": {"model": {"name": "diffkg", "mode": "released", "views": {"main": "original"}}},
     "lightgcn": {"model": {"name": "lightgcn", "num_layers": 2}},
     "popularity": {"model": {"name": "popularity"}},
     "toy": {"model": {"name": "toy", "refine_epochs": 2}, "train": {"epochs": 3, "batch_size": 320}},
@@ -46,12 +57,14 @@ def toy(monkeypatch):
 
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory):
-    return synthetic_dataset(tmp_path_factory.mktemp("data") / "d", users=200, items=60, interactions=2400)
+    return synthetic_dataset(
+        tmp_path_factory.mktemp("data") / "d", users=200, items=60, interactions=2400, knowledge=True
+    )
 
 
 @pytest.fixture(autouse=True)
 def several_steps_of_rebuild(monkeypatch):
-    monkeypatch.setattr(phases, "REBUILT_USERS", 64)
+    monkeypatch.setattr(denoising, "REBUILT_ROWS", 64)
 
 
 @pytest.fixture(params=CASES)

@@ -26,7 +26,7 @@ def _workers_have_imported_everything(monkeypatch):
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory):
     folder = tmp_path_factory.mktemp("data")
-    source = synthetic_dataset(folder / "d", users=150, items=60, interactions=2400)
+    source = synthetic_dataset(folder / "d", users=150, items=60, interactions=2400, knowledge=True)
     partition_dataset(source, str(folder / "parts"), num_parts=5, method="random", seed=3)
     return str(folder / "parts")
 
@@ -45,6 +45,18 @@ SETTINGS = {
     },
     "lightgcn": {"model": {"name": "lightgcn", "num_layers": 2}},
     "adagcl": {"model": {"name": "adagcl", "num_layers": 3, "embedding_dim": 8}},
+    "diffkg": {"model": {"name": "diffkg", "knowledge": {"num_hops": 2, "max_facts": 3}}},
+    "diffkg, another form": {
+        "model": {
+            "name": "diffkg",
+            "embedding_dim": 8,
+            "num_layers": 1,
+            "contrast": {"negatives": "batch"},
+            "diffusion": {"rows": "items", "denoiser_hidden_dims": [6, 4]},
+            "denoiser": {"sharding": "items"},
+        },
+        "train": {"batch_size": 64},
+    },
     "adagcl, reference": {"model": {"name": "adagcl", "mode": "reference"}},
 }
 PURPOSES = {"lightgcn": ["propagation"], "adagcl": ["propagation", "contrast"]}

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from diffmm_dist.models.base import Optimization, PhaseContext
-from diffmm_dist.models.diffmm.phases import DenoisePhase, diffmm_phases, recommend_losses
+from diffmm_dist.models.diffmm.phases import diffmm_phases, recommend_losses
 from diffmm_dist.parallel.collectives import all_reduce_sum
 from diffmm_dist.parallel.replicas import sum_gradients
 from diffmm_dist.parallel.shard import Shard
@@ -78,10 +78,10 @@ def check_denoise_step(world):
     """Losses and summed gradients of every denoiser after one batch, whole or spread over the items."""
     for golden, options in product(map(Golden, FILES), DENOISERS):
         options = options | {"input_dropout_prob": 0.5}
-        expected = denoised(build_model(golden, **options), World.single())
+        expected = denoised(golden, build_model(golden, **options), World.single())
         for shard, count in product(shards(world, golden), item_shards(world)):
             model = build_model(golden, shard=shard, num_item_shards=count, **options)
-            compare_denoised(denoised(model, world), expected, model.row_owners())
+            compare_denoised(denoised(golden, model, world), expected, model.row_owners())
 
 
 def compare_denoised(ours, dense, owners):
@@ -92,9 +92,10 @@ def compare_denoised(ours, dense, owners):
         torch.testing.assert_close(ours[name], expected, rtol=1e-4, atol=atol, msg=lambda m, n=name: f"{n}: {m}")
 
 
-def denoised(model, world):
+def denoised(golden, model, world):
     """The step's values, summed over the workers, and the gradients, by name."""
-    phase = DenoisePhase(model, Optimization(batch_size=7, learning_rate=0.0, l2_weight=0.0))
+    optimization = Optimization(batch_size=7, learning_rate=0.0, l2_weight=0.0)
+    phase, *_ = diffmm_phases(model, optimization, contrast_of(golden))
     assert phase.begin(PhaseContext(world, 3, 1)) == -(-model.shard.num_users // 7)
     values = {name: all_reduce_sum(value, world) for name, value in phase.step(0).items()}
     return values | {f"denoisers.{name}": parameter.grad for name, parameter in model.denoisers.named_parameters()}

@@ -10,13 +10,17 @@ import pytest
 import torch
 
 from diffmm_dist.errors import LostWorkerError, StoppedError, TakenOverError, UserError
-from diffmm_dist.models.diffmm import phases
+from diffmm_dist.models.common import denoising
 from diffmm_dist.models.diffmm.recipe import item_shards
 from diffmm_dist.train.worker import run_worker
 from tests.support.builders import checkpoint_tensors, metrics_of, small_config, synthetic_dataset
 from tests.support.damage import flip
 from tests.support.workers import on_workers
 
+DIFFKG = {
+    "name": "diffkg", "knowledge": {"num_hops": 2, "max_facts": 4}, "denoiser": {"sharding": "items"},
+    "diffusion": {"rebuild_topk": 2},
+}  # fmt: skip
 MODELS = {
     "diffmm": {"model": {"name": "diffmm"}},
     "diffmm, modal anchor": {
@@ -31,6 +35,7 @@ MODELS = {
     "diffmm, denoisers spread over the items": {"model": {"denoiser": {"sharding": "items", "noise": "hidden"}}},
     "adagcl": {"model": {"name": "adagcl", "num_layers": 3}},
     "adagcl as released": {"model": {"name": "adagcl", "mode": "reference"}},
+    "diffkg": {"model": DIFFKG},
     "lightgcn": {"model": {"name": "lightgcn", "num_layers": 2}},
     "popularity": {"model": {"name": "popularity"}},
 }
@@ -38,7 +43,9 @@ MODELS = {
 
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory):
-    return synthetic_dataset(tmp_path_factory.mktemp("data") / "d", users=150, items=60, interactions=2400)
+    return synthetic_dataset(
+        tmp_path_factory.mktemp("data") / "d", users=150, items=60, interactions=2400, knowledge=True
+    )
 
 
 def train(world, dataset, run, sections, stop_after=None):
@@ -86,9 +93,10 @@ def test_any_number_of_workers_gives_the_same_curves(dataset, tmp_path):
             assert result_of(run)["test"] == pytest.approx(result_of(whole)["test"]), (name, size)
 
 
-def test_a_run_goes_on_with_another_number_of_workers(dataset, tmp_path):
+@pytest.mark.parametrize("model", [{"name": "diffmm"}, DIFFKG], ids=lambda model: model["name"])
+def test_a_run_goes_on_with_another_number_of_workers(dataset, tmp_path, model):
     """Two workers, stopped inside an epoch; then three; then one: the same numbers as one worker all along."""
-    sections = {"train": {"epochs": 3, "batch_size": 64, "learning_rate": 1e-3}}
+    sections = {"model": model, "train": {"epochs": 3, "batch_size": 64, "learning_rate": 1e-3}}
     on_workers(1, partial(train, dataset=dataset, run=tmp_path / "whole", sections=sections))
     run = tmp_path / "parts"
     on_workers(2, partial(train, dataset=dataset, run=run, sections=sections, stop_after=13))
@@ -175,7 +183,7 @@ def hang(world, dataset, folder):
             raise Gone
         return False
 
-    phases.REBUILT_USERS = 64
+    denoising.REBUILT_ROWS = 64
     config = small_config(dataset, folder / "run", train={"epochs": 1, "batch_size": 64})
     with pytest.raises((Gone, LostWorkerError)) as error:
         run_worker(config, stop_requested=stop_requested)

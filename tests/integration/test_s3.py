@@ -163,14 +163,18 @@ def test_a_missing_bucket_is_one_sentence(place):
         Dataset.open("s3://no-such-bucket/d")
 
 
-MODELS = {"diffmm": [], "adagcl": ["model.name=adagcl", "model.embedding_dim=8"]}
+MODELS = {
+    "diffmm": [],
+    "adagcl": ["model.name=adagcl", "model.embedding_dim=8"],
+    "diffkg": ["model.name=diffkg", "model.embedding_dim=8", "model.diffusion.denoiser_hidden_dims=[16]"],
+}
 
 
-@pytest.fixture(scope="module", params=MODELS)
+@pytest.fixture(scope="module")
 def local_run(request, tmp_path_factory):
     """A run of a model on the disk, undisturbed, and how it was started."""
     folder = tmp_path_factory.mktemp("local")
-    dataset = synthetic_dataset(folder / "d", users=400, items=200, interactions=8000)
+    dataset = synthetic_dataset(folder / "d", users=400, items=200, interactions=8000, knowledge=True)
     config = write_config(
         folder / "c.yaml", data={"path": dataset}, run={"path": "to be set"}, train={"epochs": 4, "batch_size": 256}
     )
@@ -180,7 +184,9 @@ def local_run(request, tmp_path_factory):
 
 
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("num_workers", [0, 2])
+@pytest.mark.parametrize(
+    ("local_run", "num_workers"), [("diffmm", 0), ("diffmm", 2), ("adagcl", 2), ("diffkg", 2)], indirect=["local_run"]
+)
 def test_a_killed_run_on_s3_ends_as_one_on_a_disk(s3, place, environment, local_run, tmp_path, num_workers):
     """Data, metrics, events and checkpoints on S3; killed in an epoch, resumed, evaluated, exported.
 

@@ -148,12 +148,12 @@ def check_denoising_step(golden, products):
     golden.check("diff_xt", x_t)
     golden.check("diff_pred", denoiser(x_t, t))
     losses = training_losses(
-        denoiser, noisy, modal_items_CD=golden["diff_modal_items"], item_table_CD=golden["param_item_embedding"],
+        denoiser, noisy, table_CD=golden["diff_modal_items"], target_BD=rows.matmul(golden["param_item_embedding"]),
         products=products,
     )  # fmt: skip
     golden.check("diff_elbo_per_user", losses.elbo)
-    golden.check("diff_msi_per_user", losses.msi)
-    loss = losses.elbo.mean() + golden["msi_weight"] * losses.msi.mean()
+    golden.check("diff_msi_per_user", losses.signal)
+    loss = losses.elbo.mean() + golden["msi_weight"] * losses.signal.mean()
     golden.check("diff_loss", loss)
     loss.backward()
     for name, parameter in denoiser_parameters(golden, denoiser).items():

@@ -181,12 +181,14 @@ def test_our_denoising_step(products, hidden_dims, time_embedding_dim):
     modal_items, item_table = random_rows(17, 4, seed=2), random_rows(17, 4, seed=3)
     users = torch.arange(ROWS.num_rows)
     noisy = NoisyRows(schedule(), ROWS, t, users, ours.columns, noise=GivenRows(noise))
-    losses = training_losses(ours, noisy, modal_items_CD=modal_items, item_table_CD=item_table, products=products)
-    (losses.elbo.mean() + 0.3 * losses.msi.mean()).backward()
+    losses = training_losses(
+        ours, noisy, table_CD=modal_items, target_BD=noisy.rows.matmul(item_table), products=products
+    )
+    (losses.elbo.mean() + 0.3 * losses.signal.mean()).backward()
     sgds = [torch.optim.SGD(model.parameters(), lr=1e-3) for model in (ours, twin)]
     elbo, msi = plain.denoising_step(twin, sgds[1], schedule(), CLEAN, t, noise, modal_items, item_table, 0.3)
     torch.testing.assert_close(losses.elbo.mean().detach(), elbo)
-    torch.testing.assert_close(losses.msi.mean().detach(), msi)
+    torch.testing.assert_close(losses.signal.mean().detach(), msi)
     for mine, parameter in zip(gradients(ours), twin.parameters(), strict=True):
         scale = float(parameter.grad.abs().max())
         torch.testing.assert_close(mine, parameter.grad, rtol=1e-4, atol=1e-6 * max(scale, 1.0))

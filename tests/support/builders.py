@@ -18,6 +18,7 @@ from diffmm_dist.parallel.ranges import Ownership
 from diffmm_dist.parallel.shard import Shard
 from diffmm_dist.parallel.world import World
 from diffmm_dist.prepare.synthetic import SyntheticSpec, generate
+from diffmm_dist.prepare.synthetic_knowledge import KnowledgeSpec
 from diffmm_dist.runs.checkpoint import Checkpoints
 from diffmm_dist.runs.config import Config
 from diffmm_dist.runs.progress import Cursor, Progress
@@ -83,10 +84,11 @@ def nodes_of(nodes, num_nodes):
     return BatchNodes.counted(counts, Ownership.even(num_nodes), World.single(), batch_size=len(nodes))
 
 
-def synthetic_dataset(path, users=60, items=40, interactions=600, modalities=None, seed=1):
-    """Write a small synthetic dataset and return its path."""
+def synthetic_dataset(path, users=60, items=40, interactions=600, modalities=None, seed=1, knowledge=False):
+    """Write a small synthetic dataset, with a knowledge graph if asked for, and return its path."""
     modalities = {"visual": 6, "textual": 4} if modalities is None else modalities
-    generate(SyntheticSpec(users, items, interactions, modalities, seed), str(path))
+    facts = KnowledgeSpec(items // 2, 5 * items) if knowledge else None
+    generate(SyntheticSpec(users, items, interactions, modalities, seed, facts), str(path))
     return str(path)
 
 
@@ -100,6 +102,8 @@ def merged(tree, more):
     """A tree of settings with others, key by key; another model brings its own, of which only the width is given."""
     if more.get("name", tree.get("name")) != tree.get("name"):
         tree = {"embedding_dim": tree["embedding_dim"]} if more["name"] != "popularity" else {}
+        if more["name"] == "diffkg":
+            tree |= {"diffusion": {"denoiser_hidden_dims": [16]}}
     both = {**tree, **more}
     return {
         key: merged(tree[key], value) if isinstance(value, dict) and isinstance(tree.get(key), dict) else value

@@ -34,14 +34,16 @@ CASES: dict[str, dict[str, Any]] = {
         "model": {"name": "diffmm", "modality_projection": "affine", "num_layers": 2,
                   "contrast": {"contrastive_anchor": "modal"}},
     },
+    "diffkg": {"model": {"name": "diffkg", "knowledge": {"num_hops": 2, "max_facts": 4}}},
+    "diffkg-released": {"model": {"name": "diffkg", "mode": "released", "denoiser": {"sharding": "items"}}},
     "lightgcn": {"model": {"name": "lightgcn", "num_layers": 2}},
     "adagcl": {"model": {"name": "adagcl"}, "run": {"seed": 1}},  # a seed whose first view has a part of the edges
 }  # fmt: skip
 
 
 def make_dataset(folder):
-    """The dataset of all curves: two modalities."""
-    return synthetic_dataset(Path(folder) / "data")
+    """The dataset of all curves: two modalities, and a knowledge graph."""
+    return synthetic_dataset(Path(folder) / "data", knowledge=True)
 
 
 def train_case(world, *, name, data, folder):

@@ -9,8 +9,9 @@ import torch
 from diffmm_dist.data.training import TrainingData
 from diffmm_dist.graph.hetero import REAL, HeteroGraph
 from diffmm_dist.graph.relation import Relation
+from diffmm_dist.models.common.denoising import DiffusionSettings
 from diffmm_dist.models.common.ranking import RankingBatch
-from diffmm_dist.models.diffmm.model import DiffMM, DiffusionSettings, generated
+from diffmm_dist.models.diffmm.model import DiffMM, generated
 from diffmm_dist.models.diffmm.phases import ContrastSettings
 from diffmm_dist.parallel.shard import Shard
 from diffmm_dist.sparse import CSR

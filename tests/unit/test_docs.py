@@ -13,6 +13,7 @@ import yaml
 from diffmm_dist.cli import app
 from diffmm_dist.config.form import every_form
 from diffmm_dist.errors import UserError
+from diffmm_dist.models.registry import FOLDERS
 from diffmm_dist.runs.config import Config, load_config
 from tests.support.builders import ROOT
 
@@ -134,7 +135,13 @@ def mistake_of_setting(text):
 
 
 def refusal_of(key, value):
-    needed = [one for one in ("data.path=d", "run.path=r") if not one.startswith(key)]
+    """Why no model can be trained with a setting, or None if one can."""
+    refusals = [refusal_by(name, key, value) for name in FOLDERS]
+    return None if None in refusals else refusals[0]
+
+
+def refusal_by(name, key, value):
+    needed = [one for one in ("data.path=d", "run.path=r", f"model.name={name}") if not one.startswith(key)]
     try:
         load_config(None, [*needed, f"{key}={value}"])
     except UserError as error:

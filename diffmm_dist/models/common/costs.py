@@ -38,6 +38,8 @@ class Share:
         interactions: their training interactions.
         held_out: interactions of the own users in the other splits.
         halo: items of other workers that own users have interacted with, at most.
+        counts: rows of further axes, of all workers, by name.
+        table_rows: rows of tables, of all workers, by name.
     """
 
     num_users: int
@@ -49,15 +51,28 @@ class Share:
     interactions: int
     held_out: int
     halo: int
+    counts: Mapping[str, int] = field(default_factory=dict)
+    table_rows: Mapping[str, int] = field(default_factory=dict)
 
     @classmethod
-    def even(cls, *, num_users: int, num_items: int, num_interactions: int, held_out: int, num_workers: int) -> "Share":
+    def even(
+        cls,
+        *,
+        num_users: int,
+        num_items: int,
+        num_interactions: int,
+        held_out: int,
+        num_workers: int,
+        counts: Mapping[str, int] | None = None,
+        table_rows: Mapping[str, int] | None = None,
+    ) -> "Share":
         """Return an even share."""
         users, items, interactions, others = (
             -(-count // num_workers) for count in (num_users, num_items, num_interactions, held_out)
         )
         halo = 0 if num_workers == 1 else min(interactions, num_items - items)
-        return cls(num_users, num_items, num_interactions, num_workers, users, items, interactions, others, halo)
+        sizes = num_users, num_items, num_interactions, num_workers
+        return cls(*sizes, users, items, interactions, others, halo, counts or {}, table_rows or {})
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,10 @@ from torch import Tensor
 
 from diffmm_dist.data.batches import EpochBatches
 from diffmm_dist.data.training import TrainingData
+from diffmm_dist.losses import contrastive
 from diffmm_dist.models.base import PhaseContext
 from diffmm_dist.models.common.costs import FLOAT
+from diffmm_dist.parallel.collectives import ring_bytes
 from diffmm_dist.parallel.shard import Shard
 from diffmm_dist.parallel.world import World
 
@@ -168,3 +170,12 @@ def first_batch(cuts: Cuts) -> tuple[Tensor, Tensor]:
 def owned(ids: Tensor, owned_ids: Sequence[Tensor]) -> list[int]:
     """Return how many of some ids each worker owns, from the ids that it owns of all."""
     return [int(torch.isin(ids, own).sum()) for own in owned_ids]
+
+
+def contrast_term(counts: Sequence[int], most_rows: int, dim: int) -> list[int]:
+    """Return the bytes of one term: anchors and weights to all, sums block by block, gradients of the anchors."""
+    size, total = len(counts), sum(counts)
+    step = max(contrastive.LEAST_ANCHORS, contrastive.BLOCK_ELEMENTS // max(most_rows, 1))
+    blocks = [min(step, total - start) for start in range(0, total, step)]
+    summed = sum(ring_bytes(block * FLOAT, size) for block in blocks) + ring_bytes(total * dim * FLOAT, size)
+    return [count * (dim + 1) * FLOAT * (size - 1) + summed for count in counts]

@@ -5,8 +5,6 @@ weights; A^ the real graph, A^_m the generated graph of modality m.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -14,40 +12,18 @@ from torch import Tensor, nn
 
 from diffmm_dist.data.training import TrainingData
 from diffmm_dist.diffusion.denoiser import Denoiser
-from diffmm_dist.diffusion.output import Products
-from diffmm_dist.diffusion.schedule import DiffusionSchedule
 from diffmm_dist.errors import UserError
 from diffmm_dist.graph.hetero import REAL, HeteroGraph, Kernel
 from diffmm_dist.graph.propagate import Rows, propagate, propagate_tables, propagate_to_users, sum_of_layers
 from diffmm_dist.graph.relation import Relation
+from diffmm_dist.models.common.denoising import Diffusion, DiffusionSettings, new_denoiser
+from diffmm_dist.models.common.denoising_shard import DenoisingShard
 from diffmm_dist.models.common.projection import PROJECTIONS
 from diffmm_dist.models.common.tables import EmbeddingTables
-from diffmm_dist.models.diffmm.sharding import DenoisingShard
 from diffmm_dist.parallel.random import RandomStream
 from diffmm_dist.parallel.ranges import Ownership
 from diffmm_dist.rows import normalize_rows, weighted_sum
 from diffmm_dist.sparse import CSR
-
-
-@dataclass(frozen=True)
-class DiffusionSettings:
-    """Settings of the denoisers and of the graphs that they generate; see the configuration reference."""
-
-    num_timesteps: int
-    noise_scale: float
-    noise_min: float
-    noise_max: float
-    sampling_steps: int
-    sampling_noise: bool
-    denoiser_hidden_dims: Sequence[int]
-    time_embedding_dim: int
-    input_dropout_prob: float
-    normalize_input: bool
-    signal_weight: float
-    rebuild_topk: int
-    edge_keep_prob: float
-    products: Products = "auto"
-    noise: Literal["exact", "hidden"] = "exact"
 
 
 class DiffMM(EmbeddingTables):
@@ -66,7 +42,7 @@ class DiffMM(EmbeddingTables):
         num_item_shards: over how many workers each denoiser is spread.
 
     Attributes:
-        denoising: what this worker denoises.
+        denoising: the denoisers, and what this worker denoises.
 
     Raises:
         UserError: the data have no modality, the projections do not name each of them, or there are too few items for
@@ -91,13 +67,10 @@ class DiffMM(EmbeddingTables):
         self.modalities = tuple(data.features)
         self.data = data
         self.diffusion = diffusion
-        self.schedule = DiffusionSchedule(
-            diffusion.num_timesteps,
-            noise_scale=diffusion.noise_scale,
-            noise_min=diffusion.noise_min,
-            noise_max=diffusion.noise_max,
+        shard = data.shard
+        rows = DenoisingShard.of(
+            data.interactions, shard.axis("users"), shard.all_items, shard.world, num_column_shards=num_item_shards
         )
-        self.denoising = DenoisingShard.of(data, num_item_shards=num_item_shards)
         self._seed = seed
         self.graph = graph
         self._num_layers = num_layers
@@ -118,22 +91,16 @@ class DiffMM(EmbeddingTables):
             self.projections[name] = PROJECTIONS[kinds[name]](
                 features.shape[1], embedding_dim, stream.child("projection", name)
             )
-            self.denoisers[name] = self._new_denoiser(stream.child("denoiser", name))
+            denoiser = new_denoiser(rows, diffusion)
+            denoiser.initialize(stream.child("denoiser", name))
+            self.denoisers[name] = denoiser
+        denoisers = {name: self.denoiser(name) for name in self.modalities}
+        self.denoising = Diffusion(diffusion, diffusion.schedule(), rows, denoisers, "users")
         num_users, topk = data.shard.users.own.size, min(diffusion.rebuild_topk, data.shard.num_items)
         self.generated_items: Tensor
         self.generated_epoch: Tensor
         self.register_buffer("generated_items", torch.zeros(num_users, len(self.modalities), topk, dtype=torch.int64))
         self.register_buffer("generated_epoch", torch.tensor(-1))
-
-    def _new_denoiser(self, stream: RandomStream) -> Denoiser:
-        denoiser = Denoiser(
-            self.denoising.columns,
-            self.diffusion.denoiser_hidden_dims,
-            time_embedding_dim=self.diffusion.time_embedding_dim,
-            normalize_input=self.diffusion.normalize_input,
-        )
-        denoiser.initialize(stream)
-        return denoiser
 
     @property
     def kernel(self) -> Kernel:
@@ -143,9 +110,10 @@ class DiffMM(EmbeddingTables):
     def row_owners(self) -> dict[str, Ownership]:
         """Return the owners of the ID tables, of the generated edges, and of denoisers that are spread over workers."""
         owners = super().row_owners() | {"generated_items": self.shard.users}
-        if self.denoising.mesh.items.size > 1:
+        rows = self.denoising.shard
+        if rows.mesh.items.size > 1:
             names = [f"denoisers.{modality}.{name}" for modality in self.modalities for name in Denoiser.PER_ITEM]
-            owners |= dict.fromkeys(names, self.denoising.columns.ownership)
+            owners |= dict.fromkeys(names, rows.columns.ownership)
         return owners
 
     def projected(self, modality: str) -> Tensor:

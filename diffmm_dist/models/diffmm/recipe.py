@@ -4,14 +4,16 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from diffmm_dist.models.common.costs import ModelMemory
+from diffmm_dist.models.common.denoising import DiffusionSettings
+from diffmm_dist.models.common.denoising_costs import Denoising
+from diffmm_dist.models.common.denoising_shard import DenoiserSizes, choose_item_shards
 from diffmm_dist.models.common.work import Cuts, Traffic, Work
-from diffmm_dist.models.diffmm.costs.memory import Denoising, memory
+from diffmm_dist.models.diffmm.costs.memory import Features, memory
 from diffmm_dist.models.diffmm.costs.traffic import settle, traffic
 from diffmm_dist.models.diffmm.costs.work import work
-from diffmm_dist.models.diffmm.model import DiffMM, DiffusionSettings
+from diffmm_dist.models.diffmm.model import DiffMM
 from diffmm_dist.models.diffmm.phases import ContrastSettings, diffmm_phases
 from diffmm_dist.models.diffmm.settings import Settings
-from diffmm_dist.models.diffmm.sharding import DenoiserSizes, choose_item_shards
 from diffmm_dist.models.measures import Measures
 from diffmm_dist.models.recipe import Ingredients, ModelEntry, Needs, Recipe
 
@@ -64,11 +66,9 @@ def item_shards(settings: Settings, *, batch_size: int, num_items: int, num_work
 
 
 def _denoising(settings: Settings, needs: Needs) -> Denoising:
-    projection, share = settings.modality_projection, needs.share
-    kinds = [projection if isinstance(projection, str) else projection.get(name, "affine") for name in needs.widths]
+    share = needs.share
     return Denoising(
-        widths=list(needs.widths.values()),
-        matrix_projections=kinds.count("matrix"),
+        count=len(needs.widths),
         item_shards=item_shards(
             settings, batch_size=needs.batch_size, num_items=share.num_items, num_workers=share.num_workers
         ),
@@ -78,11 +78,14 @@ def _denoising(settings: Settings, needs: Needs) -> Denoising:
 
 
 def _memory(settings: Settings, needs: Needs) -> ModelMemory:
+    projection = settings.modality_projection
+    kinds = [projection if isinstance(projection, str) else projection.get(name, "affine") for name in needs.widths]
     return memory(
         needs.share,
         _denoising(settings, needs),
         diffusion_of(settings),
         contrast_of(settings),
+        Features(list(needs.widths.values()), kinds.count("matrix")),
         embedding_dim=settings.embedding_dim,
         num_layers=settings.num_layers,
         dgl=needs.dgl,

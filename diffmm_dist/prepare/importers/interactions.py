@@ -34,19 +34,20 @@ class Interactions:
 
     Attributes:
         notes: a sentence for everything that was dropped or might surprise.
+        database: where they are.
     """
 
     def __init__(self, folder: str, *, memory_gib: float) -> None:
         self.notes: list[str] = []
         self._time = "timestamp"
-        self._database = Database(folder, memory_gib=memory_gib)
-        self._run = self._database.run
+        self.database = Database(folder, memory_gib=memory_gib)
+        self._run = self.database.run
 
     def __enter__(self) -> "Interactions":
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._database.close()
+        self.database.close()
 
     def load(self, table: Table, columns: InteractionColumns, rule: SplitRule, cleaning: Cleaning) -> None:
         """Read a table; rows without what is needed of them, or with a low rating, are dropped.
@@ -59,7 +60,7 @@ class Interactions:
         kind = None
         for batch in table.batches(cleaner.needed):
             rows = cleaner.clean(batch)
-            self._database.append("raw", rows, create=kind is None)
+            self.database.append("raw", rows, create=kind is None)
             kind = rows.schema.field("timestamp").type
         self.notes += cleaner.notes
         if kind is None or self._count("raw where not low") == 0:
@@ -75,9 +76,9 @@ class Interactions:
         """Make the table of ids as they stand in the rows (raw) and as they are meant (id)."""
         self._run(f"create table {side}_ids as select distinct {side} as raw, {side} as id from raw where not low")
         if typed:
-            texts = self._database.table(f"select raw from {side}_ids")["raw"]
+            texts = self.database.table(f"select raw from {side}_ids")["raw"]
             ids, notes = typed_ids(texts, column=name, uri=uri)
-            self._database.append(f"{side}_ids", pa.table({"raw": texts, "id": ids}), create=True)
+            self.database.append(f"{side}_ids", pa.table({"raw": texts, "id": ids}), create=True)
             self.notes += notes
 
     def _read_times(self, timestamp_format: str | None, *, uri: str, name: str) -> str:
@@ -115,7 +116,7 @@ class Interactions:
         """
         run = self._run
         for ids in extra_items:
-            self._database.append("more_ids", pa.table({"id": ids}), create=True)
+            self.database.append("more_ids", pa.table({"id": ids}), create=True)
             run("insert into item_ids select null, id from more_ids where id not in (select id from item_ids)")
         for side in _SIDES:
             run(
@@ -138,7 +139,7 @@ class Interactions:
 
     def drop_items(self, allowed: pa.Array, *, reason: str) -> None:
         """Drop items other than ``allowed`` (ids), and their interactions."""
-        self._database.append("allowed", pa.table({"id": allowed}), create=True)
+        self.database.append("allowed", pa.table({"id": allowed}), create=True)
         before = self._count("pairs")
         self._run("delete from pairs where item in (select number from items where id not in (select id from allowed))")
         self._run("delete from items where id not in (select id from allowed)")
@@ -219,7 +220,7 @@ class Interactions:
 
     def batches(self, split: Split) -> Iterator[tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]]:
         """Yield the final numbers of users and items of a split, sorted by user and item, in pieces."""
-        rows = self._database.batches(
+        rows = self.database.batches(
             f"select u.final as user, i.final as item from pairs join final_users u on pairs.user = u.number "
             f"join final_items i on pairs.item = i.number where split = {SPLITS.index(split)} order by all"
         )
@@ -228,7 +229,7 @@ class Interactions:
 
     def _column(self, query: str) -> pa.Array:
         """Return the one column of a query."""
-        return self._database.table(query).column(0).combine_chunks()
+        return self.database.table(query).column(0).combine_chunks()
 
     def _count(self, table: str) -> int:
         return self._number_from(f"select count(*) from {table}")

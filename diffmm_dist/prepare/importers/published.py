@@ -15,6 +15,7 @@ from diffmm_dist.data.schema import Split
 from diffmm_dist.data.writer import dataset_writer
 from diffmm_dist.errors import UserError
 from diffmm_dist.prepare.importers.arrays import open_rows
+from diffmm_dist.prepare.importers.published_knowledge import FACTS, RELATIONS, PublishedKnowledge, read_knowledge
 from diffmm_dist.prepare.importers.published_lists import LISTS, read_lists
 from diffmm_dist.prepare.importers.report import NO_VALIDATION, ImportReport, Mistakes
 from diffmm_dist.prepare.importers.sparse_pickle import Pattern, read_patterns
@@ -33,8 +34,8 @@ def import_published(folder: str, out: str, *, force: bool = False) -> ImportRep
 
     Args:
         folder: path or s3:// address; holds trnMat.pkl, tstMat.pkl, valMat.pkl if there is one, or in their place
-            train.json, test.json and val.json, and any or none of image/text/audio_feat.npy. What else it holds is left
-            aside, and a note says so.
+            train.json, test.json and val.json, any or none of image/text/audio_feat.npy, and kg.txt, with relations.txt
+            or without, if there is a knowledge graph. What else it holds is left aside, and a note says so.
         out: the dataset to write.
         force: replace a dataset that is already there.
 
@@ -65,9 +66,12 @@ def import_published(folder: str, out: str, *, force: bool = False) -> ImportRep
         matrices = _read_matrices(there, wrong)
     if "train" in matrices:
         wrong += _disagreements(there, matrices, features)
+    num_items = matrices["train"].shape[1] if "train" in matrices else 0
+    facts = _read_facts(folder, names, wrong, num_items=num_items)
     wrong.check()
     num_users, num_items = matrices["train"].shape
-    with dataset_writer(out, num_users=num_users, num_items=num_items, force=force) as writer:
+    axes = facts.axes(num_items) if facts else None
+    with dataset_writer(out, num_users=num_users, num_items=num_items, axes=axes, force=force) as writer:
         writer.made_by = {"importer": "published", "source": storage.name(folder)}
         for split, matrix in matrices.items():
             writer.add_interactions(split, matrix.rows, matrix.columns)
@@ -76,8 +80,21 @@ def import_published(folder: str, out: str, *, force: bool = False) -> ImportRep
                 writer.add_features(modality, storable(rows[start : start + _ROWS_PER_CHUNK]))
         writer.add_ids("users", pa.array(np.arange(num_users)))
         writer.add_ids("items", pa.array(np.arange(num_items)))
-    used = {*splits.values(), *FEATURES.values()}
-    return ImportReport(tuple(missing), (*_notes(there, matrices), *_left_aside(folder, set(names) - used)))
+        if facts:
+            facts.write(writer, num_items)
+    used = {*splits.values(), *FEATURES.values(), *((FACTS, RELATIONS) if facts else ())}
+    of_facts = facts.notes(num_items) if facts else ()
+    return ImportReport(tuple(missing), (*_notes(there, matrices), *of_facts, *_left_aside(set(names) - used)))
+
+
+def _read_facts(folder: str, names: Collection[str], wrong: Mistakes, *, num_items: int) -> PublishedKnowledge | None:
+    """Return the folder's knowledge graph, if it has one; what is wrong with it is added to the mistakes."""
+    if FACTS not in names:
+        return None
+    relations = storage.join(folder, RELATIONS) if RELATIONS in names else None
+    with wrong.collected():
+        return read_knowledge(storage.join(folder, FACTS), relations, num_items=num_items)
+    return None
 
 
 def _disagreements(
@@ -147,8 +164,8 @@ def _overlaps(matrices: Mapping[Split, Pattern]) -> list[str]:
     return notes
 
 
-def _left_aside(folder: str, names: Collection[str]) -> list[str]:
-    """Say which of a folder's files are not read, such as a knowledge graph's kg.txt."""
+def _left_aside(names: Collection[str]) -> list[str]:
+    """Say which of a folder's files are not read."""
     others = [name for name in sorted(names) if not name.startswith((".", "_"))]
     if not others:
         return []

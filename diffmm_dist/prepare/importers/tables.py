@@ -18,6 +18,7 @@ from diffmm_dist.prepare.importers.columns import least
 from diffmm_dist.prepare.importers.database import check_timestamp_format
 from diffmm_dist.prepare.importers.features import Features, FeatureSource
 from diffmm_dist.prepare.importers.interactions import Interactions
+from diffmm_dist.prepare.importers.knowledge_tables import KnowledgeSource, KnowledgeTables
 from diffmm_dist.prepare.importers.report import ImportReport, Mistakes
 from diffmm_dist.prepare.importers.splits import SPLIT_METHODS, SplitRule
 from diffmm_dist.prepare.importers.table_formats import TextOptions
@@ -38,6 +39,7 @@ class TableImport:
         columns: its columns.
         rule: how to split.
         features: of every modality.
+        knowledge: a knowledge graph about the items, if there is one.
         min_rating: the lowest rating that counts as an interaction.
         k_core: how many interactions every user and item must have, 0 for any.
         without_features: what to do about items that lack the features of a modality: refuse, give them zeros, or drop
@@ -54,6 +56,7 @@ class TableImport:
     columns: InteractionColumns
     rule: SplitRule = field(default_factory=SplitRule)
     features: tuple[FeatureSource, ...] = ()
+    knowledge: KnowledgeSource | None = None
     min_rating: float | None = None
     k_core: int = 0
     without_features: WithoutFeatures = "error"
@@ -83,7 +86,7 @@ def import_tables(
     Raises:
         UserError: the settings contradict each other, a table is missing or damaged, or nothing remains.
     """
-    table, features = _opened(settings, out, mistakes, force=force)
+    table, features, facts = _opened(settings, out, mistakes, force=force)
     with (
         scratch_folder("diffmm-import-") as folder,
         Interactions(folder, memory_gib=settings.memory_gib) as interactions,
@@ -97,26 +100,36 @@ def import_tables(
         users = interactions.final_ids("user")
         items = interactions.final_ids("item", all_items=settings.all_items)
         notes = [note for source in features for note in _lacking(source, items, settings, importer)]
-        with dataset_writer(out, num_users=len(users), num_items=len(items), force=force) as writer:
+        axes = None
+        if facts is not None:
+            facts.load(interactions.database, items, text_ids=settings.text_ids)
+            axes = facts.axes()
+        with dataset_writer(out, num_users=len(users), num_items=len(items), axes=axes, force=force) as writer:
             writer.made_by = _described(settings, importer)
             writer.add_ids("users", users)
             writer.add_ids("items", items)
             _write_interactions(writer, interactions)
             _write_features(writer, features, items)
+            if facts is not None:
+                facts.write(writer)
     of_features = [note for source in features for note in source.notes]
-    return ImportReport(notes=(*table.notes, *of_features, *interactions.notes, *notes))
+    of_facts = facts.notes if facts is not None else []
+    return ImportReport(notes=(*table.notes, *of_features, *interactions.notes, *notes, *of_facts))
 
 
-def _opened(settings: TableImport, out: str, mistakes: Sequence[str], *, force: bool) -> tuple[Table, list[Features]]:
+def _opened(
+    settings: TableImport, out: str, mistakes: Sequence[str], *, force: bool
+) -> tuple[Table, list[Features], KnowledgeTables | None]:
     """Open all tables, and tell all mistakes together."""
     wrong = Mistakes([*mistakes, *_mistakes(settings)])
     if settings.timestamp_format is not None:
         with wrong.collected():
             check_timestamp_format(settings.timestamp_format)
     with wrong.collected():
-        sources = [settings.interactions, *(source.uri for source in settings.features)]
+        of_facts = settings.knowledge.uris if settings.knowledge else []
+        sources = [settings.interactions, *(source.uri for source in settings.features), *of_facts]
         storage.check_place(out, marker=MANIFEST, force=force, sources=sources)  # now, not after an hour
-    features = []
+    features, facts = [], None
     with wrong.collected():
         text = TextOptions(settings.delimiter, settings.encoding)
         with wrong.collected():
@@ -125,8 +138,11 @@ def _opened(settings: TableImport, out: str, mistakes: Sequence[str], *, force: 
         for source in settings.features:
             with wrong.collected():
                 features.append(Features(source, text))
+        if settings.knowledge is not None:
+            with wrong.collected():
+                facts = KnowledgeTables(settings.knowledge, text)
     wrong.check()
-    return table, features
+    return table, features, facts
 
 
 def _mistakes(settings: TableImport) -> Iterator[str]:

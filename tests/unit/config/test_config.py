@@ -47,7 +47,10 @@ def test_what_is_shown_reads_back():
             "'model.diffusion.edge_keep_prob' is 1.5: it must be a finite number from 0 to 1",
         ),
         (["model.diffusion.denoiser_hidden_dims=[]"], "'model.diffusion.denoiser_hidden_dims' is []"),
-        (["model.name=difmm"], "'model.name' is 'difmm': it must be 'diffmm', 'adagcl', 'lightgcn' or 'popularity'"),
+        (
+            ["model.name=difmm"],
+            "'model.name' is 'difmm': it must be 'diffmm', 'adagcl', 'diffkg', 'lightgcn' or 'popularity'",
+        ),
         (["eval.metric=recall@7"], "eval.metric 'recall@7' is not measured with eval.k"),
         (["model.diffusion.noise_min=0.5"], "model.diffusion.noise_min 0.5 is above model.diffusion.noise_max 0.02"),
         (

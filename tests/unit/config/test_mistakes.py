@@ -232,7 +232,11 @@ def test_unknown_keys_are_told_the_nearest(override, hint):
             ["model.name=popularity", "model.embedding_dim=3"],
             ["'model.embedding_dim' is for model.name=diffmm or "],
         ),
-        ("", ["model.name=lightgcn", "model.diffusion.num_timesteps=3"], ["for model.name=diffmm, not lightgcn"]),
+        (
+            "",
+            ["model.name=lightgcn", "model.diffusion.num_timesteps=3"],
+            ["for model.name=diffmm or diffkg, not lightgcn"],
+        ),
         (
             "model: {name: lightgcn, diffusion: {noise_min: 1}}",
             [],

@@ -10,6 +10,7 @@ import pytest
 from diffmm_dist.errors import StoppedEarlyError, StoppedError, UserError
 from diffmm_dist.evaluation import evaluator
 from diffmm_dist.export import bundle
+from diffmm_dist.export import knowledge as bundled_knowledge
 from diffmm_dist.launch.signals import StopSignals, at_once
 from diffmm_dist.prepare import partitioning
 from diffmm_dist.runs.run_folder import RunFolder
@@ -44,9 +45,10 @@ def run(tmp_path_factory):
 
 COMMANDS = {
     "evaluate": (["evaluate", "{run}/run"], evaluator, "merge_topk"),
-    "export": (["export", "{run}/run", "--out", "{run}/bundle", "--force"], bundle, "_write_table"),
+    "export": (["export", "{run}/run", "--out", "{run}/bundle", "--force"], bundle, "write_table"),
     "recommend": (["recommend", "{run}/bundle", "--all", "--out", "{run}/recs.parquet"], evaluator, "merge_topk"),
     "partition": (["partition", "{run}/d", "--num-parts", "2", "--out", "{run}/parts"], partitioning, "metis_parts"),
+    "explain": (["explain", "{run}/bundle", "--user", "user_1", "--item", "item_1"], bundled_knowledge, "read_marker"),
     "inspect": (["inspect", "{run}/d"], partitioning.Dataset, "interactions"),
 }
 

@@ -9,8 +9,9 @@ from diffmm_dist.graph.hetero import REAL, HeteroGraph
 from diffmm_dist.graph.relation import Relation
 from diffmm_dist.losses.equations import bpr, info_nce
 from diffmm_dist.models.base import Optimization, PhaseContext
+from diffmm_dist.models.common.denoising import DiffusionSettings
 from diffmm_dist.models.common.ranking import RankingBatch
-from diffmm_dist.models.diffmm.model import DiffMM, DiffusionSettings
+from diffmm_dist.models.diffmm.model import DiffMM
 from diffmm_dist.models.diffmm.phases import ContrastSettings, diffmm_phases, recommend_losses
 from diffmm_dist.parallel.world import World
 from tests.support import reference
@@ -176,7 +177,7 @@ def test_rebuild_takes_the_top_items_of_the_denoised_rows():
     train = reference.dense(model.data.interactions)
     for index, name in enumerate(model.modalities):
         denoiser = model.denoiser(name)
-        denoised = p_sample_loop(denoiser, train, betas_T=model.schedule.betas).detach()
+        denoised = p_sample_loop(denoiser, train, betas_T=model.denoising.schedule.betas).detach()
         assert torch.equal(model.generated_items[:, index], reference.topk(denoised, 3))
         edges = torch.zeros(12, 10).scatter_(1, model.generated_items[:, index], 1)
         torch.testing.assert_close(as_matrix(model.graph.relations[f"generated_{name}"]), normalized_adjacency(edges))

@@ -115,14 +115,14 @@ def test_a_folder_without_features(folder, tmp_path):
 
 
 def test_files_without_a_use_are_named_and_left_aside(folder, tmp_path):
-    (folder / "kg.txt").write_text("0 9 1\n")
+    (folder / "pretrained.pkl").write_text("0 9 1\n")
     (folder / ".hidden").touch()
     report, _ = read(folder, tmp_path / "out")
-    assert report.notes == ("left aside, for there is no use for them yet: kg.txt",)
+    assert report.notes == ("left aside, for there is no use for them yet: pretrained.pkl",)
     for number in range(9):
         (folder / f"more-{number}").mkdir()
     report, _ = read(folder, tmp_path / "out2")
-    assert report.notes[0].endswith("kg.txt, more-0, more-1, more-2, more-3 and 5 more")
+    assert report.notes[0].endswith("more-0, more-1, more-2, more-3, more-4 and 5 more")
 
 
 def test_both_names_of_the_command_do_the_same_and_training_says_what_is_missing(run_cli, folder, tmp_path):

@@ -1,0 +1,86 @@
+"""The files of a bundle: what bundle.json says of them, and how tables are written and read."""
+
+from typing import Annotated
+
+import pyarrow as pa
+from pydantic import Field
+from torch import Tensor
+from typing_extensions import NotRequired, TypedDict
+
+from diffmm_dist import storage
+from diffmm_dist.data.arrow_files import Promise, read_arrow
+from diffmm_dist.data.schema import ID_TYPES, ROWS_PER_BATCH, Natural
+from diffmm_dist.errors import DamagedError, UserError
+
+MARKER = "bundle.json"
+FORMAT_NAME = "diffmm_dist bundle"
+FORMAT_VERSIONS = (1, 2)  # a bundle has the first version that can hold it, so that older programs read what they can
+REMEDY = "export the run again"
+Count = Annotated[int, Field(ge=1, lt=2**31)]
+
+
+class Marker(TypedDict):
+    """bundle.json."""
+
+    format: str
+    version: int
+    model: str
+    best_epoch: int
+    num_users: Count
+    num_items: Count
+    num_seen: Natural
+    embedding_dim: Count
+    dataset: str
+    files: dict[str, str]
+    further: NotRequired[dict[str, Natural]]
+
+
+def read_marker(uri: str) -> Marker:
+    """Read what a bundle says that it holds.
+
+    Raises:
+        UserError: there is none, or it is of another version.
+        DamagedError: it is not what was exported.
+    """
+    place = storage.join(uri, MARKER)
+    if not storage.exists(place):
+        raise UserError(f"{uri} is not a complete bundle (it has no {MARKER}); make one with `export`")
+    marker: Marker = storage.read_record(place, Marker, remedy=REMEDY)
+    if marker["format"] != FORMAT_NAME or marker["version"] not in FORMAT_VERSIONS:
+        raise UserError(f"{place} is not a bundle of this version of diffmm_dist; {REMEDY}")
+    return marker
+
+
+def embedding_table(ids: pa.ChunkedArray, rows: Tensor) -> pa.Table:
+    """Return a table of ids and embeddings (rows, d)."""
+    flat = pa.array(rows.cpu().numpy().reshape(-1))
+    embeddings = pa.FixedSizeListArray.from_arrays(flat, rows.shape[1])
+    return pa.table({"id": ids, "embedding": embeddings})
+
+
+def embedding_schemas(width: int) -> list[pa.Schema]:
+    """Return the schemas that a table of embeddings may have, by the type of its ids."""
+    return [
+        pa.schema([pa.field("id", kind), pa.field("embedding", pa.list_(pa.float32(), width))])
+        for kind in ID_TYPES.values()
+    ]
+
+
+def write_table(uri: str, table: pa.Table) -> None:
+    """Write a table as a compressed Arrow file that appears when it is complete."""
+    options = pa.ipc.IpcWriteOptions(compression="zstd")
+    with (
+        storage.replacing_file(uri) as file,
+        pa.PythonFile(file, mode="w") as sink,
+        pa.ipc.new_file(sink, table.schema, options=options) as writer,
+    ):
+        writer.write_table(table, max_chunksize=ROWS_PER_BATCH)
+
+
+def read_table(uri: str, name: str, marker: Marker, schemas: list[pa.Schema], rows: int) -> pa.Table:
+    """Read a file of a bundle, which has one of some schemas and so many rows, comparing it with its checksum."""
+    if name not in marker["files"]:
+        raise DamagedError(f"{storage.join(uri, MARKER)} has no checksum of {name}; {REMEDY}")
+    promise = Promise(schemas, rows, marker["files"][name], MARKER, REMEDY)
+    batches = [batch for _, batch in read_arrow(storage.join(uri, name), promise)]
+    return pa.Table.from_batches(batches, schema=batches[0].schema if batches else schemas[0])
