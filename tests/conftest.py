@@ -8,6 +8,21 @@ hypothesis.settings.register_profile("untimed", deadline=None)  # how fast somet
 hypothesis.settings.load_profile("untimed")
 
 
+# Files of the slow tests that take longest, by what their tests took together. They begin first, so that at the end no
+# process is left alone with a long one.
+LONGEST = (
+    "test_ray_workers.py", "test_s3.py", "test_cluster.py", "test_ray.py", "test_training.py", "test_memory.py",
+    "test_s3_faults.py", "test_benchmarks.py", "test_end_to_end.py", "test_one_writer.py", "test_every_moment.py",
+    "test_autoscaling.py", "test_large_import.py", "test_sharded_diffkg.py",
+)  # fmt: skip
+
+
+def pytest_collection_modifyitems(items):
+    """Put the tests of the files that take longest before all others."""
+    places = {name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(item.path.name, len(places)))
+
+
 @pytest.fixture(autouse=True)
 def _one_thread():
     torch.set_num_threads(1)

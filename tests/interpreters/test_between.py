@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import subprocess
+from functools import cache
 from itertools import permutations
 from pathlib import Path
 
@@ -35,7 +36,10 @@ def name(python):
     return Path(python).parents[1].name
 
 
-PAIRS = [pytest.param(*pair, id=" to ".join(map(name, pair))) for pair in permutations(PYTHONS, 2)]
+PAIRS = [
+    pytest.param(*pair, id=" to ".join(map(name, pair)), marks=pytest.mark.xdist_group(name(pair[0])))
+    for pair in permutations(PYTHONS, 2)
+]
 pytestmark = pytest.mark.skipif(not PYTHONS, reason="run them by `bash .ci/run interpreters`")
 
 
@@ -58,15 +62,17 @@ def config(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory, config):
-    """A finished run of each interpreter, what it evaluates to, and its bundle, all by that interpreter itself."""
+    """From an interpreter to a finished run, what it evaluates to, and its bundle, all by that interpreter itself."""
     folder = tmp_path_factory.mktemp("finished")
-    runs = {}
-    for python in PYTHONS:
+
+    @cache
+    def made(python):
         path, bundle = folder / name(python), folder / f"{name(python)}-bundle"
         run(python, ["train", "--config", config, f"run.path={path}"])
         figures, _ = run(python, ["evaluate", path], ["export", path, "--out", bundle])
-        runs[python] = path, figures.splitlines()[:-1], bundle
-    return runs
+        return path, figures.splitlines()[:-1], bundle
+
+    return made
 
 
 def assert_close(ours, theirs):
@@ -78,7 +84,7 @@ def assert_close(ours, theirs):
 
 @pytest.mark.parametrize(("wrote", "reads"), PAIRS)
 def test_a_finished_run_is_evaluated_and_exported_with_the_same_figures(wrote, reads, finished, tmp_path):
-    path, figures, bundle = finished[wrote]
+    path, figures, bundle = finished(wrote)
     shown, _ = run(reads, ["evaluate", path], ["export", path, "--out", tmp_path / "bundle"])
     assert shown.splitlines()[:-1] == figures
     ours, theirs = read_bundle(str(tmp_path / "bundle")), read_bundle(str(bundle))
@@ -89,7 +95,7 @@ def test_a_finished_run_is_evaluated_and_exported_with_the_same_figures(wrote, r
 
 @pytest.mark.parametrize(("began", "goes_on"), PAIRS)
 def test_a_run_that_stands_inside_an_epoch_goes_on_to_the_same_figures(began, goes_on, finished, config, tmp_path):
-    whole, _, _ = finished[began]
+    whole, _, _ = finished(began)
     half = tmp_path / "half"
     shutil.copytree(whole, half)
     (half / "result.json").unlink()
