@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+_BLOCK_ELEMENTS = 1 << 20  # of the rows that are gathered for entries and held at a time: 4 MiB
+
 
 @dataclass(frozen=True, eq=False)
 class CSR:
@@ -116,6 +118,22 @@ class CSR:
         """
         product: Tensor = _WeightedProduct.apply(table, weights, self)  # type: ignore[no-untyped-call]
         return product
+
+    def products_at(self, rows: Tensor, columns: Tensor, *, out: Tensor | None = None) -> Tensor:
+        """Return the inner product of each entry's row and column, (E,), in ``out`` if given; no autograd.
+
+        Args:
+            rows: a vector for each row (R, d).
+            columns: a vector for each column (C, d).
+            out: where to write.
+        """
+        if out is None:
+            out = rows.new_empty(self.num_entries)
+        step = max(1, _BLOCK_ELEMENTS // max(rows.shape[1], 1))
+        for start in range(0, self.num_entries, step):
+            block = slice(start, start + step)
+            torch.linalg.vecdot(rows[self.row_ids[block]], columns[self.indices[block]], out=out[block])
+        return out
 
     def transpose(self) -> "CSR":
         """Return the C x R pattern, rows again ascending inside each of its rows."""

@@ -14,11 +14,13 @@ from diffmm_dist.data.schema import Split
 from diffmm_dist.data.training import shard_interactions
 from diffmm_dist.errors import UserError
 from diffmm_dist.evaluation.evaluator import rank_items
+from diffmm_dist.evaluation.metrics import NAMES, MetricSums
 from diffmm_dist.monitoring.log import print_table
 from diffmm_dist.train.trained import TrainedRun, load_trained
 
 Masked = Literal["seen", "train"]
 MASKED: dict[Masked, tuple[Split, ...]] = {"seen": ("train", "valid"), "train": ("train",)}
+METRICS = ("recall", "ndcg")
 _RESAMPLES = 10_000
 Floats = npt.NDArray[np.float64]
 
@@ -56,7 +58,7 @@ def _compare(groups: Sequence[Sequence[TrainedRun]], splits: Sequence[Split], k:
     """Return each metric's figures of both groups, their difference, its interval and its p value."""
     of_runs = [np.stack([user_metrics(run, splits, k) for run in runs]) for runs in groups]
     found = {}
-    for index, metric in enumerate(("recall", "ndcg")):
+    for index, metric in enumerate(METRICS):
         per_run = [values[:, index].mean(axis=1) for values in of_runs]
         difference = of_runs[0][:, index].mean(axis=0) - of_runs[1][:, index].mean(axis=0)
         low, high = _interval(difference)
@@ -80,15 +82,12 @@ def user_metrics(run: TrainedRun, masked: Sequence[Split], k: int) -> Floats:
     hidden = [shard_interactions(run.dataset, split, shard) for split in masked]
     rows = torch.nonzero(truth.row_counts).flatten()
     rows = rows[torch.argsort(shard.user_ids[rows])]
-    gains = 1 / torch.log2(torch.arange(2, k + 2, dtype=torch.float64))
-    found = []
-    for block, _, lists in rank_items(users, items[shard.item_rows], rows, masked=hidden, k=k, batch_size=1024):
-        own = truth.select(block)
-        places = torch.arange(len(block))[:, None].expand_as(lists)
-        hits = (own.contains(places, lists) & (lists >= 0)).to(torch.float64)
-        sizes = own.row_counts
-        ideal = gains.cumsum(0)[sizes.clamp(max=k) - 1]
-        found.append(torch.stack([hits.sum(dim=1) / sizes, (hits * gains[: lists.shape[1]]).sum(dim=1) / ideal]))
+    sums = MetricSums([k], num_items=shard.num_items, device=users.device)
+    chosen = [NAMES.index(metric) for metric in METRICS]
+    found = [
+        sums.per_user(lists, truth.select(block))[0][:, chosen].T
+        for block, _, lists in rank_items(users, items[shard.item_rows], rows, masked=hidden, k=k, batch_size=1024)
+    ]
     values: Floats = torch.cat(found, dim=1).numpy()
     return values
 

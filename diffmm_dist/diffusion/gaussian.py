@@ -140,12 +140,7 @@ class ReverseChain:
             return self._step_by_step(self._start(rows, users, stream), users, stream)[rows.row_ids, rows.indices]
         hidden_BH = self._hidden_chain(rows, users, stream)
         weight, bias = self._denoiser.output_weight, self._denoiser.output_bias
-        out = hidden_BH.new_empty(rows.num_entries)
-        step = max(1, BLOCK_ELEMENTS // max(hidden_BH.shape[1], 1))
-        for start in range(0, rows.num_entries, step):
-            block = slice(start, start + step)
-            torch.linalg.vecdot(hidden_BH[rows.row_ids[block]], weight[rows.indices[block]], out=out[block])
-        return out.add_(bias[rows.indices])
+        return rows.products_at(hidden_BH, weight).add_(bias[rows.indices])
 
     def _start(self, rows: CSR, users: Tensor, stream: RandomStream) -> Tensor:
         """Return x_T at own items (B, C)."""

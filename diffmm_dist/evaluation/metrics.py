@@ -48,11 +48,23 @@ class MetricSums:
             lists_BK: ranked item ids, best first; -1 where a list has ended.
             truth: the true items of the same users, at least one each.
         """
+        for index, (k, per_user) in enumerate(zip(self._ks, self.per_user(lists_BK, truth), strict=True)):
+            self._sums[index] += per_user.sum(dim=0)
+            shown = lists_BK[:, :k]
+            self._seen[index, shown[shown >= 0]] = 1
+        self._users += lists_BK.shape[0]
+
+    def per_user(self, lists_BK: Tensor, truth: CSR) -> list[Tensor]:
+        """Return the metrics of each user, in the order of ``NAMES``, float64 (B, metrics) for each cut-off, ascending.
+
+        The arguments are those of ``add``.
+        """
         num_rows, width = lists_BK.shape
         rows = torch.arange(num_rows, device=lists_BK.device)[:, None].expand(-1, width)
         hits = truth.contains(rows, lists_BK) & (lists_BK >= 0)
         sizes = truth.row_counts
-        for index, k in enumerate(self._ks):
+        found = []
+        for k in self._ks:
             top = hits[:, :k]
             depth = top.shape[1]
             count = top.sum(dim=1).to(torch.float64)
@@ -64,10 +76,8 @@ class MetricSums:
                 (count > 0).to(torch.float64),
                 first,
             )
-            self._sums[index] += torch.stack(per_user, dim=1).sum(dim=0)
-            shown = lists_BK[:, :k]
-            self._seen[index, shown[shown >= 0]] = 1
-        self._users += num_rows
+            found.append(torch.stack(per_user, dim=1))
+        return found
 
     def result(self, world: World) -> dict[str, float]:
         """Return every metric over the users of all workers, such as ``{"recall@20": 0.1}``."""

@@ -7,7 +7,6 @@ Shape suffixes: N own nodes, L local nodes (own ones, then the halo), h own head
 node and a relation, D columns.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -23,7 +22,6 @@ from diffmm_dist.parallel.world import World
 from diffmm_dist.sparse import CSR
 
 NEGATIVE_SLOPE = 0.2  # of the LeakyReLU on scores
-_BLOCK_ELEMENTS = 1 << 20  # of the rows of edges that are held at a time: 4 MiB
 
 
 class Pairs(NamedTuple):
@@ -52,10 +50,7 @@ class Pairs(NamedTuple):
 
     def products(self, rows: Tensor, maps_RD: Tensor) -> Tensor:
         """Return the product of each pair's row and its relation's, (P,)."""
-        out = rows.new_empty(self.pattern.num_entries)
-        for block in _blocks(self.pattern.num_entries, rows.shape[1]):
-            torch.linalg.vecdot(rows[self.pattern.row_ids[block]], maps_RD[self.pattern.indices[block]], out=out[block])
-        return out
+        return self.pattern.products_at(rows, maps_RD)
 
     def gradients(self, scores_E: Tensor, rows: Tensor, maps_RD: Tensor) -> tuple[Tensor, Tensor]:
         """Return the gradients of rows and maps from those of the edges' scores."""
@@ -72,7 +67,6 @@ class TypedEdges:
 
     Attributes:
         edges: tails of each head; their weights are ones.
-        relations: of each entry of ``edges.by_target``, int64 (E,).
         halo: how the tails are reached.
         by_source: place of each edge of ``edges.by_source`` among those of ``edges.by_target``, int64 (E,).
         head_pairs: heads with the relations that they are heads of.
@@ -80,7 +74,6 @@ class TypedEdges:
     """
 
     edges: Edges
-    relations: Tensor
     halo: Halo
     by_source: Tensor
     head_pairs: Pairs
@@ -103,7 +96,6 @@ class TypedEdges:
         sizes = {"num_relations": num_relations}
         return cls(
             Edges(by_target, by_target.transpose(), ones, ones),
-            relations,
             halo,
             torch.argsort(local, stable=True),
             Pairs.of(by_target.row_ids, relations, num_nodes=by_target.num_rows, **sizes),
@@ -189,11 +181,7 @@ class _RelationalAttention(torch.autograd.Function):
         by_head = edges.edges.by_target
         grads_LD = graph.neighbor_sum(edges.edges.reversed, gradient_hD, weights[edges.by_source])
         grads_LD[: edges.num_heads] += gradient_hD
-        of_weights = torch.empty_like(weights)
-        for block in _blocks(weights.numel(), gradient_hD.shape[1]):
-            heads, tails = by_head.row_ids[block], by_head.indices[block]
-            torch.linalg.vecdot(gradient_hD[heads], rows_LD[tails], out=of_weights[block])
-        of_scores = weights * of_weights
+        of_scores = weights * by_head.products_at(gradient_hD, rows_LD)
         of_scores -= weights * _sums(of_scores, by_head)[by_head.row_ids]
         of_scores *= torch.where(scores < 0, NEGATIVE_SLOPE, 1.0)  # the sign of a score is that before the LeakyReLU
         heads_hD, head_maps = edges.head_pairs.gradients(of_scores, rows_LD[: edges.num_heads], head_maps_RD)
@@ -205,10 +193,3 @@ class _RelationalAttention(torch.autograd.Function):
 def _sums(values_E: Tensor, rows: CSR) -> Tensor:
     """Return the sum of each row's entries, (rows,)."""
     return values_E.new_zeros(rows.num_rows).index_add_(0, rows.row_ids, values_E)
-
-
-def _blocks(count: int, width: int) -> Iterator[slice]:
-    """Yield slices of so many rows that those of a width fit in a block."""
-    step = max(1, _BLOCK_ELEMENTS // max(width, 1))
-    for start in range(0, count, step):
-        yield slice(start, start + step)

@@ -169,9 +169,9 @@ def _value_gradient(relation: Relation, gradients: Rows, rows: Rows) -> Tensor:
     num_items = relation.item_loop.shape[0]
     out = grad_U.new_empty(num_entries(relation))
     entries = Entries.of(out, relation)
-    for block, users, items in edge_blocks(relation, grad_U.shape[1]):
-        torch.linalg.vecdot(grad_U[users], items_LD[items], out=entries.to_users[block])
-        torch.linalg.vecdot(grad_L[items], user_rows[users], out=entries.to_items[block])
+    edges = relation.to_users.by_target
+    edges.products_at(grad_U, items_LD, out=entries.to_users)
+    edges.products_at(user_rows, grad_L, out=entries.to_items)
     torch.linalg.vecdot(grad_U, user_rows, out=entries.user_loops)
     torch.linalg.vecdot(grad_L[:num_items], items_LD[:num_items], out=entries.item_loops)
     return out

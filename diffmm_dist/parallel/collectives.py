@@ -91,6 +91,23 @@ def on_first(action: Callable[[], object], world: World) -> None:
     agree(action if world.is_first else lambda: None, world)
 
 
+def send_to_owners(rows: Tensor, owners: Tensor, world: World, *, purpose: str) -> Tensor:
+    """Return the rows of all workers that are for this one, in the order of who sends them.
+
+    Args:
+        rows: (n, ...).
+        owners: the worker that each is for, int64 (n,).
+        world: the workers.
+        purpose: what the bytes are counted under.
+    """
+    if world.size == 1:
+        return rows
+    rows = rows[torch.argsort(owners, stable=True)]
+    send = torch.bincount(owners, minlength=world.size)
+    receive = exchange_counts(send, world)
+    return exchange_rows(rows, send.tolist(), receive.tolist(), world, purpose=purpose)
+
+
 def worker_counts(count: int, world: World) -> list[int]:
     """Return every worker's count, in the order of ranks."""
     if world.size == 1:

@@ -28,6 +28,7 @@ from tests.support.golden_diffkg import (
     build,
     denoiser_values,
     dropout_of,
+    load_denoiser,
     table_values,
 )
 
@@ -150,17 +151,8 @@ def check_denoiser(golden, model, products):
 def check_rebuild(golden, model, stepwise):
     """The reverse chain with the file's denoiser after its steps, the choice of tails, the generated graph."""
     knowledge, num_nodes = model.knowledge, golden["num_entities"]
-    denoiser = model.denoiser
-    into = golden["diff_after_in_layers_0_weight"].T
-    denoiser.input_weight.copy_(into[:num_nodes])
-    denoiser.input_time_weight.copy_(into[num_nodes:])
-    denoiser.output_weight.copy_(golden["diff_after_out_layers_0_weight"])
-    for ours, name in (
-        (denoiser.time_layer.weight, "emb_layer_weight"), (denoiser.time_layer.bias, "emb_layer_bias"),
-        (denoiser.input_bias, "in_layers_0_bias"), (denoiser.output_bias, "out_layers_0_bias"),
-    ):  # fmt: skip
-        ours.copy_(golden[f"diff_after_{name}"])
-    chain = ReverseChain(model.denoising.schedule, denoiser, sampling_steps=golden["sampling_steps"])
+    load_denoiser(golden, model, "diff_after_")
+    chain = ReverseChain(model.denoising.schedule, model.denoiser, sampling_steps=golden["sampling_steps"])
     ids, rows = torch.arange(num_nodes), model.denoising.shard.rows
     stream = RandomStream.of(0)
     if golden["sampling_steps"]:

@@ -97,17 +97,26 @@ def build(golden, *, shard=None, kernel="csr", mode="corrected", num_column_shar
         model.entity_embedding.copy_(nodes[shard.items.own.size :])
         model.relation_embedding.copy_(golden["param_relation_embedding"])
         model.attention_weight.copy_(golden["param_attention_weight"])
-        own_columns = model.denoising.shard.columns.ids
-        denoiser = model.denoiser
-        denoiser.time_layer.weight.copy_(golden["denoiser_emb_layer_weight"])
-        denoiser.time_layer.bias.copy_(golden["denoiser_emb_layer_bias"])
-        into = golden["denoiser_in_layers_0_weight"].T
-        denoiser.input_weight.copy_(into[own_columns])
-        denoiser.input_time_weight.copy_(into[knowledge.num_nodes :])
-        denoiser.input_bias.copy_(golden["denoiser_in_layers_0_bias"])
-        denoiser.output_weight.copy_(golden["denoiser_out_layers_0_weight"][own_columns])
-        denoiser.output_bias.copy_(golden["denoiser_out_layers_0_bias"][own_columns])
+    load_denoiser(golden, model, "denoiser_")
     return model
+
+
+@torch.no_grad()
+def load_denoiser(golden, model, prefix):
+    """Give the denoiser the values that stand in the file under a prefix, at own columns."""
+    own, denoiser = model.denoising.shard.columns.ids, model.denoiser
+    into = golden[f"{prefix}in_layers_0_weight"].T
+    values = {
+        "time_layer.weight": golden[f"{prefix}emb_layer_weight"],
+        "time_layer.bias": golden[f"{prefix}emb_layer_bias"],
+        "input_weight": into[own],
+        "input_time_weight": into[golden["num_entities"] :],
+        "input_bias": golden[f"{prefix}in_layers_0_bias"],
+        "output_weight": golden[f"{prefix}out_layers_0_weight"][own],
+        "output_bias": golden[f"{prefix}out_layers_0_bias"][own],
+    }
+    for name, parameter in denoiser.named_parameters():
+        parameter.copy_(values[name])
 
 
 def denoiser_values(denoiser, attribute=None):

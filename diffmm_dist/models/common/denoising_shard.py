@@ -3,6 +3,7 @@
 Rows are users and columns items, or both are the entities of a knowledge graph.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from diffmm_dist.diffusion.denoiser import TRAFFIC
 from diffmm_dist.evaluation.topk import best_of
-from diffmm_dist.parallel.collectives import exchange_counts, exchange_rows, gather_rows
+from diffmm_dist.parallel.collectives import gather_rows, send_to_owners
 from diffmm_dist.parallel.columns import Columns
 from diffmm_dist.parallel.halo import Halo, localize
 from diffmm_dist.parallel.mesh import Mesh
@@ -62,6 +63,26 @@ def choose_item_shards(sharding: Sharding, num_workers: int, sizes: DenoiserSize
         return 1 if sharding == "replicated" else num_workers
     divisors = [count for count in range(1, num_workers + 1) if num_workers % count == 0]
     return min(divisors, key=lambda count: sizes.values_sent(num_workers, count))
+
+
+def column_shards(
+    sharding: Sharding,
+    hidden_dims: Sequence[int],
+    *,
+    num_columns: int,
+    embedding_dim: int,
+    batch_size: int,
+    num_workers: int,
+) -> int:
+    """Return over how many workers a denoiser with these hidden layers is spread."""
+    sizes = DenoiserSizes(
+        num_items=num_columns,
+        first_width=hidden_dims[0],
+        last_width=hidden_dims[-1],
+        embedding_dim=embedding_dim,
+        batch_size=batch_size,
+    )
+    return choose_item_shards(sharding, num_workers, sizes)
 
 
 @dataclass(frozen=True, eq=False)
@@ -174,10 +195,5 @@ def _rows(matrix: CSR, start: int, axis: AllRows, groups: Ownership, columns: Co
     if world.size == 1 and columns.by_id is None:
         return matrix
     pairs = torch.stack([matrix.row_ids + start, axis.rows[matrix.indices]], dim=1)
-    if world.size > 1:
-        owners = held.owner_of(pairs[:, 1].contiguous())
-        pairs = pairs[torch.argsort(owners, stable=True)]
-        send = torch.bincount(owners, minlength=world.size)
-        receive = exchange_counts(send, world)
-        pairs = exchange_rows(pairs, send.tolist(), receive.tolist(), world, purpose=_PLAN)
+    pairs = send_to_owners(pairs, held.owner_of(pairs[:, 1].contiguous()), world, purpose=_PLAN)
     return CSR.from_pairs(pairs[:, 0], pairs[:, 1] - held.own.start, num_rows=groups.own.size, num_columns=columns.size)

@@ -172,6 +172,15 @@ def owned(ids: Tensor, owned_ids: Sequence[Tensor]) -> list[int]:
     return [int(torch.isin(ids, own).sum()) for own in owned_ids]
 
 
+def contrast_traffic(users: Tensor, items: Tensor, shards: Sequence[Shard], dim: int, *, in_batch: bool) -> list[int]:
+    """Return the bytes of a term of each side, with these distinct users and items of a batch, of each worker."""
+    of_users = owned(users, [shard.user_ids for shard in shards])
+    of_items = owned(items, [shard.own_item_ids for shard in shards])
+    sides = ((of_users, max(shards[0].users.sizes)), (of_items, max(shards[0].items.sizes)))
+    terms = [contrast_term(counts, max(counts) if in_batch else most, dim) for counts, most in sides]
+    return [sum(both) for both in zip(*terms, strict=True)]
+
+
 def contrast_term(counts: Sequence[int], most_rows: int, dim: int) -> list[int]:
     """Return the bytes of one term: anchors and weights to all, sums block by block, gradients of the anchors."""
     size, total = len(counts), sum(counts)

@@ -35,10 +35,9 @@ from diffmm_dist.models.common.work import (
     Traffic,
     Work,
     contrast_flop,
-    contrast_term,
+    contrast_traffic,
     first_batch,
     gathered_bytes,
-    owned,
     real_rows_sent,
     sent_bytes,
 )
@@ -230,7 +229,11 @@ def traffic(
     """
     views, dim = 1 + contrasted, embedding_dim
     hops = _hop_rows(cuts, settings)
-    contrast = _contrast(cuts, dim, in_batch=in_batch) if contrasted else [0] * len(cuts.shards)
+    contrast = (
+        contrast_traffic(*first_batch(cuts), cuts.shards, dim, in_batch=in_batch)
+        if contrasted
+        else [0] * len(cuts.shards)
+    )
     recommend = [
         {
             relation.TRAFFIC: views * (sent_bytes(num_layers * sum(rows), dim) + of_hops * dim * FLOAT),
@@ -267,17 +270,6 @@ def _hop_rows(cuts: Cuts, settings: KnowledgeSettings) -> list[int]:
         for ranks in (reader[away], giver[away]):
             total += torch.bincount(ranks, minlength=len(shards))
     return [int(rows) for rows in total]
-
-
-def _contrast(cuts: Cuts, dim: int, *, in_batch: bool) -> list[int]:
-    """Return the bytes of both contrastive terms of the first batch."""
-    shards = cuts.shards
-    users, items = first_batch(cuts)
-    of_users = owned(users, [shard.user_ids for shard in shards])
-    of_items = owned(items, [shard.own_item_ids for shard in shards])
-    sides = ((of_users, max(shards[0].users.sizes)), (of_items, max(shards[0].items.sizes)))
-    terms = [contrast_term(counts, max(counts) if in_batch else most, dim) for counts, most in sides]
-    return [sum(both) for both in zip(*terms, strict=True)]
 
 
 def _denoiser(

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from diffmm_dist.data.knowledge import Facts, Knowledge
 from diffmm_dist.graph.relation import TRAFFIC
-from diffmm_dist.parallel.collectives import exchange_counts, exchange_rows
+from diffmm_dist.parallel.collectives import send_to_owners
 from diffmm_dist.parallel.random import RandomStream
 from diffmm_dist.parallel.world import World
 from diffmm_dist.sparse import CSR
@@ -40,12 +40,7 @@ def _reversed(knowledge: Knowledge, heads: Tensor, tails: Tensor, world: World) 
     """Return the other direction of facts, of all workers', that have own heads then."""
     nodes = knowledge.nodes
     pairs = torch.stack([nodes.rows[tails], knowledge.own_ids[heads]], dim=1)
-    if world.size > 1:
-        owners = nodes.ownership.owner_of(pairs[:, 0].contiguous())
-        pairs = pairs[torch.argsort(owners, stable=True)]
-        send = torch.bincount(owners, minlength=world.size)
-        receive = exchange_counts(send, world)
-        pairs = exchange_rows(pairs, send.tolist(), receive.tolist(), world, purpose=_PLAN)
+    pairs = send_to_owners(pairs, nodes.ownership.owner_of(pairs[:, 0].contiguous()), world, purpose=_PLAN)
     return pairs[:, 0] - nodes.ownership.own.start, pairs[:, 1]
 
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from diffmm_dist.losses.contrastive import info_nce
@@ -58,14 +59,12 @@ def collaborative_signal(model: DiffKG) -> Signal:
     The workers of a row of the mesh share its rows, and each gives the targets of those that it owns.
     """
     shard = model.denoising.shard
-    own = model.node_rows().detach()[: shard.own.stop - shard.own.start]
+    count = shard.own.stop - shard.own.start
+    own = F.pad(model.node_rows().detach()[:count], (0, 0, 0, 1))  # zeros behind them, for the rows of other workers
 
     def target(_: CSR, rows: Tensor) -> Tensor:
         places = rows - shard.own.start
-        ours = (places >= 0) & (places < own.shape[0])
-        if shard.columns.world.size == 1:
-            return own.index_select(0, places)
-        return torch.where(ours[:, None], own.index_select(0, places.clamp(0, max(own.shape[0] - 1, 0))), 0.0)
+        return own.index_select(0, torch.where((places >= 0) & (places < count), places, count))
 
     return Signal("ckgc", shard.of_columns(model.collaborative_rows()), target)
 

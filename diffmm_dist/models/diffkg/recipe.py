@@ -6,7 +6,7 @@ from typing import Any
 from diffmm_dist.models.common.costs import ModelMemory
 from diffmm_dist.models.common.denoising import DiffusionSettings
 from diffmm_dist.models.common.denoising_costs import Denoising
-from diffmm_dist.models.common.denoising_shard import DenoiserSizes, choose_item_shards
+from diffmm_dist.models.common.denoising_shard import column_shards
 from diffmm_dist.models.common.work import Cuts, Traffic, Work
 from diffmm_dist.models.diffkg import costs
 from diffmm_dist.models.diffkg.model import DiffKG, KnowledgeSettings
@@ -57,15 +57,14 @@ def _contrast(settings: Settings) -> ContrastSettings:
 
 
 def _column_shards(settings: Settings, *, batch_size: int, num_nodes: int, num_workers: int) -> int:
-    widths = settings.diffusion.denoiser_hidden_dims
-    sizes = DenoiserSizes(
-        num_items=num_nodes,
-        first_width=widths[0],
-        last_width=widths[-1],
+    return column_shards(
+        settings.denoiser.sharding,
+        settings.diffusion.denoiser_hidden_dims,
+        num_columns=num_nodes,
         embedding_dim=settings.embedding_dim,
         batch_size=batch_size,
+        num_workers=num_workers,
     )
-    return choose_item_shards(settings.denoiser.sharding, num_workers, sizes)
 
 
 def _denoising(settings: Settings, needs: Needs) -> Denoising:

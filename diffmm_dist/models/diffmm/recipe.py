@@ -6,7 +6,7 @@ from typing import Any
 from diffmm_dist.models.common.costs import ModelMemory
 from diffmm_dist.models.common.denoising import DiffusionSettings
 from diffmm_dist.models.common.denoising_costs import Denoising
-from diffmm_dist.models.common.denoising_shard import DenoiserSizes, choose_item_shards
+from diffmm_dist.models.common.denoising_shard import column_shards
 from diffmm_dist.models.common.work import Cuts, Traffic, Work
 from diffmm_dist.models.diffmm.costs.memory import Features, memory
 from diffmm_dist.models.diffmm.costs.traffic import settle, traffic
@@ -54,15 +54,14 @@ def contrast_of(settings: Settings) -> ContrastSettings:
 
 def item_shards(settings: Settings, *, batch_size: int, num_items: int, num_workers: int) -> int:
     """Return over how many workers each denoiser is spread."""
-    widths = settings.diffusion.denoiser_hidden_dims
-    sizes = DenoiserSizes(
-        num_items=num_items,
-        first_width=widths[0],
-        last_width=widths[-1],
+    return column_shards(
+        settings.denoiser.sharding,
+        settings.diffusion.denoiser_hidden_dims,
+        num_columns=num_items,
         embedding_dim=settings.embedding_dim,
         batch_size=batch_size,
+        num_workers=num_workers,
     )
-    return choose_item_shards(settings.denoiser.sharding, num_workers, sizes)
 
 
 def _denoising(settings: Settings, needs: Needs) -> Denoising:

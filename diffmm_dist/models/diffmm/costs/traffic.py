@@ -15,10 +15,9 @@ from diffmm_dist.models.common.denoising_costs import denoiser_traffic
 from diffmm_dist.models.common.work import (
     Cuts,
     Traffic,
-    contrast_term,
+    contrast_traffic,
     first_batch,
     halo_rows_sent,
-    owned,
     real_rows_sent,
     sent_bytes,
 )
@@ -101,13 +100,9 @@ def _contrast(cuts: Cuts, contrast: ContrastSettings, dim: int) -> list[int]:
         batch_stream = PhaseContext(World.single(), cuts.seed, 0).stream("batch").child(0)
         users = _sampled(users, contrast.max_nodes, batch_stream.child("users"))
         items = _sampled(items, contrast.max_nodes, batch_stream.child("items"))
-    own_users = owned(users, [shard.user_ids for shard in shards])
-    own_items = owned(items, [shard.own_item_ids for shard in shards])
-    sides = ((own_users, max(shards[0].users.sizes)), (own_items, max(shards[0].items.sizes)))
-    in_batch = contrast.negatives == "batch"
-    terms = [contrast_term(counts, max(counts) if in_batch else most, dim) for counts, most in sides]
+    both = contrast_traffic(users, items, shards, dim, in_batch=contrast.negatives == "batch")
     pairs = num_pairs(contrast, len(cuts.data.features))
-    return [pairs * sum(term[rank] for term in terms) for rank in range(len(shards))]
+    return [pairs * sent for sent in both]
 
 
 def _sampled(ids: Tensor, max_nodes: int, stream: RandomStream) -> Tensor:
