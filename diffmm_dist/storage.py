@@ -8,7 +8,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from typing import IO, Any, cast
 
 import fsspec
@@ -60,12 +60,13 @@ def glob(pattern: str) -> list[str]:
 
 
 def list_names(uri: str) -> list[str]:
-    """Return the sorted names inside a folder, empty where there is none."""
+    """Return the sorted names inside a folder, empty where there is none, or where another process removes it now."""
     file_system, path = _resolve(uri)
-    with _explained(uri, "list"):
+    with _explained(uri, "list"), suppress(FileNotFoundError):
         if not file_system.isdir(path):
             return []
         return sorted(entry.rstrip("/").rsplit("/", 1)[-1] for entry in file_system.ls(path, detail=False))
+    return []
 
 
 def list_tree(uri: str) -> list[str]:
@@ -234,7 +235,7 @@ def _hashed(uri: str, file: IO[bytes], digest: Any) -> Iterator[bytes]:
 def remove_file(uri: str) -> None:
     """Remove a file, if it is there."""
     file_system, path = _resolve(uri)
-    with _explained(uri, "remove"):
+    with _explained(uri, "remove"), suppress(FileNotFoundError):  # somebody else may remove it too
         if file_system.exists(path):
             file_system.rm_file(path)
 
@@ -251,7 +252,7 @@ def remove_folder(uri: str, *, marker: str | None = None) -> None:
     A file or a link in its place goes too.
     """
     file_system, path = _resolve(uri)
-    with _explained(uri, "remove"):
+    with _explained(uri, "remove"), suppress(FileNotFoundError):  # somebody else may remove it too
         if not is_remote(uri) and (os.path.islink(path) or os.path.isfile(path)):
             os.remove(path)  # what a link points at belongs to others
             return

@@ -108,7 +108,8 @@ class Checkpoints:
         self._together(name, lambda: self._complete(partial, name, progress), undo=partial, on_first=True)
         self.damaged = [other for other in self.damaged if other != name]
         if self._world.is_first:
-            self._remove_old(progress)
+            with contextlib.suppress(UserError):  # what is not needed is only in the way, and goes with a later save
+                self._remove_old(progress)
 
     def _together(self, name: str, action: Callable[[], object], *, undo: str, on_first: bool = False) -> None:
         """Do one step of a save on all workers, or on the first; if it fails on any, undo the save and raise on all."""
@@ -124,7 +125,13 @@ class Checkpoints:
             if self._world.is_first:
                 with contextlib.suppress(UserError):
                     storage.remove_folder(undo)
+            self._check_still_own()
             raise self._cannot_write(name, failure)
+
+    def _check_still_own(self) -> None:
+        """Say that another process has the run, if it has: it removes what this one writes, which fails for that."""
+        with contextlib.suppress(UserError):  # it cannot be found out either
+            self._writer.check()
 
     def _write_tensors(self, folder: str, tensors: Mapping[str, Tensor], owner_of: OwnerOf) -> None:
         alone = self._world.size == 1

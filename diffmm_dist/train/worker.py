@@ -93,9 +93,19 @@ def run_worker(
         result["config"] = config.model_dump(mode="json")  # as the user wrote it
         on_first(lambda: folder.write_result(result), world)
         return result
+    except UserError:
+        if world.is_first:
+            _check_still_own(folder)
+        raise
     finally:
         if world.is_first:
             folder.release()
+
+
+def _check_still_own(folder: RunFolder) -> None:
+    """Say that another process has the run, if it has: then that is why something of it cannot be read or written."""
+    with contextlib.suppress(UserError):  # it cannot be found out either
+        folder.check()
 
 
 def _check_shared(folder: RunFolder, world: World) -> None:

@@ -76,7 +76,10 @@ def writers(s3, place, local_run, tmp_path):
         yield Writers(s3, place, local_run, tmp_path, [first, second])
 
 
-@pytest.mark.parametrize("away", ["stopped", "cut off"])
+AWAY = ["stopped", "cut off", "at /state.json"]
+
+
+@pytest.mark.parametrize("away", AWAY)
 def test_one_that_was_away_for_longer_than_the_lease_writes_nothing_more(writers, away):
     """The other takes over by its own clock, and goes on from what the first has left."""
     endless = "train.epochs=4000"
@@ -84,13 +87,17 @@ def test_one_that_was_away_for_longer_than_the_lease_writes_nothing_more(writers
         writers.until_saved_by(1, first)
         if away == "stopped":
             stopped(first)
-        else:
+        elif away == "cut off":
+            writers._proxies[0].mode = "gone"
+        else:  # in the middle of a request
+            writers._proxies[0].held = away.removeprefix("at ").encode()
+            wait_until(lambda: writers._proxies[0].num_held > 0, first)
             writers._proxies[0].mode = "gone"
         with writers.started(1, endless) as second:
             writers.until_saved_by(2, second)
             assert "waiting for another process to leave" in second.log
             before = writers.files_of(1)
-            writers._proxies[0].mode = "pass"
+            writers._proxies[0].mode, writers._proxies[0].held = "pass", b""
             first.send(signal.SIGCONT)
             status = first.wait()
             last = first.log.splitlines()[-1]

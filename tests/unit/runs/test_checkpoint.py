@@ -293,6 +293,43 @@ def test_one_that_was_taken_over_completes_no_checkpoint_and_removes_none(tmp_pa
     assert os.listdir(tmp_path) == ["epoch-00001"]
 
 
+def test_what_fails_since_another_process_has_the_run_is_said_so(tmp_path, monkeypatch):
+    """Taken over after its last look, and what it has written is gone: the other one removes what is half-written."""
+    late = run_checkpoints(tmp_path, writer=Writer(3, TakenOverFrom(2)))
+    monkeypatch.setattr(storage, "write_record", lambda uri, _: storage.read_bytes(f"{uri} is gone"))
+    with pytest.raises(TakenOverError):
+        save(late, 2)
+
+
+def test_a_save_that_fails_says_why_though_nobody_can_tell_who_has_the_run(tmp_path, monkeypatch):
+    reachable = True
+
+    def check():
+        if not reachable:
+            raise UserError("the lock cannot be read")
+
+    def cut_off(*_):
+        nonlocal reachable
+        reachable = False
+        return 1 / 0
+
+    checkpoints = run_checkpoints(tmp_path, writer=Writer(3, check))
+    monkeypatch.setattr(storage, "write_record", cut_off)
+    with pytest.raises(UserError, match="cannot write the checkpoint .*epoch-00002.*division by zero"):
+        save(checkpoints, 2)
+
+
+def test_old_checkpoints_that_cannot_be_listed_fail_no_save(tmp_path, monkeypatch):
+    checkpoints = run_checkpoints(tmp_path, keep=1)
+    save(checkpoints, 1)
+    with monkeypatch.context() as patch:
+        patch.setattr("diffmm_dist.runs.checkpoint.complete_checkpoints", lambda _: storage.read_bytes("nothing here"))
+        save(checkpoints, 2)
+    assert checkpoints.names() == ["epoch-00001", "epoch-00002"]
+    save(checkpoints, 3)
+    assert checkpoints.names() == ["epoch-00002", "epoch-00003"]  # that of the best epoch stays
+
+
 def test_a_second_signal_while_saving_is_no_failure_of_the_disk(tmp_path, monkeypatch):
     checkpoints = run_checkpoints(tmp_path)
     save(checkpoints, 1)
