@@ -263,7 +263,8 @@ def prepare_process(num_threads: int) -> Threads:
     threads = choose_threads(num_threads, usable_cores(), num_workers=_workers_here())
     torch.set_num_threads(threads.count)
     pa.set_cpu_count(threads.count)
-    torch.use_deterministic_algorithms(True)
+    # The same as `use_deterministic_algorithms`, which would import torch's compiler first, for half a second.
+    torch.set_deterministic_debug_mode("error")
     # Nothing here reads memory that it has not written, so filling it first would only cost time.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")

@@ -80,13 +80,14 @@ def test_small_runs_use_every_shape_of_mesh(dataset, tmp_path):
 
 
 def test_any_number_of_workers_gives_the_same_curves(dataset, tmp_path):
+    """Of three and four workers; those of two are the golden ones (test_golden_curves.py)."""
     sections = {name: {**model, "train": {"epochs": 2, "batch_size": 128}} for name, model in MODELS.items()}
-    for size in (1, 2, 3, 4):
+    for size in (1, 3, 4):
         runs = {name: tmp_path / f"{name}-{size}" for name in MODELS}
         on_workers(size, *(partial(train, dataset=dataset, run=runs[name], sections=sections[name]) for name in MODELS))
     for name in MODELS:
         whole = tmp_path / f"{name}-1"
-        for size in (2, 3, 4):
+        for size in (3, 4):
             run = tmp_path / f"{name}-{size}"
             for record, expected in zip(metrics_of(run), metrics_of(whole), strict=True):
                 assert record == pytest.approx(expected, rel=1e-4, abs=1e-6), (name, size)
