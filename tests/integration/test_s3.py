@@ -1,6 +1,9 @@
 """Datasets and bundles on a real S3 server, started here on loopback."""
 
 import json
+import os
+import re
+import signal
 import subprocess
 
 import pytest
@@ -51,8 +54,8 @@ def test_prepare_train_export_recommend(place, environment, tmp_path):
     assert environment["AWS_SECRET_ACCESS_KEY"] not in (run / "config.yaml").read_text()
 
 
-@pytest.mark.parametrize("slashes", ["/", "///"])
-def test_slashes_too_many_change_nothing(s3, place, environment, tmp_path, slashes):
+def test_slashes_too_many_change_nothing(s3, place, environment, tmp_path):
+    slashes = "///"
     doubled = place.replace("s3://bucket/", f"S3://bucket{slashes}")
     out, run = f"{doubled}/data{slashes}", f"{place}{slashes}run{slashes}"
     size = ("--users", 40, "--items", 20, "--interactions", 300)
@@ -190,7 +193,8 @@ def local_run(request, tmp_path_factory):
 def test_a_killed_run_on_s3_ends_as_one_on_a_disk(s3, place, environment, local_run, tmp_path, num_workers):
     """Data, metrics, events and checkpoints on S3; killed in an epoch, resumed, evaluated, exported.
 
-    Two workers train on a partition that was written straight to S3, through a cache.
+    Two workers train on a partition that was written straight to S3, through a cache. Of DiffMM all processes are
+    killed; of the other models one worker, and Ray starts both again.
     """
     if num_workers:
         pytest.importorskip("ray", reason="Ray is not installed")
@@ -211,8 +215,15 @@ def test_a_killed_run_on_s3_ends_as_one_on_a_disk(s3, place, environment, local_
     ) as process:  # fmt: skip
         complete = s3.on_disk(run) / "checkpoints"
         wait_until(lambda: any("phase" in path.parent.name for path in complete.glob("*/state.json")), process, 400)
-    again = launch("train", *settings, env=environment, cwd=tmp_path, timeout=500)
-    assert "resuming" in again.stderr + again.stdout
+        one_alone = num_workers > 0 and "model.name=" in "".join(model)
+        if one_alone:
+            os.kill(worker_of(process), signal.SIGKILL)
+            _, log = process.communicate(timeout=500)
+            assert process.returncode == 0, log
+    if not one_alone:
+        again = launch("train", *settings, env=environment, cwd=tmp_path, timeout=500)
+        log = again.stderr + again.stdout
+    assert "resuming" in log
     if num_workers:
         result, expected = (json.loads((path / "result.json").read_text()) for path in (s3.on_disk(run), undisturbed))
         assert result["test"] == pytest.approx(expected["test"])
@@ -229,4 +240,10 @@ def test_a_killed_run_on_s3_ends_as_one_on_a_disk(s3, place, environment, local_
     secret = environment["AWS_SECRET_ACCESS_KEY"]
     texts = [path.read_bytes() for path in s3.on_disk(run).rglob("*") if path.is_file()]
     assert not any(secret.encode() in text for text in texts)
-    assert secret not in again.stdout + again.stderr
+    assert secret not in log
+
+
+def worker_of(process):
+    """The process number of the second worker, from the log of the run."""
+    line = next(line for line in process.stderr if "2 workers, by rank" in line)
+    return int(re.search(r"processes \d+, (\d+)", line).group(1))

@@ -1,5 +1,6 @@
 """Ctrl-C and SIGTERM, sent to this very process while it does something."""
 
+import importlib
 import os
 import signal
 import time
@@ -70,6 +71,33 @@ def test_a_library_that_makes_another_error_of_it_does_not_hide_it():
             os.kill(os.getpid(), signal.SIGTERM)
         except StoppedEarlyError:
             raise RuntimeError("interrupted") from None
+
+
+def module_that(folder, monkeypatch, *lines):
+    """The name of a new module, in whose import the signal comes and would be passed over."""
+    name = f"signalled_{folder.name}".replace("-", "_")
+    body = ["import os, signal, time", "try:", *(f"    {line}" for line in lines), "except BaseException:", "    pass"]
+    (folder / f"{name}.py").write_text("\n".join(body))
+    monkeypatch.syspath_prepend(folder)
+    return name
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+@pytest.mark.parametrize("after_s", [0, 5])
+@pytest.mark.parametrize(
+    ("block", "kind"),
+    [(lambda: at_once(StoppedEarlyError("at once")), StoppedEarlyError), (StopSignals, KeyboardInterrupt)],
+)
+def test_a_signal_in_the_middle_of_an_import_is_heard_after_it(tmp_path, monkeypatch, number, block, kind, after_s):
+    name = module_that(
+        tmp_path, monkeypatch, f"os.kill(os.getpid(), {int(number)})", "time.sleep(0.05)", "whole = True"
+    )
+    begun, outer = time.monotonic(), at_once(StoppedEarlyError("by the outer one"))
+    with pytest.raises((kind, StoppedEarlyError)), outer, block():
+        module = importlib.import_module(name)
+        time.sleep(after_s)
+    assert module.whole
+    assert time.monotonic() < begun + 4
 
 
 @pytest.mark.parametrize("number", SIGNALS)
