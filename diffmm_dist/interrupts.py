@@ -3,10 +3,16 @@
 import os
 import signal
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
+
+if TYPE_CHECKING:
+    from concurrent.futures import Future
+
+Result = TypeVar("Result")
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 INTERRUPTED = 130
+_LOOK_S = 0.5
 ENDED = "interrupted; nothing is left half-written"
 
 
@@ -30,6 +36,18 @@ def after_work(handler: Any) -> Any:
     Where that was ``end_program`` nothing is left to do, and how the command has ended stays its status.
     """
     return signal.SIG_IGN if handler is end_program else handler
+
+
+def result_of(future: "Future[Result]") -> Result:
+    """Return what a future gives, and hear signals meanwhile.
+
+    One that comes just before a wait begins does not end it: Python hears it when the wait is over.
+    """
+    from concurrent.futures import wait  # when it is needed: signals are to be heard from the program's first moment on
+
+    while not wait([future], timeout=_LOOK_S).done:
+        pass
+    return future.result()
 
 
 def ignore() -> None:

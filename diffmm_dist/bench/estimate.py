@@ -23,6 +23,7 @@ from diffmm_dist.parallel.group import run_group
 from diffmm_dist.parallel.world import World
 from diffmm_dist.precision import matmul_precision
 from diffmm_dist.prepare.synthetic import SyntheticSpec, generate
+from diffmm_dist.prepare.synthetic_knowledge import KnowledgeSpec
 from diffmm_dist.runs.checkpoint import Checkpoints
 from diffmm_dist.runs.config import Config
 from diffmm_dist.runs.run_folder import RunFolder
@@ -52,6 +53,7 @@ class Shape:
         widths: columns of each modality's features.
         settings: by section.
         workers: processes; the peak is that of the largest.
+        knowledge: of a knowledge graph, how many entities that are no items and about how many facts, if there is one.
     """
 
     what: str
@@ -61,6 +63,7 @@ class Shape:
     widths: Sequence[int]
     settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     workers: int = 1
+    knowledge: tuple[int, int] | None = None
 
 
 def _diffmm(hidden: Sequence[int], **sections: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
@@ -139,6 +142,25 @@ SHAPES: dict[str, Shape] = {
     "popularity": Shape("interactions", 40_000, 4_000, 5_000_000, (16,), {"model": {"name": "popularity"}}),
     "dgl": _MANY_USERS("rows of users", settings=_diffmm([32], graph={"kernel": "dgl"}, train=_LARGE_BATCH)),
     "two workers": _MANY_USERS("a half of it", settings=_diffmm([64], train=_LARGE_BATCH), workers=2),
+    "facts": Shape(
+        "facts and what attention makes of them",
+        20_000,
+        10_000,
+        200_000,
+        (16,),
+        {
+            "model": {
+                "name": "diffkg",
+                "diffusion": {"denoiser_hidden_dims": [32], "candidates": "neighbors", "rebuild_topk": 5},
+                "contrast": {"negatives": "batch"},
+            },
+            "train": {"batch_size": 20_000},
+        },
+        knowledge=(40_000, 1_000_000),
+    ),
+    "entities": Shape(
+        "a denoiser of entities", 1_000, 1_500, 40_000, (16,), {"model": {"name": "diffkg"}}, knowledge=(10_000, 30_000)
+    ),
     "two workers, denoisers": _MIDDLE("denoisers", settings=_diffmm([1000], train={"batch_size": 8192}), workers=2),
 }
 
@@ -169,7 +191,8 @@ def measure_shape(shape: Shape) -> dict[str, Any]:
     with scratch_folder("diffmm-bench-") as folder:
         dataset = f"{folder}/dataset"
         widths = {f"modality_{number}": width for number, width in enumerate(shape.widths)}
-        generate(SyntheticSpec(shape.users, shape.items, shape.interactions, widths, 1), dataset)
+        knowledge = None if shape.knowledge is None else KnowledgeSpec(*shape.knowledge)
+        generate(SyntheticSpec(shape.users, shape.items, shape.interactions, widths, 1, knowledge), dataset)
         config = _config(shape, dataset, f"{folder}/run")
         whole = run_group(shape.workers, _run, config)
         parts = {} if shape.workers > 1 else run_group(1, _phases, config)[0]

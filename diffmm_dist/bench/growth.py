@@ -13,14 +13,16 @@ from diffmm_dist import storage
 from diffmm_dist.bench.machine import command, machine
 from diffmm_dist.bench.memory import extra_mib
 from diffmm_dist.bench.phases import check_has_phases, settle
-from diffmm_dist.bench.problems import normal_rows, power_law_rows
+from diffmm_dist.bench.problems import normal_rows, power_law_knowledge, power_law_rows
 from diffmm_dist.config.section import changed
+from diffmm_dist.data.knowledge import ENTITIES
 from diffmm_dist.data.training import TrainingData
 from diffmm_dist.errors import UserError
 from diffmm_dist.evaluation.evaluator import rank_items
 from diffmm_dist.models.base import PhaseContext
 from diffmm_dist.monitoring.timing import take_turns
-from diffmm_dist.parallel.shard import Shard
+from diffmm_dist.parallel.ranges import Ownership
+from diffmm_dist.parallel.shard import AllRows, Shard
 from diffmm_dist.parallel.world import World
 from diffmm_dist.runs.config import Config
 from diffmm_dist.train.build import build_recipe, model_entry
@@ -32,11 +34,16 @@ _CPU = torch.device("cpu")
 
 @dataclass(frozen=True)
 class GrowthSize:
-    """Sizes of a problem; interactions are drawn, and a few come twice and count once."""
+    """Sizes of a problem; interactions and facts are drawn, and a few come twice and count once.
+
+    Entities are those that are no items.
+    """
 
     users: int = 8192
     items: int = 4096
     interactions: int = 65_536
+    entities: int = 4096
+    facts: int = 32_768
     modalities: int = 1
     hidden: int = 128
 
@@ -45,6 +52,8 @@ FACTORS: dict[str, tuple[int, ...]] = {
     "users": (1, 2, 4, 8, 16),
     "items": (1, 2, 4, 8, 16),
     "interactions": (1, 2, 4, 8, 16),
+    "entities": (1, 2, 4, 8, 16),
+    "facts": (1, 2, 4, 8, 16),
     "modalities": (1, 2, 3, 4),
     "hidden": (1, 2, 4, 8),
 }
@@ -91,8 +100,10 @@ def bench_growth(
 def _factors(config: Config) -> Mapping[str, Sequence[int]]:
     """Return the factors of those sizes that the model has."""
     entry = model_entry(config)
-    of_data = {"users", "items", "interactions"} | ({"modalities"} if entry.reads_features else set())
-    return {name: factors for name, factors in FACTORS.items() if name in of_data | set(entry.measures.sizes)}
+    read = {"users", "items", "interactions"} | set(entry.measures.sizes)
+    read |= {"modalities"} if entry.reads_features else set()
+    read |= {"entities", "facts"} if entry.reads_knowledge else set()
+    return {name: factors for name, factors in FACTORS.items() if name in read}
 
 
 def _measured(config: Config, name: str, sizes: list[GrowthSize], repeats: int) -> dict[str, Any]:
@@ -124,13 +135,19 @@ def exponent(values: list[int], costs: list[float]) -> float:
 
 def operations(config: Config, size: GrowthSize) -> Mapping[str, Callable[[], object]]:
     """Return one step of each phase, and ``rank``, for a random problem of a size."""
+    world = World.single()
+    shard = Shard.whole(size.users, size.items, world=world)
     rows = power_law_rows(size.users, size.items, size.interactions, _CPU)
     features = {
         f"modality_{index}": normal_rows(f"features {index}", size.items, _FEATURE_WIDTH, _CPU)
         for index in range(size.modalities)
     }
-    world = World.single()
-    data = TrainingData(Shard.whole(size.users, size.items, world=world), rows, rows.num_entries, features)
+    knowledge = None
+    if model_entry(config).reads_knowledge:
+        entities = AllRows(Ownership.even(size.entities, rank=0, size=1), torch.arange(size.entities))
+        shard = replace(shard, further={ENTITIES: entities})
+        knowledge = power_law_knowledge(shard.all_items, entities, size.facts)
+    data = TrainingData(shard, rows, rows.num_entries, features, knowledge)
     sizes = model_entry(config).measures.sizes
     own = {f"model.{key}": value(getattr(size, name)) for name, (key, value) in sizes.items()}
     recipe = build_recipe(changed(config, own), data, device=_CPU)

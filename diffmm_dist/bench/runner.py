@@ -12,6 +12,7 @@ from typing import Any
 from diffmm_dist import storage
 from diffmm_dist.bench.calibration import PRODUCT, ProductTimer
 from diffmm_dist.bench.machine import command, machine
+from diffmm_dist.interrupts import result_of
 from diffmm_dist.monitoring.log import set_up_logging
 from diffmm_dist.parallel.group import new_processes
 from diffmm_dist.runs.config import Config
@@ -50,7 +51,7 @@ def bench_seeds(config: Config, seeds: Sequence[int], out: str) -> None:
 def _in_new_process(config: Config, seed: int) -> dict[str, Any]:
     """Train one seed where no earlier one has left its memory."""
     with new_process() as process:
-        return process.submit(_run, config, seed).result()
+        return result_of(process.submit(_run, config, seed))
 
 
 def new_process() -> AbstractContextManager[ProcessPoolExecutor]:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from diffmm_dist.errors import UserError
 from diffmm_dist.graph.hetero import import_dgl, quietly
+from diffmm_dist.interrupts import result_of
 from diffmm_dist.parallel.group import changed_environment, new_processes
 from diffmm_dist.parallel.random import RandomStream
 from diffmm_dist.sparse import CSR
@@ -82,7 +83,7 @@ def metis_parts(pairs: CSR, num_parts: int, links: Links | None = None) -> tuple
     tunables = ":".join(filter(None, [os.environ.get("GLIBC_TUNABLES"), _ZEROS]))
     with changed_environment({"GLIBC_TUNABLES": tunables}), new_processes(1) as processes:
         try:
-            parts = torch.from_numpy(processes.submit(_metis, pairs, num_parts, links).result())
+            parts = torch.from_numpy(result_of(processes.submit(_metis, pairs, num_parts, links)))
         except BrokenProcessPool as error:
             raise UserError(_GAVE_UP) from error
     num_users, num_items = pairs.num_rows, pairs.num_columns

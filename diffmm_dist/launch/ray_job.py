@@ -132,8 +132,12 @@ def _train_function(job: dict[str, Any]) -> Mapping[str, Any]:
     What the user can put right is returned, since Ray would wrap it when raised and try again. A lost worker is raised:
     Ray Train starts all workers again, and they go on from the last checkpoint.
     """
+    import ray.train
+
     set_up_logging()
     logging.getLogger("ray.train").setLevel(logging.WARNING)  # it would print every report
+    # torchrun sets it too, and Ray Train did once: by it workers share a machine's cores and memory.
+    os.environ["LOCAL_WORLD_SIZE"] = str(ray.train.get_context().get_local_world_size())
     config = config_from_tree(job["config"], source="driver")
     cores.hear(job["threads"] or cores.started_with(cores.VARIABLE))
     folder = RunFolder(config.run.path)

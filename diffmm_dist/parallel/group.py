@@ -11,6 +11,7 @@ from typing import Any
 
 import torch.distributed as dist
 
+from diffmm_dist.interrupts import result_of
 from diffmm_dist.staging import scratch_folder
 
 _TIMEOUT = timedelta(minutes=30)
@@ -28,7 +29,7 @@ def run_group(size: int, function: Callable[..., Any], *arguments: Any) -> list[
         rendezvous = str(Path(folder) / "rendezvous")
         with new_processes(size) as processes:
             members = [processes.submit(_member, rank, size, rendezvous, function, arguments) for rank in range(size)]
-            return [member.result() for member in members]
+            return [result_of(member) for member in members]
 
 
 @contextmanager

@@ -91,7 +91,7 @@ def estimate(config: Config, manifest: Manifest, *, num_workers: int, program: i
     features = {name: size for name, size in memory.kept.items() if name == "features"}
     reading = {"interactions": (share.interactions + share.held_out) * _READ_INTS * INT}
     phases = {
-        "read": costs.largest(reading, features | {"interactions": costs.interactions(share)}),
+        "read": costs.largest(reading, features | {"interactions": costs.interactions(share)} | memory.reading),
         "resume": memory.kept | {"checkpoint": memory.trained + 2 * memory.largest},
         **{name: _added(memory.kept, parts) for name, parts in memory.phases.items()},
         "evaluate": _added(

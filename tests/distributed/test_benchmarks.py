@@ -51,7 +51,7 @@ SETTINGS = {
             "name": "diffkg",
             "embedding_dim": 8,
             "num_layers": 1,
-            "contrast": {"negatives": "batch"},
+            "contrast": {"negatives": "batch", "max_nodes": 20},
             "diffusion": {"rows": "items", "denoiser_hidden_dims": [6, 4]},
             "denoiser": {"sharding": "items"},
         },

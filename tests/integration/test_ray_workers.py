@@ -71,7 +71,8 @@ class TwoWorkers:
 
 @pytest.mark.timeout(900)
 def test_two_workers_give_the_same_and_listen_on_this_machine_alone(short_run, two_workers):
-    run, sockets, _ = two_workers
+    run, sockets, log, _ = two_workers
+    assert "; 2 here, " in log  # of the memory of this machine, which they share
     for record, expected in zip(metrics_of(run), metrics_of(short_run), strict=True):
         assert record == pytest.approx(expected, rel=1e-3, abs=1e-4)
     others = {found for found in sockets if not ip_address(found[0].removeprefix("::ffff:")).is_loopback}
@@ -81,7 +82,7 @@ def test_two_workers_give_the_same_and_listen_on_this_machine_alone(short_run, t
 
 @pytest.fixture(scope="module")
 def two_workers(tmp_path_factory, short_config):
-    """A run that nothing disturbed, where its processes listened meanwhile, and how long its workers lived."""
+    """A run that nothing disturbed, where its processes listened meanwhile, its log, and how long its workers lived."""
     folder = tmp_path_factory.mktemp("whole")
     with TwoWorkers(short_config, folder / "run", folder / "log") as whole:
         assert whole.until(whole.workers), whole.log
@@ -91,14 +92,14 @@ def two_workers(tmp_path_factory, short_config):
         whole.until(lambda: (whole.run / "result.json").exists())
         seconds = time.monotonic() - start
         whole.finish()
-    return folder / "run", sockets, seconds
+    return folder / "run", sockets, whole.log, seconds
 
 
 @pytest.mark.timeout(1500)
 def test_two_workers_killed_at_random_moments_end_with_the_same_bits(short_config, two_workers, tmp_path):
     """Kill -9 a worker: Ray starts both again. Kill the driver, or all of them: the same command goes on."""
     print(f"DIFFMM_TEST_SEED={SEED}")
-    drawn, (undisturbed, _, seconds) = random.Random(SEED), two_workers
+    drawn, (undisturbed, _, _, seconds) = random.Random(SEED), two_workers
     kills, num_finished = drawn.sample(KILLED, len(KILLED)), 0
     while True:
         run = tmp_path / f"run-{num_finished}"

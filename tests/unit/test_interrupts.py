@@ -5,11 +5,14 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
+from concurrent.futures import Future
 
 import pytest
 
 from diffmm_dist.errors import StoppedEarlyError
+from diffmm_dist.interrupts import result_of
 from diffmm_dist.launch.signals import at_once
 from tests.support.builders import ROOT
 
@@ -75,3 +78,23 @@ def test_an_error_that_is_lost_is_raised_again(number, capfd):
         gc.collect()
         time.sleep(30)
     assert "Exception ignored" not in capfd.readouterr().err
+
+
+def test_a_signal_that_does_not_end_a_wait_is_heard_all_the_same():
+    """Blocked for this thread, it reaches another one, as one that comes just before a wait begins ends no wait."""
+    threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGTERM)).start()
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    try:
+        with pytest.raises(StoppedEarlyError, match="ended"), at_once(StoppedEarlyError("ended")):
+            result_of(Future())
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
+
+
+def test_what_a_future_gives_or_raises():
+    given, failed = Future(), Future()
+    given.set_result(3)
+    failed.set_exception(KeyError("k"))
+    assert result_of(given) == 3
+    with pytest.raises(KeyError):
+        result_of(failed)

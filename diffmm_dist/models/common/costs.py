@@ -86,6 +86,7 @@ class ModelMemory:
         width: columns of the final embeddings.
         trained: one copy of all parameters.
         largest: the largest of them.
+        reading: parts while its own tables of the dataset are read.
     """
 
     kept: Parts
@@ -94,6 +95,7 @@ class ModelMemory:
     width: int = 1
     trained: int = 0
     largest: int = 0
+    reading: Parts = field(default_factory=dict)
 
 
 def largest(*alternatives: Parts) -> Parts:

@@ -90,8 +90,10 @@ class RankingBatch:
             BatchNodes.counted(items, shard.items, shard.world, batch_size=self.size),
         )
 
-    def sampled_nodes(self, max_nodes: int) -> tuple[BatchNodes, BatchNodes]:
-        """Return ``nodes``, at most ``max_nodes`` of each side on average."""
+    def contrasted_nodes(self, max_nodes: int | None) -> tuple[BatchNodes, BatchNodes]:
+        """Return ``nodes``, at most ``max_nodes`` of each side on average; None for all."""
+        if max_nodes is None:
+            return self.nodes
         (users, items), shard = self.nodes, self.shard
         user_ids, item_ids = shard.user_ids[users.nodes], shard.own_item_ids[items.nodes]
         return (

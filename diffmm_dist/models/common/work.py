@@ -172,8 +172,22 @@ def owned(ids: Tensor, owned_ids: Sequence[Tensor]) -> list[int]:
     return [int(torch.isin(ids, own).sum()) for own in owned_ids]
 
 
-def contrast_traffic(users: Tensor, items: Tensor, shards: Sequence[Shard], dim: int, *, in_batch: bool) -> list[int]:
-    """Return the bytes of a term of each side, with these distinct users and items of a batch, of each worker."""
+def contrast_traffic(cuts: "Cuts", dim: int, *, in_batch: bool, max_nodes: int | None = None) -> list[int]:
+    """Return the bytes of a term of each side in the first batch, of each worker.
+
+    Args:
+        cuts: the data and how they are cut.
+        dim: d.
+        in_batch: contrast with the batch's nodes alone.
+        max_nodes: of each side to contrast, on average; None for all.
+    """
+    (users, items), shards = first_batch(cuts), cuts.shards
+    if max_nodes is not None:
+        stream = PhaseContext(World.single(), cuts.seed, 0).stream("batch").child(0)
+        users, items = (
+            ids if ids.numel() <= max_nodes else ids[stream.child(side).uniform(ids) < max_nodes / ids.numel()]
+            for side, ids in (("users", users), ("items", items))
+        )
     of_users = owned(users, [shard.user_ids for shard in shards])
     of_items = owned(items, [shard.own_item_ids for shard in shards])
     sides = ((of_users, max(shards[0].users.sizes)), (of_items, max(shards[0].items.sizes)))

@@ -4,6 +4,7 @@ Symbols: N_e nodes, F facts of the file, I items, E interactions, L layers, H ho
 """
 
 from collections.abc import Mapping
+from typing import NamedTuple
 
 import torch
 
@@ -36,20 +37,23 @@ from diffmm_dist.models.common.work import (
     Work,
     contrast_flop,
     contrast_traffic,
-    first_batch,
     gathered_bytes,
     real_rows_sent,
     sent_bytes,
 )
 from diffmm_dist.models.diffkg.model import SAMPLED, KnowledgeSettings
+from diffmm_dist.models.diffkg.phases import ContrastSettings
 from diffmm_dist.parallel.random import RandomStream
 from diffmm_dist.parallel.ranges import Ownership
 from diffmm_dist.parallel.world import World
 
+_READ_INTS = 13  # of a fact in each direction while one of each pair is found
 _FACT_INTS = 4  # of a fact of the whole graph, in each direction: tail, relation, key, row
 _EDGE_INTS = 12  # of a fact of a view: both directions, pairs of ends and relations, their orders
 _CHOSEN_INTS = 10  # of a chosen fact while its graph is built
-_ROW_TABLES = 6  # rows x d that a view's hop holds for its gradient: before and after, normalised, factors
+_ITEM_HEADS = 0.5  # of generated facts, which count both ways and have an item at one end at least
+_LOCAL_TABLES = 2  # rows x d of own nodes and the halo: values and their gradients
+_ROW_TABLES = 6  # rows x d that a view's hop holds for its heads' gradients: before and after, normalised, factors
 _EDGE_FLOATS = 6  # of a fact in a hop: scores, weights and their gradients
 _LAYER_TABLES = 4  # node rows of both views while the contrast finds its gradients
 _ROW_ACCESSES = 40  # of each node's row in a step, besides gathered ones
@@ -82,7 +86,7 @@ def memory(
     settings: KnowledgeSettings,
     *,
     embedding_dim: int,
-    contrasted: bool,
+    contrast: ContrastSettings,
     dgl: bool,
 ) -> ModelMemory:
     """Return what DiffKG needs.
@@ -93,7 +97,7 @@ def memory(
         diffusion: its settings.
         settings: of the knowledge graph.
         embedding_dim: d.
-        contrasted: whether there is an auxiliary view.
+        contrast: of the views.
         dgl: whether DGL may propagate.
     """
     of_rows, row = denoised(share, settings), embedding_dim * FLOAT
@@ -104,7 +108,7 @@ def memory(
     relations = 2 * share.counts.get(RELATIONS, 0) * row
     chosen = 2 * topk(of_rows, diffusion) * of_rows.users
     views = _views(share, settings, chosen * diffusion.edge_keep_prob, dgl=dgl)
-    hop = _hops(share, settings, row)
+    hops = _hop_bytes(share, settings, row)
     kept = {
         "interactions": costs.interactions(share),
         "graph": costs.graph(share, dgl=dgl),
@@ -114,12 +118,10 @@ def memory(
         "denoiser": ADAM_KEEPS * denoiser if settings.reads_generated else denoiser,
         "denoised rows": 0 if denoising.item_shards == 1 else rows_of_group(of_rows, denoising),
     }
-    step = (1 + contrasted) * (hop + _LAYER_TABLES * (share.users + share.items) * row)
-    similarities = costs.similarities(denoising.batch_size, max(share.users, share.items)) if contrasted else 0
     recommend = costs.ranking_phase(
         share,
         gradients=table + relations,
-        step={"views": step, "similarities": similarities},
+        step=_ranking_step(share, denoising, contrast, hops, row),
         dim=embedding_dim,
         batch=denoising.batch_size,
     )
@@ -130,11 +132,23 @@ def memory(
     return ModelMemory(
         kept=kept,
         phases=phases,
-        embedding=hop + 3 * (share.users + share.items) * row,
+        embedding=hops + 3 * (share.users + share.items) * row,
         width=embedding_dim,
         trained=denoiser + table + relations,
         largest=max(largest_weight(columns, diffusion), table),
+        reading={"facts": of_rows.interactions * _READ_INTS * INT},
     )
+
+
+def _ranking_step(share: Share, denoising: Denoising, contrast: ContrastSettings, hops: int, row: int) -> Parts:
+    """Return what views, with so many bytes of hops each, and their contrast hold for their gradients."""
+    contrasted, nodes = contrast.contrastive_weight > 0, max(share.users, share.items)
+    anchors = min(denoising.batch_size, contrast.max_nodes or denoising.batch_size)
+    compared = min(nodes, anchors) if contrast.negatives == "batch" else nodes
+    return {
+        "views": (1 + contrasted) * (hops + _LAYER_TABLES * (share.users + share.items) * row),
+        "similarities": costs.similarities(anchors, compared) if contrasted else 0,
+    }
 
 
 def _denoiser_phases(
@@ -152,16 +166,40 @@ def _denoiser_phases(
 
 def _views(share: Share, settings: KnowledgeSettings, generated: float, *, dgl: bool) -> int:
     """Return the bytes of the sampled graph and of a generated one with so many facts."""
-    sampled = -(-_sampled(share, settings) // share.num_workers)
-    return int((sampled + generated) * (_EDGE_INTS + costs.DGL_INTS * dgl)) * INT
+    facts = -(-_sampled(share, settings) // share.num_workers) + generated
+    to_items = _hops(share, settings)[-1].edges + generated * _ITEM_HEADS
+    planned = to_items + facts * (settings.num_hops > 1)  # the last hop is of items alone
+    return int(facts * _FACT_INTS + planned * (_EDGE_INTS + costs.DGL_INTS * dgl)) * INT
 
 
-def _hops(share: Share, settings: KnowledgeSettings, row: int) -> int:
-    """Return the bytes that a view's hops hold for their gradients."""
-    sampled = -(-_sampled(share, settings) // share.num_workers)
+class Hop(NamedTuple):
+    """Whom a worker's heads attend to in one hop over the sampled graph.
+
+    Attributes:
+        heads: own heads.
+        edges: their facts.
+    """
+
+    heads: int
+    edges: int
+
+
+def _hops(share: Share, settings: KnowledgeSettings) -> list[Hop]:
+    """Return a view's hops, of which the last one is of items alone."""
     own_nodes = -(-num_nodes(share) // share.num_workers)
-    halo = 0 if share.num_workers == 1 else min(sampled, num_nodes(share)) * row
-    return (own_nodes * _ROW_TABLES * row + sampled * _EDGE_FLOATS * FLOAT + 2 * halo) * settings.num_hops
+    edges = -(-_sampled(share, settings) // share.num_workers)
+    of_items = edges if settings.max_facts is None else min(edges, share.items * settings.max_facts)
+    return [Hop(own_nodes, edges)] * (settings.num_hops - 1) + [Hop(share.items, of_items)]
+
+
+def _hop_bytes(share: Share, settings: KnowledgeSettings, row: int) -> int:
+    """Return the bytes that a view's hops hold for their gradients."""
+    total, own_nodes = 0, -(-num_nodes(share) // share.num_workers)
+    for hop in _hops(share, settings):
+        halo = min(hop.edges, num_nodes(share) - own_nodes)
+        total += (_LOCAL_TABLES * (own_nodes + halo) + _ROW_TABLES * hop.heads) * row
+        total += hop.edges * _EDGE_FLOATS * FLOAT
+    return total
 
 
 def work(
@@ -172,7 +210,7 @@ def work(
     *,
     embedding_dim: int,
     num_layers: int,
-    contrasted: bool,
+    contrast: ContrastSettings,
 ) -> Mapping[str, Work]:
     """Return what one worker does in an epoch, by phase.
 
@@ -183,13 +221,16 @@ def work(
         settings: of the knowledge graph.
         embedding_dim: d.
         num_layers: L.
-        contrasted: whether there is an auxiliary view.
+        contrast: of the views.
     """
+    contrasted = contrast.contrastive_weight > 0
     size, dim, views = share.num_workers, embedding_dim, 1 + contrasted
     steps = -(-share.num_interactions // denoising.batch_size)
     nodes, interacting = num_nodes(share) / size, (share.num_users + share.num_items) / size
     edges = share.num_interactions * num_layers * views + _sampled(share, settings) * settings.num_hops * views
-    flops = contrasted * contrast_flop(2 * denoising.batch_size, interacting / 2, dim)
+    anchors = min(denoising.batch_size, contrast.max_nodes or denoising.batch_size)
+    compared = anchors / size if contrast.negatives == "batch" else interacting / 2
+    flops = contrasted * contrast_flop(2 * anchors, compared, dim)
     moved = gathered_bytes(edges / size, dim)
     moved += (nodes * (ADAM_ACCESSES + settings.num_hops * views * 10) + interacting * _ROW_ACCESSES) * dim * FLOAT
     exchanges = views * (num_layers + settings.num_hops) * EXCHANGES_PER_PRODUCT + RANKING_EXCHANGES + 10 * contrasted
@@ -211,8 +252,7 @@ def traffic(
     *,
     embedding_dim: int,
     num_layers: int,
-    contrasted: bool,
-    in_batch: bool,
+    contrast: ContrastSettings,
     column_shards: int,
 ) -> list[Traffic]:
     """Return what each worker sends in the first step, before there is a generated graph: both views are K_s.
@@ -223,23 +263,22 @@ def traffic(
         settings: of the knowledge graph.
         embedding_dim: d.
         num_layers: L.
-        contrasted: whether there is an auxiliary view.
-        in_batch: contrast with the batch's nodes alone.
+        contrast: of the views.
         column_shards: over how many workers the denoiser is spread.
     """
+    contrasted = contrast.contrastive_weight > 0
     views, dim = 1 + contrasted, embedding_dim
     hops = _hop_rows(cuts, settings)
-    contrast = (
-        contrast_traffic(*first_batch(cuts), cuts.shards, dim, in_batch=in_batch)
-        if contrasted
-        else [0] * len(cuts.shards)
-    )
+    terms = [0] * len(cuts.shards)
+    if contrasted:
+        in_batch = contrast.negatives == "batch"
+        terms = contrast_traffic(cuts, dim, in_batch=in_batch, max_nodes=contrast.max_nodes)
     recommend = [
         {
             relation.TRAFFIC: views * (sent_bytes(num_layers * sum(rows), dim) + of_hops * dim * FLOAT),
-            contrastive.TRAFFIC: of_contrast,
+            contrastive.TRAFFIC: of_terms,
         }
-        for rows, of_hops, of_contrast in zip(real_rows_sent(cuts), hops, contrast, strict=True)
+        for rows, of_hops, of_terms in zip(real_rows_sent(cuts), hops, terms, strict=True)
     ]
     if not settings.reads_generated:
         return [{"recommend": sent} for sent in recommend]

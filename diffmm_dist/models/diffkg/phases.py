@@ -25,6 +25,7 @@ class ContrastSettings:
     contrastive_weight: float
     temperature: float
     negatives: Literal["all", "batch"] = "all"
+    max_nodes: int | None = None
 
 
 @dataclass(frozen=True)
@@ -152,7 +153,7 @@ def recommend_losses(
                 world=model.shard.world,
                 in_batch=contrast.negatives == "batch",
             )
-            for anchor, target, nodes in zip(other, final, batch.nodes, strict=True)
+            for anchor, target, nodes in zip(other, final, batch.contrasted_nodes(contrast.max_nodes), strict=True)
         ]
         losses["contrast"] = contrast.contrastive_weight * torch.stack(terms).sum()
     return losses

@@ -88,7 +88,7 @@ def _memory(settings: Settings, needs: Needs) -> ModelMemory:
         _diffusion(settings),
         _knowledge(settings),
         embedding_dim=settings.embedding_dim,
-        contrasted=settings.contrast.contrastive_weight > 0,
+        contrast=_contrast(settings),
         dgl=needs.dgl,
     )
 
@@ -101,7 +101,7 @@ def _work(settings: Settings, needs: Needs) -> Mapping[str, Work]:
         _knowledge(settings),
         embedding_dim=settings.embedding_dim,
         num_layers=settings.num_layers,
-        contrasted=settings.contrast.contrastive_weight > 0,
+        contrast=_contrast(settings),
     )
 
 
@@ -114,8 +114,7 @@ def _traffic(settings: Settings, cuts: Cuts) -> Sequence[Traffic]:
         _knowledge(settings),
         embedding_dim=settings.embedding_dim,
         num_layers=settings.num_layers,
-        contrasted=settings.contrast.contrastive_weight > 0,
-        in_batch=settings.contrast.negatives == "batch",
+        contrast=_contrast(settings),
         column_shards=_column_shards(
             settings, batch_size=cuts.batch_size, num_nodes=knowledge.num_nodes, num_workers=len(cuts.shards)
         ),
@@ -137,7 +136,7 @@ ENTRY = ModelEntry(
     _build,
     _memory,
     reads_knowledge=True,
-    bounds={"diffusion.rebuild_topk": "entities"},
+    bounds={"diffusion.rebuild_topk": "entities", "contrast.max_nodes": "nodes"},
     smallest=_smallest,
     measures=Measures(
         _work,

@@ -59,6 +59,8 @@ class Contrast(Section):
     """Temperature tau; from 0.03 on exp(cos / tau) stays below 4e14, so float32 needs no maximum subtracted."""
     negatives: Literal["all", "batch"] = "all"
     """Nodes in the denominator: `all`, or those of the `batch` where comparing with all of them costs too much."""
+    max_nodes: Count | None = None
+    """Users, and as many items, of a batch to contrast, drawn at random, for very large batches; null contrasts all."""
 
 
 class Settings(Section):

@@ -86,7 +86,7 @@ def recommend_losses(
         "bpr": batch.bpr(final, divisor=optimization.batch_size),
         "l2": optimization.l2_weight * model.squared_norm(),
     }
-    nodes = batch.nodes if contrast.max_nodes is None else batch.sampled_nodes(contrast.max_nodes)
+    nodes = batch.contrasted_nodes(contrast.max_nodes)
     terms = [
         info_nce(
             anchor[side],

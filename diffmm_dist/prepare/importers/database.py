@@ -11,6 +11,7 @@ import pyarrow as pa
 from diffmm_dist.cores import usable_cores
 from diffmm_dist.data.schema import ROWS_PER_BATCH
 from diffmm_dist.errors import UserError, one_line
+from diffmm_dist.interrupts import result_of
 from diffmm_dist.prepare.importers.times import quoted
 
 _AGAIN_S = 0.1
@@ -85,7 +86,7 @@ class Database:
     def _wait_for(self, work: Callable[[], Result]) -> Result:
         running = self._thread.submit(work)
         try:
-            return running.result()
+            return result_of(running)
         except BaseException:
             while not running.done():
                 self._connection.interrupt()

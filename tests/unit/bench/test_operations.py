@@ -1,5 +1,6 @@
 import json
 import math
+from dataclasses import replace
 from importlib import import_module
 
 import pytest
@@ -12,11 +13,13 @@ from diffmm_dist.bench.epoch import bench_epoch
 from diffmm_dist.bench.memory import extra_mib
 from diffmm_dist.bench.operations import Operation, Variant, bench_case, measure, open_device, parse_size
 from diffmm_dist.bench.plain import is_affordable
-from diffmm_dist.bench.problems import power_law_rows
+from diffmm_dist.bench.problems import power_law_knowledge, power_law_rows
 from diffmm_dist.bench.profile import bench_profile
 from diffmm_dist.bench.report import markdown
 from diffmm_dist.cli_bench import bench_app
 from diffmm_dist.errors import UserError
+from diffmm_dist.parallel.ranges import Ownership
+from diffmm_dist.parallel.shard import AllRows
 from tests.support.builders import small_config, synthetic_dataset
 
 CPU = torch.device("cpu")
@@ -253,6 +256,21 @@ def test_growth_is_measured_and_drawn(tmp_path, monkeypatch):
     lightgcn = small_config("none", tmp_path / "run", model={"name": "lightgcn"}, graph={"kernel": "csr"})
     growth.bench_growth(lightgcn, str(out), repeats=1, base=base)
     assert list(json.loads(out.read_text())["growth"]) == ["users"]
+    monkeypatch.setattr(growth, "FACTORS", {"entities": (1, 2), "facts": (1, 2), "modalities": (1, 2)})
+    diffkg = small_config("none", tmp_path / "run", model={"name": "diffkg"}, graph={"kernel": "csr"})
+    growth.bench_growth(diffkg, str(out), repeats=1, base=replace(base, entities=20, facts=50))
+    measured = json.loads(out.read_text())["growth"]
+    assert {name: one["values"] for name, one in measured.items()} == {"entities": [20, 40], "facts": [50, 100]}
+    assert list(measured["facts"]["operations"]) == ["denoise", "rebuild", "recommend", "rank"]
+
+
+def test_random_facts_join_items_and_entities():
+    items, entities = (AllRows(Ownership.even(n, rank=0, size=1), torch.arange(n)) for n in (30, 20))
+    knowledge = power_law_knowledge(items, entities, 100)
+    pairs = knowledge.facts.pairs
+    assert (knowledge.num_nodes, pairs.num_rows) == (50, 50)
+    assert 50 < pairs.num_entries <= 200
+    assert ((pairs.row_ids < 30) != (pairs.indices < 30)).all()
 
 
 def test_the_exponent_of_a_power_law():

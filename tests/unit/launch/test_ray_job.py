@@ -1,3 +1,6 @@
+import os
+from types import SimpleNamespace
+
 import pytest
 
 from diffmm_dist import cores
@@ -5,6 +8,14 @@ from diffmm_dist.errors import LostWorkerError, StoppedError, UserError
 from diffmm_dist.launch import ray_job
 from diffmm_dist.launch.ray_job import _unpack
 from tests.support.builders import small_config
+
+
+@pytest.fixture(autouse=True)
+def three_here(monkeypatch):
+    """What Ray Train tells its workers."""
+    train = pytest.importorskip("ray.train", reason="Ray is not installed")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "1")
+    monkeypatch.setattr(train, "get_context", lambda: SimpleNamespace(get_local_world_size=lambda: 3))
 
 
 @pytest.mark.parametrize(
@@ -22,6 +33,7 @@ def test_rays_own_number_of_threads_is_not_taken_for_the_users(said, of_node, ex
     monkeypatch.setattr(ray_job, "run_worker", lambda config, **_: heard.append(cores.heard()))
     ray_job._train_function({"config": small_config("data", "run").model_dump(mode="json"), "threads": said})
     assert heard == [expected]
+    assert os.environ["LOCAL_WORLD_SIZE"] == "3"  # by it workers share cores and memory
 
 
 def test_the_command_hands_over_what_the_user_said_and_not_what_a_job_of_rays_was_given(monkeypatch):

@@ -16,7 +16,6 @@ from diffmm_dist.models.common.work import (
     Cuts,
     Traffic,
     contrast_traffic,
-    first_batch,
     halo_rows_sent,
     real_rows_sent,
     sent_bytes,
@@ -94,20 +93,10 @@ def _propagation(
 
 def _contrast(cuts: Cuts, contrast: ContrastSettings, dim: int) -> list[int]:
     """Return the bytes of all contrastive terms of the first batch."""
-    shards = cuts.shards
-    users, items = first_batch(cuts)
-    if contrast.max_nodes is not None:
-        batch_stream = PhaseContext(World.single(), cuts.seed, 0).stream("batch").child(0)
-        users = _sampled(users, contrast.max_nodes, batch_stream.child("users"))
-        items = _sampled(items, contrast.max_nodes, batch_stream.child("items"))
-    both = contrast_traffic(users, items, shards, dim, in_batch=contrast.negatives == "batch")
+    in_batch = contrast.negatives == "batch"
+    both = contrast_traffic(cuts, dim, in_batch=in_batch, max_nodes=contrast.max_nodes)
     pairs = num_pairs(contrast, len(cuts.data.features))
     return [pairs * sent for sent in both]
-
-
-def _sampled(ids: Tensor, max_nodes: int, stream: RandomStream) -> Tensor:
-    """Return the nodes of a batch that are contrasted."""
-    return ids if ids.numel() <= max_nodes else ids[stream.uniform(ids) < max_nodes / ids.numel()]
 
 
 def _denoiser(cuts: Cuts, diffusion: DiffusionSettings, dim: int, item_shards: int) -> list[int]:
