@@ -94,6 +94,11 @@ def output_flop(rows: float, items: float, width: int, dim: int, *, gram: bool) 
     return 4 * items * width * (width + dim) if gram else 6 * rows * items * width + 4 * rows * items * dim
 
 
+def num_anchors(batch_size: int, max_nodes: int | None) -> int:
+    """Return how many nodes of each side of a batch are contrasted at most; ``max_nodes`` is None for all."""
+    return batch_size if max_nodes is None else min(batch_size, max_nodes)
+
+
 def contrast_flop(anchors: float, nodes: float, dim: int) -> float:
     """Return the products of one contrastive term: similarities and both gradients, 6 A N d."""
     return 6 * anchors * nodes * dim

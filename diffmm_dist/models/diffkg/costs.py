@@ -38,6 +38,7 @@ from diffmm_dist.models.common.work import (
     contrast_flop,
     contrast_traffic,
     gathered_bytes,
+    num_anchors,
     real_rows_sent,
     sent_bytes,
 )
@@ -143,7 +144,7 @@ def memory(
 def _ranking_step(share: Share, denoising: Denoising, contrast: ContrastSettings, hops: int, row: int) -> Parts:
     """Return what views, with so many bytes of hops each, and their contrast hold for their gradients."""
     contrasted, nodes = contrast.contrastive_weight > 0, max(share.users, share.items)
-    anchors = min(denoising.batch_size, contrast.max_nodes or denoising.batch_size)
+    anchors = num_anchors(denoising.batch_size, contrast.max_nodes)
     compared = min(nodes, anchors) if contrast.negatives == "batch" else nodes
     return {
         "views": (1 + contrasted) * (hops + _LAYER_TABLES * (share.users + share.items) * row),
@@ -228,7 +229,7 @@ def work(
     steps = -(-share.num_interactions // denoising.batch_size)
     nodes, interacting = num_nodes(share) / size, (share.num_users + share.num_items) / size
     edges = share.num_interactions * num_layers * views + _sampled(share, settings) * settings.num_hops * views
-    anchors = min(denoising.batch_size, contrast.max_nodes or denoising.batch_size)
+    anchors = num_anchors(denoising.batch_size, contrast.max_nodes)
     compared = anchors / size if contrast.negatives == "batch" else interacting / 2
     flops = contrasted * contrast_flop(2 * anchors, compared, dim)
     moved = gathered_bytes(edges / size, dim)

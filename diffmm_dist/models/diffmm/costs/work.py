@@ -15,6 +15,7 @@ from diffmm_dist.models.common.work import (
     Work,
     contrast_flop,
     gathered_bytes,
+    num_anchors,
 )
 from diffmm_dist.models.diffmm.phases import ContrastSettings
 
@@ -64,7 +65,7 @@ def _recommend(
     edges = share.num_interactions * real + share.num_users * diffusion.rebuild_topk * generated
     nodes = (share.num_users + share.num_items) / size
     pairs = num_pairs(contrast, modalities)
-    anchors = min(batch, contrast.max_nodes or batch)
+    anchors = num_anchors(batch, contrast.max_nodes)
     compared = 2 * anchors / size if contrast.negatives == "batch" else nodes
     flops = pairs * contrast_flop(anchors, compared, dim)
     exchanges = (real + generated) * EXCHANGES_PER_PRODUCT + 2 * pairs * _EXCHANGES_PER_TERM + RANKING_EXCHANGES
