@@ -87,24 +87,29 @@ def submit(
 
 
 def _show_result(result: Mapping[str, Any], path: str) -> None:
-    stages = result.get("stages", [])
-    shown = [("", result), *((f"stage '{stage['name']}', ", stage) for stage in stages[:-1])]
-    tables = [
-        metric_rows(f"{of}{split} ", one[split]) for of, one in shown for split in ("valid", "test") if one[split]
-    ]
-    model = result["config"].get("model", {}).get("name", "a model without a name")
-    stage = f"stage '{stages[-1]['name']}', " if stages else ""
-    print_table(
-        f"{model}, seed {result['seed']}: {stage}epoch {result['best_epoch']} of 0..{result['epochs'] - 1}, "
-        f"{_protocol(result['protocol'])}",
-        ["", *tables[0][0]],
-        [row for _, rows in tables for row in rows],
-    )
+    """Print a table for each stage, the last one last, and what the run has cost."""
+    start = 0
+    for stage in result.get("stages", [result]):
+        _show_stage(result, stage, start=start)
+        start += stage["epochs"]
     for note in result.get("notes", []):
         say(f"note: {note}")
     phases = ", ".join(f"{name} {value:.2f} s" for name, value in result["seconds_per_phase"].items())
     say(f"an epoch takes {result['seconds_per_epoch']:.2f} s ({phases})")
     say(f"peak memory {result['peak_rss_gib']:.2f} GiB; run folder {path}; watch it with tensorboard --logdir {path}")
+
+
+def _show_stage(result: Mapping[str, Any], stage: Mapping[str, Any], *, start: int) -> None:
+    """Print the figures of a stage's best epoch; of a model without stages those of the run."""
+    tables = [metric_rows(f"{split} ", stage[split]) for split in ("valid", "test") if stage[split]]
+    model = result["config"].get("model", {}).get("name", "a model without a name")
+    name = f"stage '{stage['name']}', " if "name" in stage else ""
+    print_table(
+        f"{model}, seed {result['seed']}: {name}epoch {stage['best_epoch']} of {start}..{start + stage['epochs'] - 1}, "
+        f"{_protocol(result['protocol'])}",
+        ["", *tables[0][0]] if tables else [""],
+        [row for _, rows in tables for row in rows],
+    )
 
 
 def _protocol(name: str) -> str:
@@ -132,6 +137,9 @@ def evaluate(
     run: Run,
     split: Annotated[str, typer.Option(help="valid or test.")] = "test",
     k: Annotated[str, typer.Option(help="Cut-offs, comma-separated.")] = "10,20,50",
+    retrieved_ndcg: Annotated[
+        bool, typer.Option("--retrieved-ndcg", help="Measure the NDCG over retrieved items too, to compare only.")
+    ] = False,
 ) -> None:
     """Evaluate the best epoch of a run at any cut-offs, under the run's protocol."""
     splits: dict[str, Literal["valid", "test"]] = {"valid": "valid", "test": "test"}
@@ -143,7 +151,7 @@ def evaluate(
 
     prepare_process(0)
     trained = load_trained(run)
-    metrics = trained.evaluation(cutoffs).measure(trained.model, splits[split])
+    metrics = trained.evaluation(cutoffs, retrieved_ndcg=retrieved_ndcg).measure(trained.model, splits[split])
     if not metrics:
         raise UserError(f"dataset {trained.dataset.uri} has no {split} interactions to evaluate on")
     names, rows = metric_rows("", metrics)
@@ -155,7 +163,7 @@ def evaluate(
 def export(run: Run, out: Out, force: Force = False) -> None:
     """Write the best epoch's embeddings, ids, settings and weights as a bundle."""
     from diffmm_dist.export.bundle import export_bundle
-    from diffmm_dist.export.bundle_files import MARKER
+    from diffmm_dist.runs.bundle_files import MARKER
     from diffmm_dist.storage import check_place
     from diffmm_dist.train.trained import load_trained
 

@@ -291,3 +291,43 @@ def bench_compare(
     from diffmm_dist.bench.compare import compare
 
     say(compare(before, after), end="")
+
+
+@bench_app.command("students")
+def bench_students(
+    out: JsonOut,
+    group: Annotated[
+        list[str], typer.Option(help="NAME=RUN,RUN: runs of one model with several seeds; give it for each model.")
+    ],
+    repeats: Annotated[int, typer.Option(min=1, help="How often all users are ranked.")] = 5,
+    threads: Threads = 1,
+    plot: Annotated[
+        str | None, typer.Option(help="SVG file: recall against the bundle's size.", callback=file_to_write)
+    ] = None,
+) -> None:
+    """Compare runs by what they take to deploy: recall, parameters, bundle, time to rank all users."""
+    from diffmm_dist.bench.students import bench_students as students
+    from diffmm_dist.bench.students import groups_of
+
+    students(groups_of(group), threads=threads, repeats=repeats, out=out, plot=plot)
+
+
+@bench_app.command("systems")
+def bench_systems(
+    files: Annotated[list[str], typer.Argument(help="JSON files written by `bench train`.", callback=place)],
+    into: Annotated[
+        str | None,
+        typer.Option(help="Page that gets the tables, between its two comments; else print them.", callback=place),
+    ] = None,
+    check: Annotated[bool, typer.Option("--check", help="Compare the page with the files, and write nothing.")] = False,
+    seeds: Annotated[int, typer.Option(min=1, help="How many seeds each file must have at least.")] = 3,
+) -> None:
+    """Show every system on each data set side by side: quality, time and memory, under one protocol."""
+    from diffmm_dist.bench.systems import check_tables, tables, write_tables
+
+    text = tables(files, num_seeds=seeds)
+    if into is not None:
+        (check_tables if check else write_tables)(into, text)
+    elif check:
+        raise UserError("--check compares a page with the files; name the page by --into")
+    say(into or text, end="\n" if into else "")

@@ -19,11 +19,15 @@ class ProductTimer(Recorder):
         self._right = torch.ones(6720, 1000)
         self.seconds: list[float] = []
 
+    def product(self) -> None:
+        """Compute one product."""
+        torch.mm(self._left, self._right)
+
     def scalars(self, values: Mapping[str, float], *, epoch: int) -> None:
         """Time a few products, the first of them unrecorded."""
         for repeat in range(_REPEATS + 1):
             start = time.perf_counter()
-            torch.mm(self._left, self._right)
+            self.product()
             if repeat:
                 self.seconds.append(time.perf_counter() - start)
 

@@ -9,7 +9,7 @@ import torch
 
 from diffmm_dist import storage
 from diffmm_dist.bench.machine import command, machine
-from diffmm_dist.bench.phases import check_has_phases, settle
+from diffmm_dist.bench.phases import begin_stages, check_has_phases, settle
 from diffmm_dist.data.dataset import Dataset
 from diffmm_dist.data.training import TrainingData, shard_of
 from diffmm_dist.errors import UserError
@@ -19,6 +19,7 @@ from diffmm_dist.parallel.group import run_group
 from diffmm_dist.parallel.world import World
 from diffmm_dist.runs.config import Config
 from diffmm_dist.train.build import build_recipe, load_training_data, model_entry, open_dataset
+from diffmm_dist.train.teacher import teacher_of
 from diffmm_dist.train.worker import prepare_process
 
 
@@ -62,8 +63,10 @@ def measure(config: Config, wanted: Traffic) -> dict[str, int]:
     """Return what this worker sends in the first step of each phase that is predicted, by predicted purpose."""
     prepare_process(1)
     world = World.current()
-    data = load_training_data(config, open_dataset(config), world)
-    recipe = build_recipe(config, data, device=world.device)
+    dataset = open_dataset(config)
+    data = load_training_data(config, dataset, world)
+    recipe = build_recipe(config, data, device=world.device, teacher=teacher_of(config, dataset, data.shard))
+    begin_stages(recipe)
     settle(config, recipe.model)
     context = PhaseContext(world, config.run.seed, 0)
     sent: dict[str, Mapping[str, int]] = {}

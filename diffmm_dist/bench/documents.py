@@ -95,6 +95,16 @@ class MemoryBenchmark(TypedDict):
     memory: dict[str, dict[str, Any]]
 
 
+class StudentsBenchmark(TypedDict):
+    """What `bench students` writes."""
+
+    command: str
+    machine: dict[str, Any]
+    calibration: str
+    product_seconds: float
+    groups: dict[str, dict[str, Any]]
+
+
 Document = (
     TrainingBenchmark
     | PropagationBenchmark
@@ -105,4 +115,5 @@ Document = (
     | OperationBenchmark
     | GrowthBenchmark
     | MemoryBenchmark
+    | StudentsBenchmark
 )

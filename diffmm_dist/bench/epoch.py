@@ -9,13 +9,14 @@ import torch
 
 from diffmm_dist.bench.gpus import epoch_work
 from diffmm_dist.bench.operations import Operation, Variant, measure, write_results
-from diffmm_dist.bench.phases import check_has_phases
+from diffmm_dist.bench.phases import begin_stages, check_has_phases
 from diffmm_dist.data.dataset import Dataset
 from diffmm_dist.models.base import Phase, PhaseContext
 from diffmm_dist.parallel.world import World
 from diffmm_dist.precision import matmul_precision
 from diffmm_dist.runs.config import Config
 from diffmm_dist.train.build import build_recipe, choose_device, load_training_data, open_dataset
+from diffmm_dist.train.teacher import teacher_of
 from diffmm_dist.train.worker import prepare_process
 
 
@@ -71,7 +72,10 @@ class Epochs:
         self._seed = config.run.seed
         self._precision = config.train.precision
         data = load_training_data(config, dataset, self._world)
-        self.phases: Sequence[Phase] = build_recipe(config, data, device=device).phases
+        teacher = teacher_of(config, dataset, data.shard)
+        recipe = build_recipe(config, data, device=device, teacher=teacher)
+        begin_stages(recipe)
+        self.phases: Sequence[Phase] = recipe.phases
         self._done = Counter[str]()
 
     def run(self, phase: Phase) -> None:

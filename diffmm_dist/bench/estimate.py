@@ -16,6 +16,7 @@ from diffmm_dist import storage
 from diffmm_dist.bench.machine import command, machine
 from diffmm_dist.bench.memory import peak_bytes
 from diffmm_dist.data.dataset import Dataset
+from diffmm_dist.data.training import TrainingData
 from diffmm_dist.errors import UserError, closest
 from diffmm_dist.models.base import Phase, PhaseContext
 from diffmm_dist.monitoring.log import logger
@@ -34,6 +35,7 @@ from diffmm_dist.train.estimate import Estimate, estimate, program_bytes
 from diffmm_dist.train.restore import restore
 from diffmm_dist.train.selection import Evaluation
 from diffmm_dist.train.state import TrainState
+from diffmm_dist.train.teacher import teacher_of
 from diffmm_dist.train.worker import prepare_process, run_worker
 
 _CONTRASTED = 128  # nodes of a batch where a shape does not say: all of a large one would take most of the time
@@ -161,6 +163,30 @@ SHAPES: dict[str, Shape] = {
     "entities": Shape(
         "a denoiser of entities", 1_000, 1_500, 40_000, (16,), {"model": {"name": "diffkg"}}, knowledge=(10_000, 30_000)
     ),
+    "teacher": Shape(
+        "a teacher's step",
+        60_000,
+        30_000,
+        400_000,
+        (256, 128),
+        {"model": {"name": "promptmm", "embedding_dim": 64}, "train": {"batch_size": 40_000}},
+    ),
+    "student": Shape(
+        "a student's step",
+        100_000,
+        40_000,
+        400_000,
+        (64,),
+        {
+            "model": {
+                "name": "promptmm",
+                "embedding_dim": 8,
+                "student": {"embedding_dim": 128},
+                "distillation": {"embedding_weight": 0, "train_prompt": False},
+            },
+            "train": {"batch_size": 100_000},
+        },
+    ),
     "two workers, denoisers": _MIDDLE("denoisers", settings=_diffmm([1000], train={"batch_size": 8192}), workers=2),
 }
 
@@ -252,7 +278,7 @@ def _phases(config: Config) -> dict[str, dict[str, Any]]:
     data, evaluation = during(
         "read", lambda: ((data := load_training_data(config, dataset, world)), build_evaluation(config, dataset, data))
     )
-    state = during("resume", lambda: _resumed(config, data, world))
+    state = during("resume", lambda: _resumed(config, dataset, data))
     for phase in state.phases:
         during(phase.name, partial(_step, phase, config, state.cursor.epoch))
     during("evaluate", partial(_evaluate, evaluation, state))
@@ -262,8 +288,9 @@ def _phases(config: Config) -> dict[str, dict[str, Any]]:
     }
 
 
-def _resumed(config: Config, data: Any, world: World) -> TrainState:
-    recipe = build_recipe(config, data, device=world.device)
+def _resumed(config: Config, dataset: Dataset, data: TrainingData) -> TrainState:
+    world = data.shard.world
+    recipe = build_recipe(config, data, device=world.device, teacher=teacher_of(config, dataset, data.shard))
     state = TrainState(recipe, world)
     folder = RunFolder(config.run.path)
     restore(state, Checkpoints(folder.checkpoints, run=folder.run, keep=1, world=world), folder)

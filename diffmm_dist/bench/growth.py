@@ -12,23 +12,25 @@ import torch
 from diffmm_dist import storage
 from diffmm_dist.bench.machine import command, machine
 from diffmm_dist.bench.memory import extra_mib
-from diffmm_dist.bench.phases import check_has_phases, settle
+from diffmm_dist.bench.phases import begin_stages, check_has_phases, settle
+from diffmm_dist.bench.plots import pyplot, save
 from diffmm_dist.bench.problems import normal_rows, power_law_knowledge, power_law_rows
 from diffmm_dist.config.section import changed
 from diffmm_dist.data.knowledge import ENTITIES
 from diffmm_dist.data.training import TrainingData
-from diffmm_dist.errors import UserError
 from diffmm_dist.evaluation.evaluator import rank_items
 from diffmm_dist.models.base import PhaseContext
+from diffmm_dist.models.recipe import TeacherTables
 from diffmm_dist.monitoring.timing import take_turns
 from diffmm_dist.parallel.ranges import Ownership
 from diffmm_dist.parallel.shard import AllRows, Shard
 from diffmm_dist.parallel.world import World
 from diffmm_dist.runs.config import Config
-from diffmm_dist.train.build import build_recipe, model_entry
+from diffmm_dist.train.build import build_recipe, model_entry, reads_features
 from diffmm_dist.train.worker import prepare_process
 
 _FEATURE_WIDTH = 32
+_TEACHER_WIDTH = 64
 _CPU = torch.device("cpu")
 
 
@@ -78,7 +80,7 @@ def bench_growth(
     """
     check_has_phases(config)
     if plot is not None:
-        _pyplot()
+        pyplot()
     prepare_process(config.cluster.threads_per_worker)
     base = base or GrowthSize()
     growth = {}
@@ -101,7 +103,7 @@ def _factors(config: Config) -> Mapping[str, Sequence[int]]:
     """Return the factors of those sizes that the model has."""
     entry = model_entry(config)
     read = {"users", "items", "interactions"} | set(entry.measures.sizes)
-    read |= {"modalities"} if entry.reads_features else set()
+    read |= {"modalities"} if reads_features(config) else set()
     read |= {"entities", "facts"} if entry.reads_knowledge else set()
     return {name: factors for name, factors in FACTORS.items() if name in read}
 
@@ -150,7 +152,9 @@ def operations(config: Config, size: GrowthSize) -> Mapping[str, Callable[[], ob
     data = TrainingData(shard, rows, rows.num_entries, features, knowledge)
     sizes = model_entry(config).measures.sizes
     own = {f"model.{key}": value(getattr(size, name)) for name, (key, value) in sizes.items()}
-    recipe = build_recipe(changed(config, own), data, device=_CPU)
+    teacher = None if model_entry(config).teacher(config.model) is None else partial(_random_teacher, size)
+    recipe = build_recipe(changed(config, own), data, device=_CPU, teacher=teacher)
+    begin_stages(recipe)
     settle(config, recipe.model)
     calls: dict[str, Callable[[], object]] = {}
     for phase in recipe.phases:
@@ -164,29 +168,25 @@ def operations(config: Config, size: GrowthSize) -> Mapping[str, Callable[[], ob
     return calls
 
 
-def _pyplot() -> Any:
-    try:
-        import matplotlib as mpl
-
-        mpl.use("svg")
-        import matplotlib.pyplot as plt
-    except ImportError as error:
-        raise UserError("--plot needs matplotlib; pip install matplotlib, or leave it out") from error
-    return plt
+def _random_teacher(size: GrowthSize) -> TeacherTables:
+    """Return what a model is distilled from that needs a teacher: what a step costs does not depend on the values."""
+    users, items = (
+        normal_rows(f"teacher's {name}", rows, _TEACHER_WIDTH, _CPU)
+        for name, rows in (("users", size.users), ("items", size.items))
+    )
+    return TeacherTables(users, items, identity="random", name="random tables")
 
 
 def _draw(growth: Mapping[str, Any], path: str) -> None:
     """Draw seconds and memory against each size on logarithmic axes."""
-    plt = _pyplot()
+    plt = pyplot()
     figure, rows = plt.subplots(2, len(growth), figsize=(4 * len(growth), 8), sharey="row", layout="constrained")
     for (above, below), (name, measured) in zip(rows.T, growth.items(), strict=True):
         _draw_panel(above, name, measured, cost="seconds", slope="exponent")
         _draw_panel(below, name, measured, cost="extra_mib", slope="memory_exponent")
     for panel, label in zip(rows[:, 0], ("seconds per step", "MiB per step"), strict=True):
         panel.set_ylabel(label)
-    with storage.replacing_file(path) as file:
-        figure.savefig(file, format="svg", metadata={"Date": None})
-    plt.close(figure)
+    save(figure, path)
 
 
 def _draw_panel(panel: Any, name: str, measured: Mapping[str, Any], *, cost: str, slope: str) -> None:

@@ -8,12 +8,13 @@ from torch.profiler import ProfilerActivity, profile
 
 from diffmm_dist import storage
 from diffmm_dist.bench.machine import command, machine
-from diffmm_dist.bench.phases import check_has_phases, settle
+from diffmm_dist.bench.phases import begin_stages, check_has_phases, settle
 from diffmm_dist.models.base import Phase, PhaseContext
 from diffmm_dist.parallel.world import World
 from diffmm_dist.precision import matmul_precision
 from diffmm_dist.runs.config import Config
 from diffmm_dist.train.build import build_recipe, choose_device, load_training_data, open_dataset
+from diffmm_dist.train.teacher import teacher_of
 from diffmm_dist.train.worker import prepare_process
 
 _OPERATORS = 15  # of each phase that are listed
@@ -33,7 +34,10 @@ def bench_profile(config: Config, *, num_steps: int, out: str) -> str:
     check_has_phases(config)
     prepare_process(config.cluster.threads_per_worker)
     world = World.single(choose_device(config.cluster.device))
-    recipe = build_recipe(config, load_training_data(config, open_dataset(config), world), device=world.device)
+    dataset = open_dataset(config)
+    data = load_training_data(config, dataset, world)
+    recipe = build_recipe(config, data, device=world.device, teacher=teacher_of(config, dataset, data.shard))
+    begin_stages(recipe)
     context = PhaseContext(world, config.run.seed, 0)
     lines = [f"command: {command()}", f"machine: {json.dumps(machine())}"]
     for phase in recipe.phases:

@@ -15,9 +15,11 @@ from diffmm_dist.bench.documents import (
     PropagationBenchmark,
     ScalingBenchmark,
     StreamBenchmark,
+    StudentsBenchmark,
     TrafficBenchmark,
     TrainingBenchmark,
 )
+from diffmm_dist.bench.students import COLUMNS, row_of
 from diffmm_dist.errors import UserError
 from diffmm_dist.runs.config import Config
 
@@ -52,7 +54,7 @@ def complete(files: Sequence[str]) -> Iterator[None]:
 
 
 def _tables(files: Sequence[str], documents: Sequence[Any]) -> str:
-    runs = _labelled([document for document in documents if "runs" in document])
+    runs = labelled([document for document in documents if "runs" in document])
     graphs = [document for document in documents if "graph" in document]
     scaling = [document for document in documents if "scaling" in document]
     traffic = [document for document in documents if "predicted_bytes" in document]
@@ -63,7 +65,8 @@ def _tables(files: Sequence[str], documents: Sequence[Any]) -> str:
     of_workers = [*(_scaling(document) for document in scaling), *(_traffic(document) for document in traffic)]
     memory = [_memory(document) for document in documents if "memory" in document]
     operations = [_operations(document) for document in documents if "case" in document]
-    for tables in (of_workers, gpus, streams, growth, memory, operations):
+    students = [_students(document) for document in documents if "groups" in document]
+    for tables in (of_workers, gpus, streams, growth, memory, operations, students):
         lines += [line for table in tables for line in table]
     lines += _commands(files, documents)
     return "\n".join(lines) + "\n"
@@ -83,7 +86,7 @@ def _quality(documents: Sequence[_Labelled]) -> list[str]:
     return table([*columns, f"last {_LATE_EPOCHS} epochs, selecting split"], rows)
 
 
-def _labelled(documents: Sequence[TrainingBenchmark]) -> list[_Labelled]:
+def labelled(documents: Sequence[TrainingBenchmark]) -> list[_Labelled]:
     """Return each document behind its model, with the settings of the method in which documents of one model differ."""
     settings = [_method(document["config"]) for document in documents]
     labels = []
@@ -109,18 +112,22 @@ def _flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]
 
 
 def _losses(documents: Sequence[_Labelled]) -> list[str]:
-    """Return every loss in a few epochs, its mean over the seeds; nothing of files that do not have them."""
+    """Return every loss in a few epochs, its mean over the seeds, as far as all of these go; nothing without losses."""
     curves: list[tuple[list[str], list[float]]] = []
     for name, document in documents:
         runs = document["runs"]
         if all("losses" in run for run in runs):
             for loss in runs[0]["losses"]:
-                by_epoch = zip(*(run["losses"][loss] for run in runs), strict=True)
+                by_epoch = zip(*(run["losses"][loss] for run in runs), strict=False)  # patience ends seeds apart
                 curves.append(([loss, name, runs[0]["protocol"]], [mean(values) for values in by_epoch]))
-    epochs = [epoch for epoch in _LOSS_EPOCHS if all(epoch < len(means) for _, means in curves)]
-    rows = [[*labels, *(f"{means[epoch]:.4g}" for epoch in epochs)] for labels, means in curves]
+    epochs = [epoch for epoch in _LOSS_EPOCHS if any(epoch < len(means) for _, means in curves)]
+    rows = [[*labels, *(_loss(means, epoch) for epoch in epochs)] for labels, means in curves]
     rows.sort(key=lambda row: row[0])
     return table(["loss", "model", "protocol", *(f"epoch {epoch}" for epoch in epochs)], rows)
+
+
+def _loss(means: Sequence[float], epoch: int) -> str:
+    return f"{means[epoch]:.4g}" if epoch < len(means) else "-"
 
 
 def _mean(entry: dict[str, Any]) -> str:
@@ -311,6 +318,11 @@ def _memory(document: MemoryBenchmark) -> list[str]:
     columns = ["shape", "most of it", "estimated, MiB", "measured, MiB", "ratio", "largest phase"]
     lines = table([*columns, "each phase's ratio"], rows)
     return [*lines, f"* {len(ratios)} shapes, ratios from {min(ratios):.2f} to {max(ratios):.2f}", ""]
+
+
+def _students(document: StudentsBenchmark) -> list[str]:
+    """Return what each group of runs takes to deploy."""
+    return table(["runs", *COLUMNS[1:]], [row_of(name, group) for name, group in document["groups"].items()])
 
 
 def _size(document: PropagationBenchmark) -> str:

@@ -84,9 +84,10 @@ def _run(config: Config, seed: int) -> dict[str, Any]:
 
 
 def curve(config: Config, records: Sequence[Mapping[str, Any]]) -> list[float]:
-    """Return the selecting metric of every evaluated epoch, on the split that picks the best one."""
-    tag = f"{SELECTION_SPLIT[config.eval.protocol]}/{config.eval.metric}"
-    return [record[tag] for record in records if tag in record]
+    """Return the selecting metric of every evaluated epoch, on the split that picks the best one, of all stages."""
+    wanted = f"{SELECTION_SPLIT[config.eval.protocol]}/{config.eval.metric}"
+    # Of several stages each has tags of its own, which begin with its name.
+    return [record[tag] for record in records for tag in record if tag == wanted or tag.endswith(f"/{wanted}")]
 
 
 def losses(config: Config, records: Sequence[Mapping[str, Any]]) -> dict[str, list[float]]:

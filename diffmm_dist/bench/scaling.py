@@ -7,7 +7,7 @@ from typing import Any
 
 from diffmm_dist import storage
 from diffmm_dist.bench.machine import command, machine
-from diffmm_dist.bench.phases import check_has_phases, settle
+from diffmm_dist.bench.phases import begin_stages, check_has_phases, settle
 from diffmm_dist.errors import UserError
 from diffmm_dist.models.base import Phase, PhaseContext
 from diffmm_dist.monitoring.log import logger
@@ -17,6 +17,7 @@ from diffmm_dist.parallel.group import run_group
 from diffmm_dist.parallel.world import World
 from diffmm_dist.runs.config import Config
 from diffmm_dist.train.build import build_recipe, load_training_data, open_dataset
+from diffmm_dist.train.teacher import teacher_of
 from diffmm_dist.train.worker import prepare_process
 
 
@@ -83,8 +84,10 @@ def measure(config: Config, num_steps: int) -> dict[str, Any]:
     """Time this worker's phases; every worker of the group does it at the same time."""
     prepare_process(max(1, config.cluster.threads_per_worker))
     world = World.current()
-    data = load_training_data(config, open_dataset(config), world)
-    recipe = build_recipe(config, data, device=world.device)
+    dataset = open_dataset(config)
+    data = load_training_data(config, dataset, world)
+    recipe = build_recipe(config, data, device=world.device, teacher=teacher_of(config, dataset, data.shard))
+    begin_stages(recipe)
     context = PhaseContext(world, config.run.seed, 0)
     epoch_s = {}
     sent = {}

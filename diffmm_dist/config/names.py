@@ -56,14 +56,17 @@ class Names:
         return [known for known in self._keys if known.endswith(f".{key}")]
 
     def _of_name(self, name: str) -> list[str]:
-        return [key for key in self._keys if key.rpartition(".")[2] == name]
+        """Return the settings of a name: those that every variant has, or else all."""
+        found = [key for key in self._keys if key.rpartition(".")[2] == name]
+        of_all = [key for key in found if all(key in form.settings for form in self._forms.values())]
+        return of_all or found
 
     def meant_by(self, text: str) -> list[str]:
         """Return the settings that a text may mean: ``epochs``, ``--train.epochs``, ``lr``, ``batch-size``.
 
         One with a section is compared with whole keys and their ends. Another is compared with the names alone, and all
-        sections that have such a name are returned: the same name first, then initials, beginnings and what is spelt
-        alike.
+        sections that have such a name are returned, but those that one variant alone has only where no other does: the
+        same name first, then initials, beginnings and what is spelt alike.
         """
         text = re.sub(r"[^a-z0-9.]+", "_", text.lower()).strip("_.")
         if "." in text:

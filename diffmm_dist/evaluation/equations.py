@@ -35,3 +35,12 @@ def dcg(ranks: Sequence[int]) -> float:
 def ndcg(ranks: Sequence[int], *, num_true: int, k: int) -> float:
     """Return DCG over that of min(|T|, K) hits in the first places."""
     return dcg(ranks) / dcg(range(1, min(num_true, k) + 1))
+
+
+def retrieved_ndcg(ranks: Sequence[int], *, num_retrieved: int, k: int) -> float:
+    """Return DCG over that of min(R, K) hits in the first places, 0 without one: the NDCG of PromptMM's release.
+
+    R (``num_retrieved``) counts the hits in the first places up to the largest cut-off, so what the list misses costs
+    nothing.
+    """
+    return dcg(ranks) / dcg(range(1, min(num_retrieved, k) + 1)) if ranks else 0.0

@@ -4,13 +4,15 @@ Shape suffixes: B users of a block, U users, I items, D embedding, K list length
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor
 
 from diffmm_dist.evaluation.metrics import MetricSums
 from diffmm_dist.evaluation.topk import best_of, merge_topk
-from diffmm_dist.parallel.collectives import all_reduce_max
+from diffmm_dist.parallel.collectives import all_reduce_max, broadcast_rows
+from diffmm_dist.parallel.shard import Shard
 from diffmm_dist.parallel.world import World
 from diffmm_dist.sparse import CSR
 
@@ -56,6 +58,22 @@ def _score_blocks(rows_BD: Tensor, item_ID: Tensor, hidden: Sequence[CSR]) -> It
         yield start, scores
 
 
+def blocks_of_items(own_ID: Tensor, shard: Shard) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield the ids, ascending, and the embeddings of each worker's items, one worker's after the other's.
+
+    Every worker goes through it at the same time.
+
+    Args:
+        own_ID: of own items.
+        shard: what this worker owns.
+    """
+    items, world = shard.items, shard.world
+    sorted_ID = own_ID[torch.argsort(shard.own_item_ids)]
+    for owner, (start, stop) in enumerate(pairwise(items.bounds)):
+        rows = broadcast_rows(sorted_ID, owner, stop - start, world, purpose="evaluation")
+        yield shard.item_ids[start:stop].sort().values, rows
+
+
 def evaluate(
     user_UD: Tensor,
     item_blocks: Iterable[tuple[Tensor, Tensor]],
@@ -65,6 +83,7 @@ def evaluate(
     ks: Sequence[int],
     batch_size: int,
     world: World,
+    retrieved_ndcg: bool = False,
     poll: Callable[[], None] = lambda: None,
 ) -> dict[str, float]:
     """Return the all-ranking metrics of every user who has at least one true item.
@@ -77,12 +96,13 @@ def evaluate(
         ks: cut-offs.
         batch_size: users per block.
         world: adds up the workers' users.
+        retrieved_ndcg: measure the NDCG of PromptMM's release too.
         poll: called by all workers together before each block of users; what it raises ends the evaluation.
     """
     num_items = truth.num_columns
     users = torch.nonzero(truth.row_counts).flatten()
     most_users = int(all_reduce_max(float(users.numel()), world))
-    lists = _best_of_blocks(
+    lists = best_of_blocks(
         user_UD,
         item_blocks,
         users,
@@ -92,13 +112,13 @@ def evaluate(
         most_users=most_users,
         poll=poll,
     )
-    sums = MetricSums(ks, num_items=num_items, device=user_UD.device)
+    sums = MetricSums(ks, num_items=num_items, device=user_UD.device, retrieved_ndcg=retrieved_ndcg)
     for block, items in zip(users.split(batch_size), lists.split(batch_size), strict=True):
         sums.add(items, truth.select(block))
     return sums.result(world)
 
 
-def _best_of_blocks(
+def best_of_blocks(
     user_UD: Tensor,
     item_blocks: Iterable[tuple[Tensor, Tensor]],
     users: Tensor,
@@ -107,12 +127,21 @@ def _best_of_blocks(
     k: int,
     batch_size: int,
     most_users: int,
-    poll: Callable[[], None],
+    poll: Callable[[], None] = lambda: None,
 ) -> Tensor:
     """Return the ids of the k best items of each user, -1 where there are fewer: int64 (users, k).
 
-    One block of items is held at a time, and the best so far of every user. All workers poll as often as the one with
-    the most users has blocks of them.
+    One block of items is held at a time, and the best so far of every user.
+
+    Args:
+        user_UD: embeddings of own users.
+        item_blocks: all items in blocks, as of ``evaluate``.
+        users: which of the own users, int64.
+        masked: what is no candidate, rows of all own users.
+        k: length of the lists.
+        batch_size: users per block.
+        most_users: the most users that any worker has; all poll as often as that one has blocks of them.
+        poll: called by all workers together before each block of users.
     """
     best_scores = user_UD.new_full((users.numel(), k), -torch.inf)
     best_ids = torch.full_like(best_scores, -1, dtype=torch.int64)

@@ -20,10 +20,13 @@ from diffmm_dist.config.render import flatten
 from diffmm_dist.data.checks import check_ids, first_not_finite
 from diffmm_dist.data.training import shard_interactions
 from diffmm_dist.errors import DamagedError
-from diffmm_dist.export.bundle_files import (
+from diffmm_dist.export.knowledge import knowledge_tables
+from diffmm_dist.runs.bundle_files import (
     FORMAT_NAME,
     FORMAT_VERSIONS,
+    ITEMS,
     MARKER,
+    USERS,
     Marker,
     embedding_schemas,
     embedding_table,
@@ -31,13 +34,10 @@ from diffmm_dist.export.bundle_files import (
     read_table,
     write_table,
 )
-from diffmm_dist.export.knowledge import knowledge_tables
 from diffmm_dist.sparse import CSR
 from diffmm_dist.train.trained import TrainedRun
 
-USERS, ITEMS, SEEN, CONFIG, WEIGHTS = (
-    "users.arrow", "items.arrow", "seen.arrow", "config.arrow", "weights.safetensors"
-)  # fmt: skip
+SEEN, CONFIG, WEIGHTS = "seen.arrow", "config.arrow", "weights.safetensors"
 _SEEN_SCHEMA = pa.schema([pa.field("user", pa.int64()), pa.field("item", pa.int64())])
 
 
@@ -64,7 +64,7 @@ def export_bundle(run: TrainedRun, out: str, *, force: bool = False) -> None:
         for kind, order in (("users", user_rows), ("items", item_rows))
     }
     settings = flatten(run.config)
-    weights = {name: tensor.contiguous().cpu() for name, tensor in run.model.state_dict().items()}
+    weights = {name: tensor.contiguous().cpu() for name, tensor in run.model.deployed().state_dict().items()}
     with storage.staged_folder(out, marker=MARKER, force=force) as staging:
         write_table(storage.join(staging, USERS), embedding_table(ids["users"], user_embeddings))
         write_table(storage.join(staging, ITEMS), embedding_table(ids["items"], item_embeddings))

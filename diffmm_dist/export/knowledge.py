@@ -17,7 +17,7 @@ from diffmm_dist.data.checks import check_ids
 from diffmm_dist.data.knowledge import RELATIONS
 from diffmm_dist.data.schema import ID_TYPES
 from diffmm_dist.errors import UserError
-from diffmm_dist.export.bundle_files import embedding_schemas, embedding_table, read_marker, read_table
+from diffmm_dist.runs.bundle_files import embedding_schemas, embedding_table, read_marker, read_table
 from diffmm_dist.storage import join
 from diffmm_dist.train.trained import TrainedRun
 

@@ -14,7 +14,8 @@ def normalized_adjacency(
 ) -> Tensor:
     """Return the bipartite graph's matrix, (N, N), with D the sums of the rows of A, or of A + I.
 
-    D^-1/2 A D^-1/2 is that of Kipf and Welling, ICLR 2017, equation 2; the others are D^-1 A and A. Empty rows stay.
+    D^-1/2 A D^-1/2 is that of Kipf and Welling, ICLR 2017, equation 2; the others are D^-1 A, D^-1/2 A (PromptMM) and
+    A. Empty rows stay.
     """
     num_users, num_items = interactions_UI.shape
     adjacency_NN = torch.eye(num_users + num_items) * self_loops
@@ -23,7 +24,8 @@ def normalized_adjacency(
     degree_N = adjacency_NN.sum(dim=1).clamp(min=1)
     if normalizer == "symmetric":
         return adjacency_NN / degree_N.sqrt()[:, None] / degree_N.sqrt()
-    return adjacency_NN / degree_N[:, None] if normalizer == "row" else adjacency_NN
+    powers = {"row": 1.0, "row_root": 0.5, "none": 0.0}
+    return adjacency_NN / degree_N[:, None] ** powers[normalizer]
 
 
 def layer_sum(adjacency_NN: Tensor, rows_ND: Tensor, *, num_layers: int) -> Tensor:

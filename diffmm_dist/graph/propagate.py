@@ -46,6 +46,18 @@ def propagate_to_users(graph: HeteroGraph, relation: str, user_rows: Tensor, ite
     return users
 
 
+def users_from_items(graph: HeteroGraph, relation: str, item_rows: Tensor) -> Tensor:
+    """Return the user rows of A^ [0; item_rows], (own users, d): one half of a product, without self loops."""
+    users: Tensor = _Half.apply(graph, graph.relations[relation], True, item_rows)  # type: ignore[no-untyped-call]
+    return users
+
+
+def items_from_users(graph: HeteroGraph, relation: str, user_rows: Tensor) -> Tensor:
+    """Return the item rows of A^ [user_rows; 0], (own items, d): the other half."""
+    items: Tensor = _Half.apply(graph, graph.relations[relation], False, user_rows)  # type: ignore[no-untyped-call]
+    return items
+
+
 def sum_of_layers(graph: HeteroGraph, rows: Rows, *, num_layers: int) -> Rows:
     """Return sum_{l=0..L} A^^l [user rows; item rows] over the real graph, (U, d) and (I, d).
 
@@ -110,3 +122,23 @@ class _PropagateToUsers(torch.autograd.Function):
         own_sums = relation.halo.start_fold(ctx.graph.neighbor_sum(relation.to_users.reversed, gradients[0]))
         user_grad = relation.user_loop * gradients[0]
         return user_grad, own_sums(), None, None
+
+
+class _Half(torch.autograd.Function):
+    """Rows of one side summed at the other; the backward pass goes the same way back."""
+
+    @staticmethod
+    def forward(ctx: Any, graph: HeteroGraph, relation: Relation, to_users: bool, rows: Tensor) -> Tensor:
+        ctx.graph, ctx.relation, ctx.to_users = graph, relation, to_users
+        if to_users:
+            return graph.neighbor_sum(relation.to_users, relation.halo.extend(rows))
+        return relation.halo.fold(graph.neighbor_sum(relation.to_items, rows))
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[None, None, None, Tensor]:
+        graph, relation = ctx.graph, ctx.relation
+        if ctx.to_users:
+            back = graph.neighbor_sum(relation.to_users.reversed, gradients[0])
+            return None, None, None, relation.halo.fold(back)
+        back = graph.neighbor_sum(relation.to_items.reversed, relation.halo.extend(gradients[0]))
+        return None, None, None, back

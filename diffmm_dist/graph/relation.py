@@ -1,9 +1,10 @@
 """Relations between users and items: a pattern of edges in both directions, and a normaliser of its entries.
 
 With A = [[0, R], [R^T, 0]], or A + I where there are self loops, and D the sums of its rows, the entries are those of
-D^-1/2 A D^-1/2 (``symmetric``), D^-1 A (``row``) or A itself (``none``). They stand beside the edges, and the self
-loops are factors on node rows: scaling the rows before and after the sums instead would read no weights, but pass over
-the tables four times more (docs/architecture.md). graph/entries.py has products with the same pattern and other values.
+D^-1/2 A D^-1/2 (``symmetric``), D^-1 A (``row``), D^-1/2 A (``row_root``) or A itself (``none``). They stand beside the
+edges, and the self loops are factors on node rows: scaling the rows before and after the sums instead would read no
+weights, but pass over the tables four times more (docs/architecture.md). graph/entries.py has products with the same
+pattern and other values.
 
 A worker keeps the edges of its own users, in both directions: its users' sums read item rows from their owners (the
 halo), and its share of the items' sums goes back to them. So one plan serves both directions and both passes.
@@ -24,7 +25,8 @@ from diffmm_dist.parallel.shard import Shard
 from diffmm_dist.sparse import CSR
 
 TRAFFIC = "propagation"
-Normalizer = Literal["symmetric", "row", "none"]
+Normalizer = Literal["symmetric", "row", "row_root", "none"]
+_ADDED_TO_ROOT = 1e-8  # to the degree under the root of ``row_root``, as published
 
 
 @dataclass(frozen=True, eq=False)
@@ -129,7 +131,7 @@ class Relation:
         to_items = to_users.reversed
         if normalizer != "symmetric":
             to_items = Edges.weighted(to_users.by_source, by_user, item_scale, columns[0])
-        of_loops: Normalizer = "none" if normalizer == "none" else "row"
+        of_loops: Normalizer = "row" if normalizer == "symmetric" else normalizer
         return cls(
             pairs,
             shard,
@@ -188,5 +190,9 @@ def _row_scale(degrees: Tensor, normalizer: Normalizer) -> Tensor:
     """Return the factor of each row from its sum, of any shape; 0 of a row without entries."""
     if normalizer == "none":
         return torch.ones_like(degrees)
-    scale = degrees.rsqrt() if normalizer == "symmetric" else degrees.reciprocal()
-    return torch.where(degrees > 0, scale, 0)
+    scales = {
+        "symmetric": torch.rsqrt,
+        "row": torch.reciprocal,
+        "row_root": lambda degrees: torch.rsqrt(degrees + _ADDED_TO_ROOT),
+    }
+    return torch.where(degrees > 0, scales[normalizer](degrees), 0)

@@ -9,17 +9,19 @@ from pathlib import Path
 from typing import Any
 
 from diffmm_dist import cores, storage
+from diffmm_dist.config.section import changed
 from diffmm_dist.errors import StoppedEarlyError, StoppedError, TakenOverError, UserError, is_of_system, system_sentence
 from diffmm_dist.launch.cluster_room import Request
 from diffmm_dist.launch.ray_cluster import is_local, ray_cluster, room_for
 from diffmm_dist.launch.signals import StopSignals
 from diffmm_dist.monitoring.log import set_up_logging
 from diffmm_dist.monitoring.recorder import Recorder
-from diffmm_dist.runs.config import Config, config_from_tree
+from diffmm_dist.runs.config import Config, config_from_tree, places
 from diffmm_dist.runs.run_folder import RunFolder
 from diffmm_dist.runs.run_records import Result
 from diffmm_dist.staging import scratch_folder
 from diffmm_dist.train.build import open_dataset
+from diffmm_dist.train.teacher import check_teacher
 from diffmm_dist.train.worker import run_worker
 
 _POLL_SECONDS = 0.2
@@ -40,8 +42,9 @@ def run_on_ray(config: Config) -> Result:
     # What is wrong with the dataset or the run folder is said at once, not after Ray has started.
     folder = RunFolder(config.run.path, lease_s=config.cluster.lease_s)
     # Workers of a driver that was killed are gone a moment later.
-    fingerprint = open_dataset(config).manifest.fingerprint
-    folder.claim(config, fingerprint=fingerprint, patience_s=_PATIENCE_AT_START_S)
+    dataset = open_dataset(config)
+    check_teacher(config, dataset)
+    folder.claim(config, fingerprint=dataset.manifest.fingerprint, patience_s=_PATIENCE_AT_START_S)
     folder.release()
     folder.clear_stop()
     try:
@@ -69,13 +72,8 @@ def _fit_in_thread(config: Config, folder: RunFolder, request: Request) -> Any:
 
 def _with_absolute_paths(config: Config) -> Config:
     """A worker has another working directory, so local paths must not depend on it."""
-    tree = config.model_dump()
-    for section in ("data", "run"):
-        if not storage.is_remote(tree[section]["path"]):
-            tree[section]["path"] = str(Path(tree[section]["path"]).absolute())
-    if tree["data"]["cache"] is not None:
-        tree["data"]["cache"] = str(Path(tree["data"]["cache"]).absolute())
-    return Config.model_validate(tree)
+    local = {key: place for key, place in places(config).items() if not storage.is_remote(place)}
+    return changed(config, {key: str(Path(place).absolute()) for key, place in local.items()})
 
 
 def _fit(config: Config, folder: RunFolder, request: Request) -> Any:

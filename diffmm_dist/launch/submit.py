@@ -11,7 +11,7 @@ from typing import Any
 from diffmm_dist.errors import StoppedEarlyError, UserError, one_line
 from diffmm_dist.launch.private_places import check_token
 from diffmm_dist.monitoring.log import logger
-from diffmm_dist.runs.config import load_config
+from diffmm_dist.runs.config import load_config, places
 from diffmm_dist.storage import is_remote
 
 # Data, results, history and what tools leave behind; in the form of .gitignore, as Ray wants it.
@@ -79,16 +79,17 @@ def job_command(folder: Path, config: str, overrides: Sequence[str]) -> str:
         raise UserError(f"{config} lies outside {folder}, which is all that is uploaded; copy it there")
     if settings.cluster.num_workers == 0:
         raise UserError("cluster.num_workers=0 would train in one process on the head node; give the number of workers")
-    local = [uri for uri in (settings.data.path, settings.run.path) if not is_remote(uri) and not os.path.isabs(uri)]
+    named = places(settings)
+    shared = [place for key, place in named.items() if key != "data.cache"]
+    local = [place for place in shared if not is_remote(place) and not os.path.isabs(place)]
     if local:
         raise UserError(
             f"{' and '.join(local)} would be looked for inside the uploaded folder; give s3:// addresses, or absolute "
             "paths that all nodes share"
         )
     # A path from the home folder is meant to be the one of here, whoever runs the job there.
-    places = {"data.path": settings.data.path, "run.path": settings.run.path, "data.cache": settings.data.cache}
     home = os.path.join(os.path.expanduser("~"), "")
-    settled = [f"{key}={place}" for key, place in places.items() if place is not None and place.startswith(home)]
+    settled = [f"{key}={place}" for key, place in named.items() if place.startswith(home)]
     file = path.relative_to(folder).as_posix()
     return shlex.join(["python", "launch.py", "train", "--config", file, *overrides, *settled])
 

@@ -41,3 +41,23 @@ def bpr(user_BD: Tensor, pos_BD: Tensor, neg_BD: Tensor, *, divisor: int) -> Ten
 def l2(*tables: Tensor) -> Tensor:
     """Return sum |E|^2 over the tables, ()."""
     return torch.stack([table.square().sum() for table in tables]).sum()
+
+
+def bernoulli_divergence(teacher_B: Tensor, student_B: Tensor) -> Tensor:
+    """Return the mean KL(Bernoulli(sigmoid(y^T)) || Bernoulli(sigmoid(y^S))), () (PromptMM, pairs)."""
+    found = []
+    for chosen_T, chosen_S in zip(torch.sigmoid(teacher_B), torch.sigmoid(student_B), strict=True):
+        p, q = torch.stack([chosen_T, 1 - chosen_T]), torch.stack([chosen_S, 1 - chosen_S])
+        found.append((p * (p / q).log()).sum())
+    return torch.stack(found).mean()
+
+
+def divergence_of_lists(teacher_BC: Tensor, student_BC: Tensor) -> Tensor:
+    """Return the mean KL(softmax(y^T) || softmax(y^S)), () (PromptMM, lists, re-weighted: both parts together)."""
+    p, q = torch.softmax(teacher_BC, dim=1), torch.softmax(student_BC, dim=1)
+    return (p * (p / q).log()).sum(dim=1).mean()
+
+
+def scaled_cosine_error(teacher_ID: Tensor, student_ID: Tensor, *, power: float) -> Tensor:
+    """Return the mean (1 - cos(f_i, e_i))^gamma, () (PromptMM, embeddings)."""
+    return (1 - (unit(teacher_ID) * unit(student_ID)).sum(dim=1)).pow(power).mean()

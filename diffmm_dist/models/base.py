@@ -133,6 +133,10 @@ class Recommender(ABC, nn.Module):
         Every worker calls it at the same time.
         """
 
+    def deployed(self) -> nn.Module:
+        """Return what ranking needs of it, with its weights: all of it, unless a part has served its purpose."""
+        return self
+
     def further_embeddings(self) -> dict[str, Tensor]:
         """Return embeddings of own rows of other axes than users and items, by axis, (rows, d) each, for the export.
 

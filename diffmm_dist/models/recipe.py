@@ -5,12 +5,13 @@ from dataclasses import dataclass, field
 from typing import Any, Generic, Literal, TypeVar
 
 import torch
+from torch import Tensor
 
 from diffmm_dist.config.section import Section
 from diffmm_dist.data.training import TrainingData
 from diffmm_dist.graph.hetero import REAL, HeteroGraph
 from diffmm_dist.graph.kernels import choose_kernel
-from diffmm_dist.graph.relation import Relation
+from diffmm_dist.graph.relation import Normalizer, Relation
 from diffmm_dist.models.base import Optimization, Phase, Recommender
 from diffmm_dist.models.common.costs import ModelMemory, Share
 from diffmm_dist.models.measures import Measures
@@ -68,6 +69,23 @@ class Recipe:
 
 
 @dataclass(frozen=True)
+class TeacherTables:
+    """The final embeddings of a trained model, from which another one is distilled.
+
+    Attributes:
+        users: float32 (own users, d), in the order of this worker's users.
+        items: float32 (own items, d), likewise.
+        identity: names exactly these tables: of a run its id and best epoch, of a bundle the checksums of its files.
+        name: the model and where it lies, for messages.
+    """
+
+    users: Tensor
+    items: Tensor
+    identity: str
+    name: str
+
+
+@dataclass(frozen=True)
 class Ingredients:
     """What a model is built from, besides its own settings.
 
@@ -79,6 +97,9 @@ class Ingredients:
         kernel: the sparse kernel that is asked for.
         epochs: of a stage, where the model's settings do not say otherwise.
         patience: of a stage, likewise.
+        teacher: reads the model that this one is distilled from; None where its settings name none, and where the model
+            is only loaded, not trained. A phase that needs it calls it, every worker at the same time, so that a
+            trained student does not need its teacher any more.
     """
 
     data: TrainingData
@@ -88,18 +109,21 @@ class Ingredients:
     kernel: Literal["auto", "dgl", "csr"]
     epochs: int
     patience: int | None
+    teacher: Callable[[], TeacherTables] | None = None
 
     def only_stage(self, phases: Sequence[Phase]) -> list[Stage]:
         """Return the one stage of a model that is trained as the configuration says."""
         return [Stage("train", phases, self.epochs, self.patience)]
 
-    def real_graph(self, *, width: int) -> HeteroGraph:
+    def real_graph(self, *, width: int, normalizer: Normalizer = "symmetric", self_loops: bool = True) -> HeteroGraph:
         """Return the real graph, with the kernel that is asked for or found fastest on rows of a width.
 
         Raises:
             UserError: that kernel cannot run here.
         """
-        real = Relation.normalized(self.data.interactions, self.data.shard)
+        real = Relation.normalized(
+            self.data.interactions, self.data.shard, normalizer=normalizer, self_loops=self_loops
+        )
         choice = choose_kernel(self.kernel, real, width=width)
         if self.kernel == "auto" and self.data.shard.world.is_first:
             logger.info("propagation kernel: %s (%s)", choice.kernel, choice.reason)
@@ -139,6 +163,7 @@ class ModelEntry(Generic[Settings]):
             items and further entities.
         smallest: values, by such keys, with which the settings that size something take the least memory.
         measures: what benchmarks ask of it.
+        teacher: the address of the run or bundle that it is distilled from, if it is.
     """
 
     build: Callable[[Settings, Ingredients], Recipe]
@@ -149,3 +174,4 @@ class ModelEntry(Generic[Settings]):
     bounds: Mapping[str, Bound] = field(default_factory=dict)
     smallest: Callable[[Settings], Mapping[str, Any]] = lambda _: {}
     measures: Measures[Settings] = field(default_factory=Measures)
+    teacher: Callable[[Settings], str | None] = lambda _: None

@@ -14,6 +14,7 @@ FOLDERS = {
     "diffmm": "diffmm_dist.models.diffmm",
     "adagcl": "diffmm_dist.models.adagcl",
     "diffkg": "diffmm_dist.models.diffkg",
+    "promptmm": "diffmm_dist.models.promptmm",
     "lightgcn": "diffmm_dist.models.lightgcn",
     "popularity": "diffmm_dist.models.popularity",
 }

@@ -85,6 +85,8 @@ class EvalConfig(Section):
     """Cut-offs of the metrics."""
     metric: str = "recall@20"
     """Metric that picks the best epoch."""
+    retrieved_ndcg: bool = False
+    """Measure `ndcg_retrieved` too, the NDCG of PromptMM's release, to compare with its figures only."""
     every_epochs: Count = 1
     """Epochs between evaluations; the last epoch is always evaluated."""
     batch_size: Count = 1024
@@ -198,6 +200,17 @@ class Config(Section):
 def names() -> Names:
     """Return the names of all settings, for messages; they are put together when something is wrong."""
     return Names(Config)
+
+
+def places(config: Config) -> dict[str, str]:
+    """Return the paths and addresses that a configuration names, by their keys."""
+    found = {
+        "data.path": config.data.path,
+        "run.path": config.run.path,
+        "data.cache": config.data.cache,
+        "model.teacher": getattr(config.model, "teacher", None),
+    }
+    return {key: place for key, place in found.items() if place is not None}
 
 
 def load_config(path: str | Path | None, overrides: Sequence[str] = ()) -> Config:

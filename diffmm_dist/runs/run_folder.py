@@ -40,11 +40,15 @@ RESUMABLE_KEYS = frozenset(
 )
 
 
+_TEACHER = "model.teacher"  # another address may hold the same one; none at all makes another run
+
+
 def blocking_differences(old: Config, new: Config) -> list[str]:
     """Return one line per setting that keeps ``new`` from continuing a run of ``old``.
 
-    The dataset's path may change, since its fingerprint is compared instead; so may the number of epochs, since
-    epochs already trained do not depend on it; so may the kernel, on which the last bits alone depend.
+    The dataset's path may change, since its fingerprint is compared instead; so may a teacher's, of which the run
+    remembers what it was; so may the number of epochs, since epochs already trained do not depend on it; so may the
+    kernel, on which the last bits alone depend.
     """
     before, after = flatten(old), flatten(new)
     return [
@@ -52,6 +56,7 @@ def blocking_differences(old: Config, new: Config) -> list[str]:
         for key in dict.fromkeys([*after, *before])
         if before.get(key) != after.get(key)
         and key not in RESUMABLE_KEYS
+        and not (key == _TEACHER and before.get(key) and after.get(key))
         and key.split(".")[0] not in RESUMABLE_SECTIONS
     ]
 

@@ -1,6 +1,6 @@
 """From a configuration to the objects of a run; models and all below them take plain keyword arguments."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -11,7 +11,7 @@ from diffmm_dist.data.stream import Reading
 from diffmm_dist.data.training import TrainingData, shard_interactions, shard_of
 from diffmm_dist.errors import UserError
 from diffmm_dist.models.base import Optimization
-from diffmm_dist.models.recipe import Ingredients, ModelEntry, Recipe
+from diffmm_dist.models.recipe import Ingredients, ModelEntry, Recipe, TeacherTables
 from diffmm_dist.models.registry import entry_of
 from diffmm_dist.parallel.world import World
 from diffmm_dist.runs.config import Config
@@ -60,7 +60,7 @@ def load_training_data(config: Config, dataset: Dataset, world: World) -> Traini
     modalities = config.data.modalities
     if modalities is None:
         modalities = tuple(dataset.manifest.modalities)
-    if not model_entry(config).reads_features:
+    if not reads_features(config):
         modalities = ()
     shard = shard_of(dataset, world)
     return TrainingData(
@@ -73,10 +73,21 @@ def load_training_data(config: Config, dataset: Dataset, world: World) -> Traini
     )
 
 
+def reads_features(config: Config) -> bool:
+    """Return whether the configured model wants the items' features; one that is given a teacher leaves them to it."""
+    entry = model_entry(config)
+    return entry.reads_features and entry.teacher(config.model) is None
+
+
 def build_evaluation(
-    config: Config, dataset: Dataset, data: TrainingData, *, ks: Sequence[int] | None = None
+    config: Config,
+    dataset: Dataset,
+    data: TrainingData,
+    *,
+    ks: Sequence[int] | None = None,
+    retrieved_ndcg: bool = False,
 ) -> Evaluation:
-    """Return the evaluation that the configuration asks for, at other cut-offs if given."""
+    """Return the evaluation that the configuration asks for, at other cut-offs and with the retrieved NDCG if asked."""
     return Evaluation(
         dataset,
         data.interactions,
@@ -84,11 +95,21 @@ def build_evaluation(
         protocol=config.eval.protocol,
         ks=ks or config.eval.k,
         batch_size=config.eval.batch_size,
+        retrieved_ndcg=retrieved_ndcg or config.eval.retrieved_ndcg,
     )
 
 
-def build_recipe(config: Config, data: TrainingData, *, device: torch.device) -> Recipe:
+def build_recipe(
+    config: Config, data: TrainingData, *, device: torch.device, teacher: Callable[[], TeacherTables] | None = None
+) -> Recipe:
     """Build the configured model and the stages of its training.
+
+    Args:
+        config: the run.
+        data: this worker's slice of its data.
+        device: where to compute.
+        teacher: reads what the model is distilled from (``train.teacher.teacher_of``); not needed by one that is only
+            loaded, since its checkpoints hold all that it is.
 
     Raises:
         UserError: the data do not fit the model, or the kernel asked for cannot run here.
@@ -102,6 +123,7 @@ def build_recipe(config: Config, data: TrainingData, *, device: torch.device) ->
         config.graph.kernel,
         epochs=train.epochs,
         patience=train.patience,
+        teacher=teacher,
     )
     recipe: Recipe = model_entry(config).build(config.model, given)
     return recipe

@@ -62,11 +62,12 @@ def _row(folder: RunFolder, config: Config, result: Result | None, names: list[s
 def _differences(folders: Sequence[RunFolder], configs: Sequence[Config]) -> list[str]:
     """Return a line per run with the settings in which the runs differ, but for their folders."""
     settings = [flatten(config) for config in configs]
-    keys = [key for key in settings[0] if key != "run.path" and any(one[key] != settings[0][key] for one in settings)]
+    every = dict.fromkeys(key for one in settings for key in one if key != "run.path")
+    keys = [key for key in every if any(one.get(key) != settings[0].get(key) for one in settings)]
     if not keys:
         return ["all settings are the same"] if len(folders) > 1 else []
     return [
-        f"{folder.uri}: {', '.join(f'{key}={_plain(one[key])}' for key in keys)}"
+        f"{folder.uri}: {', '.join(f'{key}={_plain(one[key])}' for key in keys if key in one)}"
         for folder, one in zip(folders, settings, strict=True)
     ]
 

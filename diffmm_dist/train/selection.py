@@ -1,18 +1,13 @@
 """Which split picks the best epoch, and what is measured at the end: the evaluation protocols (docs/evaluation.md)."""
 
-from collections.abc import Callable, Iterator, Sequence
-from itertools import pairwise
-
-import torch
-from torch import Tensor
+from collections.abc import Callable, Sequence
 
 from diffmm_dist.data.dataset import Dataset
 from diffmm_dist.data.schema import SPLITS, Split
 from diffmm_dist.data.training import shard_interactions
 from diffmm_dist.errors import UserError
-from diffmm_dist.evaluation.evaluator import evaluate
+from diffmm_dist.evaluation.evaluator import blocks_of_items, evaluate
 from diffmm_dist.models.base import Recommender
-from diffmm_dist.parallel.collectives import broadcast_rows
 from diffmm_dist.parallel.shard import Shard
 from diffmm_dist.runs.protocol import SELECTION_SPLIT, Protocol
 from diffmm_dist.sparse import CSR
@@ -42,6 +37,7 @@ class Evaluation:
         protocol: which.
         ks: cut-offs.
         batch_size: users ranked at a time.
+        retrieved_ndcg: measure the NDCG over retrieved items too, to compare only.
 
     Attributes:
         selection_split: the split that picks the best epoch.
@@ -51,7 +47,15 @@ class Evaluation:
     """
 
     def __init__(
-        self, dataset: Dataset, train: CSR, shard: Shard, *, protocol: Protocol, ks: Sequence[int], batch_size: int
+        self,
+        dataset: Dataset,
+        train: CSR,
+        shard: Shard,
+        *,
+        protocol: Protocol,
+        ks: Sequence[int],
+        batch_size: int,
+        retrieved_ndcg: bool = False,
     ) -> None:
         self._splits: dict[Split, CSR] = {"train": train}
         for name in ("valid", "test"):
@@ -61,6 +65,7 @@ class Evaluation:
         self._protocol = protocol
         self._ks = ks
         self._batch_size = batch_size
+        self._retrieved_ndcg = retrieved_ndcg
         self.selection_split = SELECTION_SPLIT[protocol]
         check_selection_split(dataset, protocol)
 
@@ -80,19 +85,12 @@ class Evaluation:
         users, items = model.embeddings()
         return evaluate(
             users,
-            self._item_blocks(items),
+            blocks_of_items(items, self._shard),
             truth=self._splits[split],
             masked=[self._splits[name] for name in masked],
             ks=self._ks,
             batch_size=self._batch_size,
             world=self._shard.world,
+            retrieved_ndcg=self._retrieved_ndcg,
             poll=poll,
         )
-
-    def _item_blocks(self, own: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield the ids, ascending, and the embeddings of each worker's items, one worker's after the other's."""
-        items, world = self._shard.items, self._shard.world
-        own = own[torch.argsort(self._shard.own_item_ids)]
-        for owner, (start, stop) in enumerate(pairwise(items.bounds)):
-            rows = broadcast_rows(own, owner, stop - start, world, purpose="evaluation")
-            yield self._shard.item_ids[start:stop].sort().values, rows

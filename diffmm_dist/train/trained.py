@@ -3,19 +3,24 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from torch import Tensor
+
 from diffmm_dist.data.dataset import Dataset
 from diffmm_dist.data.training import TrainingData
 from diffmm_dist.errors import DamagedError, UserError
 from diffmm_dist.models.base import Recommender
+from diffmm_dist.models.recipe import Recipe
+from diffmm_dist.parallel.collectives import agree
 from diffmm_dist.parallel.world import World
 from diffmm_dist.runs.checkpoint import Checkpoints
+from diffmm_dist.runs.checkpoint_shards import OwnerOf
 from diffmm_dist.runs.config import Config, GraphConfig
 from diffmm_dist.runs.progress import Best, Cursor, Progress
 from diffmm_dist.runs.run_folder import RESULT, RunFolder
 from diffmm_dist.train.build import build_evaluation, build_recipe, choose_device, load_training_data, open_dataset
 from diffmm_dist.train.clip import clipped
 from diffmm_dist.train.selection import Evaluation
-from diffmm_dist.train.state import is_of_model, load_model
+from diffmm_dist.train.state import TrainState, is_of_model, load_model
 
 
 @dataclass(frozen=True)
@@ -38,10 +43,78 @@ class TrainedRun:
     best_epoch: int
     world: World
 
-    def evaluation(self, ks: Sequence[int]) -> Evaluation:
-        """Return the evaluation under the run's protocol, at these cut-offs."""
+    def evaluation(self, ks: Sequence[int], *, retrieved_ndcg: bool = False) -> Evaluation:
+        """Return the evaluation under the run's protocol, at these cut-offs; with retrieved NDCG if asked or set."""
         config, _ = clipped(self.config, self.dataset.manifest)
-        return build_evaluation(config, self.dataset, self.data, ks=ks)
+        return build_evaluation(config, self.dataset, self.data, ks=ks, retrieved_ndcg=retrieved_ndcg)
+
+
+@dataclass(frozen=True)
+class SavedRun:
+    """A run and its best epoch so far, before anything large of it is read.
+
+    Attributes:
+        folder: the run's.
+        config: its configuration.
+        checkpoints: its checkpoints, as the workers read them that load it.
+        best: its best epoch, of the stage that it has come to.
+        stage: the index of that.
+    """
+
+    folder: RunFolder
+    config: Config
+    checkpoints: Checkpoints
+    best: Best
+    stage: int
+
+    @classmethod
+    def open(cls, run_path: str, world: World) -> "SavedRun":
+        """Find the best epoch of a run; every worker calls it at the same time.
+
+        Raises:
+            UserError: there is no such run, or it has no best epoch yet.
+            DamagedError: its checkpoints do not know the best epoch of its result.
+        """
+        folder = agree(lambda: RunFolder.existing(run_path), world)
+        config = agree(folder.config, world)
+        run = agree(lambda: folder.run, world)
+        checkpoints = Checkpoints(folder.checkpoints, run=run, keep=config.checkpoint.keep, world=world)
+        newest = checkpoints.newest(lambda checkpoint: checkpoint.progress)
+        best, stage = agree(lambda: _best_epoch(folder, newest), world)
+        return cls(folder, config, checkpoints, best, stage)
+
+    def model(self, dataset: Dataset, data: TrainingData) -> Recommender:
+        """Return the model as of the best epoch, with this worker's rows; every worker calls it at the same time.
+
+        Args:
+            dataset: what the run was trained on.
+            data: this worker's slice of it.
+
+        Raises:
+            UserError: the run has not come to its last stage.
+            DamagedError: the checkpoint of its best epoch is damaged.
+        """
+        world = data.shard.world
+        anywhere = clipped(self.config, dataset.manifest)[0].model_copy(
+            update={"graph": GraphConfig(kernel="csr")}
+        )  # they agree but for rounding
+        recipe = build_recipe(anywhere, data, device=world.device)
+        model, last = recipe.model, recipe.stages[-1].name
+        agree(lambda: self._check_is_last(recipe), world)
+        model.stage = last
+        owner_of = TrainState(recipe, world).owner_of
+        load_model(model, agree(lambda: self._of_model(owner_of), world))
+        return model
+
+    def _check_is_last(self, recipe: Recipe) -> None:
+        if self.stage != len(recipe.stages) - 1:
+            raise UserError(
+                f"run {self.folder.uri} has not come to its last stage, '{recipe.stages[-1].name}', of which the best "
+                "epoch is wanted; let `train` go on until it has evaluated an epoch of that"
+            )
+
+    def _of_model(self, owner_of: OwnerOf) -> dict[str, Tensor]:
+        return self.checkpoints.open(self.best.checkpoint).tensors(owner_of, wanted=is_of_model)
 
 
 def load_trained(run_path: str) -> TrainedRun:
@@ -51,36 +124,21 @@ def load_trained(run_path: str) -> TrainedRun:
         UserError: there is no such run, it has no best epoch yet, or its dataset is gone or changed.
         DamagedError: the checkpoint of its best epoch is damaged.
     """
-    folder = RunFolder.existing(run_path)
-    config = folder.config()
-    checkpoints = Checkpoints(folder.checkpoints, run=folder.run, keep=config.checkpoint.keep, world=World.single())
-    best, stage = _best_epoch(folder, checkpoints)
+    saved = SavedRun.open(run_path, World.single())
+    config = saved.config
     dataset = open_dataset(config)
-    if dataset.manifest.fingerprint != folder.identity()["dataset"]:
+    if dataset.manifest.fingerprint != saved.folder.identity()["dataset"]:
         raise UserError(f"dataset {config.data.path} is not the one that run {run_path} was trained on; restore it")
     world = World.single(choose_device(config.cluster.device))
     data = load_training_data(config, dataset, world)
-    anywhere = clipped(config, dataset.manifest)[0].model_copy(
-        update={"graph": GraphConfig(kernel="csr")}
-    )  # they agree but for rounding
-    recipe = build_recipe(anywhere, data, device=world.device)
-    model, last = recipe.model, recipe.stages[-1].name
-    if stage != len(recipe.stages) - 1:
-        raise UserError(
-            f"run {run_path} has not come to its last stage, '{last}', of which the best epoch is wanted; let `train` "
-            "go on until it has evaluated an epoch of that"
-        )
-    model.stage = last
-    load_model(model, checkpoints.open(best.checkpoint).tensors(wanted=is_of_model))
-    return TrainedRun(config, dataset, data, model, best.epoch, world)
+    return TrainedRun(config, dataset, data, saved.model(dataset, data), saved.best.epoch, world)
 
 
-def _best_epoch(folder: RunFolder, checkpoints: Checkpoints) -> tuple[Best, int]:
+def _best_epoch(folder: RunFolder, newest: tuple[str, Progress] | None) -> tuple[Best, int]:
     """Return the best epoch by the newest checkpoint that can be read, and the index of its stage.
 
     It must be that of the run's result.
     """
-    newest = checkpoints.newest(lambda checkpoint: checkpoint.progress)
     progress = Progress(Cursor(), None, {}, {}, {}) if newest is None else newest[1]
     best, done = progress.best, progress.cursor.epoch
     known, result = None if best is None else best.epoch, folder.result()

@@ -40,6 +40,7 @@ from diffmm_dist.train.estimate import check_memory, program_bytes
 from diffmm_dist.train.loop import TrainingRun, train
 from diffmm_dist.train.restore import restore
 from diffmm_dist.train.state import TrainState
+from diffmm_dist.train.teacher import check_teacher, teacher_of
 
 
 def run_worker(
@@ -75,6 +76,7 @@ def run_worker(
         logger.info("%d workers, by rank processes %s", world.size, ", ".join(map(str, processes)))
     dataset = agree(lambda: open_dataset(config), world)
     agree(lambda: check_trainable(config, dataset), world)
+    agree(lambda: check_teacher(config, dataset), world)
     folder = RunFolder(config.run.path, lease_s=config.cluster.lease_s)
     fingerprint = dataset.manifest.fingerprint
     on_first(lambda: folder.claim(config, fingerprint=fingerprint, patience_s=patience_s), world)
@@ -148,7 +150,7 @@ def _train_in(
 ) -> Result:
     data = agree(lambda: load_training_data(config, dataset, world), world)
     evaluation = agree(lambda: build_evaluation(config, dataset, data), world)
-    recipe = _build(folder, config, data)
+    recipe = _build(folder, config, dataset, data)
     state = TrainState(recipe, world)
     writer = _writer(folder, world)
     run = agree(lambda: folder.run, world)
@@ -272,13 +274,13 @@ def prepare_process(num_threads: int) -> Threads:
     return threads
 
 
-def _build(folder: RunFolder, config: Config, data: TrainingData) -> Recipe:
+def _build(folder: RunFolder, config: Config, dataset: Dataset, data: TrainingData) -> Recipe:
     """Build the recipe; `graph.kernel=auto` is decided at the first start, since the kernels differ in rounding."""
     world = data.shard.world
     chosen = agree(folder.identity, world).get("kernel")
     if config.graph.kernel == "auto" and chosen is not None:
         config = config.model_copy(update={"graph": GraphConfig(kernel=chosen)})
-    recipe = build_recipe(config, data, device=world.device)
+    recipe = build_recipe(config, data, device=world.device, teacher=teacher_of(config, dataset, data.shard))
     if recipe.model.kernel is not None and chosen is None:
         on_first(partial(folder.remember_kernel, recipe.model.kernel), world)
     return recipe

@@ -7,7 +7,7 @@ import pyarrow as pa
 import pytest
 import torch
 
-from diffmm_dist.errors import StoppedError
+from diffmm_dist.errors import StoppedError, UserError
 from diffmm_dist.export.bundle import export_bundle, read_bundle
 from diffmm_dist.export.recommend import recommend
 from diffmm_dist.models.common import denoising
@@ -43,6 +43,19 @@ CASES = {
     },
     "diffkg as released": {"model": {"name": "diffkg", "mode": "released"}},
     "diffkg without diffusion": {"model": {"name": "diffkg", "mode": "released", "views": {"main": "original"}}},
+    "promptmm": {"model": {"name": "promptmm"}, "train": {"batch_size": 100}},
+    "promptmm as released": {"model": {"name": "promptmm", "mode": "release"}, "train": {"batch_size": 400}},
+    "promptmm, mm_light as released": {
+        "model": {"name": "promptmm", "mode": "release", "student": {"kind": "mm_light"}},
+        "train": {"batch_size": 400},
+    },
+    "promptmm, narrow student, frozen teacher and its lists": {
+        "model": {"name": "promptmm", "network": {"readout": "mean", "num_layers": 1},
+                  "student": {"embedding_dim": 8, "num_layers": 0},
+                  "distillation": {"train_prompt": False, "candidates": "teacher", "views": "final",
+                                   "teacher_topk": 20}},
+        "train": {"batch_size": 400},
+    },
     "lightgcn": {"model": {"name": "lightgcn", "num_layers": 2}},
     "popularity": {"model": {"name": "popularity"}},
     "toy": {"model": {"name": "toy", "refine_epochs": 2}, "train": {"epochs": 3, "batch_size": 320}},
@@ -98,7 +111,7 @@ def test_result_and_run_folder(dataset, tmp_path, sections):
     result = train(dataset, tmp_path / "run", sections)
     assert list(result) == [
         "run", "protocol", "seed", "best_epoch", "epochs", "valid", "test", "seconds_per_epoch", "seconds_per_phase",
-        "peak_rss_gib", "notes", "config", *(["stages"] if sections["model"]["name"] == "toy" else []),
+        "peak_rss_gib", "notes", "config", *(["stages"] if sections["model"]["name"] in ("toy", "promptmm") else []),
     ]  # fmt: skip
     assert unsealed(json.loads((tmp_path / "run" / "result.json").read_text())) == result
     names = {f"{name}@{k}" for name in ("recall", "ndcg", "precision", "hit_rate", "mrr", "coverage") for k in (5, 20)}
@@ -150,6 +163,10 @@ def test_more_epochs_go_on_where_it_ended(dataset, tmp_path, sections):
         pytest.skip("popularity has nothing to train")
     whole = train(dataset, tmp_path / "whole", sections, train={"epochs": 4, "batch_size": 64})
     train(dataset, tmp_path / "parts", sections, train={"epochs": 2, "batch_size": 64})
+    if sections["model"]["name"] == "promptmm":  # its student began with the teacher's best of two epochs
+        with pytest.raises(UserError, match=r"stage 'teacher' of .* has ended after 2 epochs.* choose another"):
+            train(dataset, tmp_path / "parts", sections, train={"epochs": 4, "batch_size": 64})
+        return
     result = train(dataset, tmp_path / "parts", sections, train={"epochs": 4, "batch_size": 64})
     assert (result["test"], result["epochs"]) == (whole["test"], whole["epochs"])
     assert whole["epochs"] == 4 or "stages" in whole
@@ -206,5 +223,5 @@ def test_the_bundle_is_readable_with_pyarrow_alone(dataset, tmp_path, sections):
     from safetensors.torch import load_file
 
     weights = load_file(tmp_path / "bundle" / "weights.safetensors")
-    for name, tensor in trained.model.state_dict().items():
+    for name, tensor in trained.model.deployed().state_dict().items():
         assert torch.equal(weights[name], tensor), name

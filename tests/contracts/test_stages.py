@@ -286,6 +286,10 @@ def test_what_is_logged_and_shown_names_the_stage(whole, dataset, tmp_path, capl
     assert f"stage 'warm', {early} of 6 epochs" in caplog.text
     cli._show_result(result_of(whole), "run")
     shown = " ".join(capsys.readouterr().out.split())
-    best, epochs = (result_of(whole)[key] for key in ("best_epoch", "epochs"))
-    assert f"toy, seed 421: stage 'student', epoch {best} of 0..{epochs - 1}, chosen on validation" in shown
-    assert all(row in shown for row in ("valid @20", "stage 'warm', valid @20", "stage 'refine', test @5"))
+    start = 0
+    for stage in result_of(whole)["stages"]:
+        of = f"{stage['best_epoch']} of {start}..{start + stage['epochs'] - 1}, chosen on validation"
+        assert f"toy, seed 421: stage '{stage['name']}', epoch {of}" in shown
+        start += stage["epochs"]
+    assert start == result_of(whole)["epochs"]
+    assert shown.count("valid @20") == shown.count("test @5") == 3

@@ -58,8 +58,13 @@ SETTINGS = {
         "train": {"batch_size": 64},
     },
     "adagcl, reference": {"model": {"name": "adagcl", "mode": "reference"}},
+    "promptmm": {"model": {"name": "promptmm", "network": {"num_layers": 3}, "student": {"num_layers": 2}}},
+    "promptmm, as released": {"model": {"name": "promptmm", "mode": "release", "embedding_dim": 8}},
+    "promptmm, frozen": {
+        "model": {"name": "promptmm", "distillation": {"train_prompt": False}, "student": {"kind": "mm_light"}}
+    },
 }
-PURPOSES = {"lightgcn": ["propagation"], "adagcl": ["propagation", "contrast"]}
+PURPOSES = {"lightgcn": ["propagation"], "promptmm": ["propagation"], "adagcl": ["propagation", "contrast"]}
 
 
 @pytest.mark.parametrize("name", SETTINGS)

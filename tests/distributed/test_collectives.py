@@ -69,9 +69,9 @@ def check_metrics(world):
     """Users split over workers, one of them without any, give the metrics of all users."""
     truth = random_pairs(7, 11, seed=3, share=0.4)
     lists = torch.stack([torch.randperm(11, generator=torch.Generator().manual_seed(i)) for i in range(7)])
-    whole = MetricSums([2, 5], num_items=11, device=world.device)
+    whole = MetricSums([2, 5], num_items=11, device=world.device, retrieved_ndcg=True)
     whole.add(lists, truth)
-    shares = MetricSums([2, 5], num_items=11, device=world.device)
+    shares = MetricSums([2, 5], num_items=11, device=world.device, retrieved_ndcg=True)
     if world.rank > 0 or world.size == 1:
         others = max(world.size - 1, 1)
         own = even_range(7, rank=max(world.rank - 1, 0), size=others)

@@ -36,6 +36,8 @@ MODELS = {
     "adagcl": {"model": {"name": "adagcl", "num_layers": 3}},
     "adagcl as released": {"model": {"name": "adagcl", "mode": "reference"}},
     "diffkg": {"model": DIFFKG},
+    "promptmm": {"model": {"name": "promptmm", "distillation": {"train_prompt": False, "candidates": "teacher"}}},
+    "promptmm as released": {"model": {"name": "promptmm", "mode": "release"}},
     "lightgcn": {"model": {"name": "lightgcn", "num_layers": 2}},
     "popularity": {"model": {"name": "popularity"}},
 }

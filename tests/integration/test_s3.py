@@ -170,7 +170,10 @@ MODELS = {
     "diffmm": [],
     "adagcl": ["model.name=adagcl", "model.embedding_dim=8"],
     "diffkg": ["model.name=diffkg", "model.embedding_dim=8", "model.diffusion.denoiser_hidden_dims=[16]"],
+    "promptmm": ["model.name=promptmm", "model.embedding_dim=8"],
 }
+# What the names of checkpoints hold in the stage in which a run is killed: of PromptMM that of the student.
+KILLED_IN = {"promptmm": "stage-1"}
 
 
 @pytest.fixture(scope="module")
@@ -188,7 +191,9 @@ def local_run(request, tmp_path_factory):
 
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize(
-    ("local_run", "num_workers"), [("diffmm", 0), ("diffmm", 2), ("adagcl", 2), ("diffkg", 2)], indirect=["local_run"]
+    ("local_run", "num_workers"),
+    [("diffmm", 0), ("diffmm", 2), ("adagcl", 2), ("diffkg", 2), ("promptmm", 2)],
+    indirect=["local_run"],
 )
 def test_a_killed_run_on_s3_ends_as_one_on_a_disk(s3, place, environment, local_run, tmp_path, num_workers):
     """Data, metrics, events and checkpoints on S3; killed in an epoch, resumed, evaluated, exported.
@@ -214,7 +219,8 @@ def test_a_killed_run_on_s3_ends_as_one_on_a_disk(s3, place, environment, local_
         stderr=subprocess.PIPE,
     ) as process:  # fmt: skip
         complete = s3.on_disk(run) / "checkpoints"
-        wait_until(lambda: any("phase" in path.parent.name for path in complete.glob("*/state.json")), process, 400)
+        stage = next((part for name, part in KILLED_IN.items() if f"model.name={name}" in model), "")
+        wait_until(lambda: any(complete.glob(f"*{stage}*phase*/state.json")), process, 400)
         one_alone = num_workers > 0 and "model.name=" in "".join(model)
         if one_alone:
             os.kill(worker_of(process), signal.SIGKILL)

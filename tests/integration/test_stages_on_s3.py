@@ -3,10 +3,16 @@
 import re
 
 import pytest
+import torch
 
 from diffmm_dist import storage
+from diffmm_dist.data.training import shard_of
+from diffmm_dist.errors import UserError
+from diffmm_dist.export.bundle import export_bundle
 from diffmm_dist.models.registry import FOLDERS
+from diffmm_dist.parallel.world import World
 from diffmm_dist.runs.run_folder import RunFolder
+from diffmm_dist.train.teacher import load_teacher
 from diffmm_dist.train.trained import load_trained
 from tests.contracts.toy.training import config_of, register, stopped
 from tests.support.builders import train_alone
@@ -34,3 +40,11 @@ def test_stages_on_s3(dataset, place, tmp_path):
     trained = load_trained(f"{place}/run")
     assert trained.model.stage == "student"
     assert trained.evaluation([5, 20]).measure(trained.model, "test") == whole["test"]
+    # Run and bundle are teachers from there too.
+    export_bundle(trained, f"{place}/bundle")
+    shard = shard_of(trained.dataset, World.single())
+    for name in ("run", "bundle"):
+        tables = load_teacher(f"{place}/{name}", trained.dataset, shard, student=f"{place}/student")
+        assert all(map(torch.equal, (tables.users, tables.items), trained.model.embeddings()))
+    with pytest.raises(UserError, match="is the student's own run folder"):
+        load_teacher(f"{place}/run/", trained.dataset, shard, student=f"{place}/run")

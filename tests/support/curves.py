@@ -36,6 +36,14 @@ CASES: dict[str, dict[str, Any]] = {
     },
     "diffkg": {"model": {"name": "diffkg", "knowledge": {"num_hops": 2, "max_facts": 4}}},
     "diffkg-released": {"model": {"name": "diffkg", "mode": "released", "denoiser": {"sharding": "items"}}},
+    # Scores of modalities are large; without a temperature their softmax makes last digits into first ones.
+    "promptmm": {
+        "model": {"name": "promptmm", "prompt": {"bpr_weight": 1.0}, "distillation": {"teacher_temperature": 30.0}},
+    },
+    "promptmm-released": {
+        "model": {"name": "promptmm", "mode": "release", "prompt": {"bpr_weight": 1.0},
+                  "student": {"kind": "mm_light"}},
+    },
     "lightgcn": {"model": {"name": "lightgcn", "num_layers": 2}},
     "adagcl": {"model": {"name": "adagcl"}, "run": {"seed": 1}},  # a seed whose first view has a part of the edges
 }  # fmt: skip
@@ -52,12 +60,13 @@ def train_case(world, *, name, data, folder):
 
 
 def curve_of(folder, name):
-    """What each loss of a trained case was at each step, by tag."""
-    records = [
-        {tag: value for tag, value in record.items() if "/" in tag and not tag.startswith(("valid/", "test/"))}
-        for record in metrics_of(Path(folder) / name)
-    ]
-    return {tag: [float(f"{record[tag]:.{_DIGITS}g}") for record in records] for tag in records[0]}
+    """What each loss of a trained case was at each step of its stage, by tag."""
+    values: dict[str, list[float]] = {}
+    for record in metrics_of(Path(folder) / name):
+        for tag, value in record.items():
+            if "/" in tag and not {"valid", "test"} & set(tag.split("/")):
+                values.setdefault(tag, []).append(float(f"{value:.{_DIGITS}g}"))
+    return values
 
 
 def committed(name):

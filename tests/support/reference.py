@@ -3,7 +3,7 @@
 import torch
 import torch.nn.functional as F
 
-from diffmm_dist.evaluation.equations import mrr, ndcg, precision, ranked, recall
+from diffmm_dist.evaluation.equations import mrr, ndcg, precision, ranked, recall, retrieved_ndcg
 from diffmm_dist.graph.equations import layer_sum
 from diffmm_dist.losses.equations import unit
 
@@ -45,9 +45,13 @@ def topk(scores, k):
     return torch.tensor([ranked(row, k) for row in scores.tolist()])
 
 
-def ranking_metrics(scores, truth, masked, k):
-    """Every metric from its definition, one user at a time; users without true items are left out."""
-    sums = dict.fromkeys(("recall", "ndcg", "precision", "hit_rate", "mrr"), 0.0)
+def ranking_metrics(scores, truth, masked, k, longest=None):
+    """Every metric from its definition, one user at a time; users without true items are left out.
+
+    That of PromptMM's release is there with the largest cut-off, ``longest``, on which it depends.
+    """
+    names = ("recall", "ndcg", "precision", "hit_rate", "mrr", *(["ndcg_retrieved"] if longest else []))
+    sums = dict.fromkeys(names, 0.0)
     shown, num_users = set(), 0
     for user, row in enumerate(scores.tolist()):
         true = {item for item, value in enumerate(truth[user].tolist()) if value}
@@ -55,7 +59,8 @@ def ranking_metrics(scores, truth, masked, k):
             continue
         num_users += 1
         candidates = [item for item in range(len(row)) if not masked[user, item]]
-        items = [candidates[place] for place in ranked([row[item] for item in candidates], k)]
+        best = [candidates[place] for place in ranked([row[item] for item in candidates], longest or k)]
+        items = best[:k]
         shown.update(items)
         ranks = [rank for rank, item in enumerate(items, start=1) if item in true]
         sums["recall"] += recall(ranks, num_true=len(true))
@@ -63,5 +68,8 @@ def ranking_metrics(scores, truth, masked, k):
         sums["precision"] += precision(ranks, k=k)
         sums["hit_rate"] += bool(ranks)
         sums["mrr"] += mrr(ranks)
+        if longest:
+            num_retrieved = sum(item in true for item in best)
+            sums["ndcg_retrieved"] += retrieved_ndcg(ranks, num_retrieved=num_retrieved, k=k)
     result = {f"{name}@{k}": value / max(num_users, 1) for name, value in sums.items()}
     return result | {f"coverage@{k}": len(shown) / scores.shape[1]}

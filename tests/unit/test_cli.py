@@ -272,6 +272,24 @@ def test_published_protocol_is_stamped_on_every_table(run_cli, tmp_path, config)
     assert "published" in out
 
 
+def test_the_ndcg_of_promptmm_is_measured_where_it_is_asked_for(run_cli, tmp_path, config):
+    run, name = tmp_path / "run", "ndcg_retrieved"
+    settings = ["model.name=popularity", "eval.k=[5,20]"]
+    assert name not in run_cli("train", "--config", config, *settings)[1]
+    assert name not in run_cli("evaluate", run)[1]
+    assert name in run_cli("evaluate", run, "--retrieved-ndcg")[1]
+    plain = json.loads((run / "result.json").read_text())
+    settings += [f"run.path={tmp_path}/with", "eval.retrieved_ndcg=true"]
+    assert name in run_cli("train", "--config", config, *settings)[1]
+    assert name in run_cli("evaluate", tmp_path / "with")[1]
+    result = json.loads((tmp_path / "with" / "result.json").read_text())
+    for split in ("valid", "test"):
+        more = {key: value for key, value in result[split].items() if key.startswith(f"{name}@")}
+        assert result[split] == plain[split] | more
+        assert [more[f"{name}@{k}"] >= plain[split][f"ndcg@{k}"] for k in (5, 20)] == [True, True]
+    assert f'"valid/{name}@5": ' in (tmp_path / "with" / "metrics.jsonl").read_text()
+
+
 def test_evaluate_on_validation_and_on_an_empty_split(run_cli, tmp_path, config):
     data = make(tmp_path / "d", [0, 1], [0, 1], 2, 3, ("train", "valid"))
     run_cli("train", "--config", config, data, "model.name=popularity")

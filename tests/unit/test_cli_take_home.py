@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from diffmm_dist.data.writer import dataset_writer
-from tests.support.builders import launch, synthetic_dataset, write_config
+from tests.support.builders import launch, small_config, synthetic_dataset, train_alone, write_config
 from tests.support.damage import reseal
 
 
@@ -87,6 +87,17 @@ def test_runs_are_told_apart_by_folder_and_settings(run_cli, made):
     assert f"{made / 'b'}: model.num_layers=2, train.learning_rate=0.02" in out
     _, out, _ = run_cli("compare", made / "a")
     assert "settings" not in out
+
+
+def test_runs_of_different_models_are_compared_by_the_settings_that_each_has(run_cli, made, tmp_path):
+    for model in ("diffmm", "lightgcn"):
+        train_alone(small_config(made / "d", tmp_path / model, model={"name": model}, train={"epochs": 1}))
+    for first, second in (("diffmm", "lightgcn"), ("lightgcn", "diffmm")):
+        status, out, err = run_cli("compare", tmp_path / first, tmp_path / second)
+        assert status == 0, err
+        lines = {line.split(": ", 1)[0]: line for line in out.splitlines() if ": " in line}
+        assert "model.diffusion.num_timesteps=" in lines[str(tmp_path / "diffmm")]
+        assert "model.diffusion" not in lines[str(tmp_path / "lightgcn")]
 
 
 def test_runs_of_the_same_settings_say_so(run_cli, made, tmp_path):

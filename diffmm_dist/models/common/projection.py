@@ -4,10 +4,12 @@ Shape suffixes: I items, F feature width, D embedding.
 """
 
 import math
+from collections.abc import Sequence
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from diffmm_dist.errors import UserError
 from diffmm_dist.models.common.initialization import fill_uniform, xavier_table
 from diffmm_dist.parallel.random import RandomStream
 
@@ -40,3 +42,15 @@ PROJECTIONS: dict[str, type[MatrixProjection] | type[AffineProjection]] = {
     "matrix": MatrixProjection,
     "affine": AffineProjection,
 }
+
+
+def check_modalities(names: Sequence[str], *, model: str) -> None:
+    """Refuse data without modalities, and names that cannot be those of modules.
+
+    Raises:
+        UserError: saying which.
+    """
+    if not names:
+        raise UserError(f"model.name={model} needs at least one modality; add item features or use model.name=lightgcn")
+    if reserved := [name for name in names if hasattr(nn.ModuleDict, name)]:
+        raise UserError(f"a modality cannot be called '{reserved[0]}' here; prepare the dataset with another name")

@@ -31,11 +31,12 @@ class RankingBatch:
     Attributes:
         shard: what this worker owns.
         user_rows: own users, local numbers, int64 (b,).
-        item_halo: how the items of ``pos_items`` and ``neg_items`` are reached.
+        item_halo: how the items of ``pos_items``, ``neg_items`` and ``further_items`` are reached.
         pos_items: an item that each user has interacted with, local numbers, int64 (b,).
         neg_items: an item that each has not, local numbers, int64 (b,).
         size: interactions of the batch, of all workers.
         stream: random stream of the batch.
+        further_items: more items of each user, local numbers, int64 (b, n).
     """
 
     shard: Shard
@@ -45,6 +46,7 @@ class RankingBatch:
     neg_items: Tensor
     size: int
     stream: RandomStream
+    further_items: Tensor
 
     @classmethod
     def of(
@@ -56,11 +58,24 @@ class RankingBatch:
         *,
         size: int,
         stream: RandomStream | None = None,
+        further_ids: Tensor | None = None,
     ) -> "RankingBatch":
-        """Plan how this batch's items, int64 ids (b,) each, are reached; every worker calls it at the same time."""
-        rows = shard.item_rows[torch.stack([pos_ids, neg_ids])]
-        halo, (pos_items, neg_items) = localize(rows, shard.items, shard.world, purpose=TRAFFIC)
-        return cls(shard, user_rows, halo, pos_items, neg_items, size, stream or RandomStream(0))
+        """Plan how this batch's items are reached; every worker calls it at the same time.
+
+        Args:
+            shard: what this worker owns.
+            user_rows: own users, local numbers, int64 (b,).
+            pos_ids: an item that each has interacted with, int64 (b,).
+            neg_ids: an item that each has not, int64 (b,).
+            size: interactions of the batch, of all workers.
+            stream: random stream of the batch.
+            further_ids: more items of each user, int64 (b, n); none by default.
+        """
+        pairs = torch.stack([pos_ids, neg_ids], dim=1)
+        ids = pairs if further_ids is None else torch.cat([pairs, further_ids], dim=1)
+        halo, items = localize(shard.item_rows[ids], shard.items, shard.world, purpose=TRAFFIC)
+        pos_items, neg_items, further = items[:, 0].contiguous(), items[:, 1].contiguous(), items[:, 2:]
+        return cls(shard, user_rows, halo, pos_items, neg_items, size, stream or RandomStream(0), further)
 
     def bpr(self, embeddings: tuple[Tensor, Tensor], *, divisor: int) -> Tensor:
         """Return this worker's share of the BPR loss from the final embeddings of own users and own items."""
@@ -149,6 +164,11 @@ class RankingBatches:
         )
 
 
+# From own users, local numbers (b,), their places in the batch (b,) and a stream to ids of items, (b, n); every worker
+# asks at the same time.
+FurtherItems = Callable[[Tensor, Tensor, RandomStream], Tensor]
+
+
 class UserBatches:
     """Batches of users, drawn uniformly for each batch anew, each with one of its items and a negative.
 
@@ -160,6 +180,7 @@ class UserBatches:
         data: the training data.
         batch_size: users of a batch, of all workers.
         num_batches: of an epoch; by default as many as it takes to go through all interactions.
+        further: draws more items of each user.
 
     Attributes:
         num_examples: users of all batches of an epoch, of all workers.
@@ -168,9 +189,17 @@ class UserBatches:
         UserError: a user has interacted with every item.
     """
 
-    def __init__(self, data: TrainingData, batch_size: int, *, num_batches: int | None = None) -> None:
+    def __init__(
+        self,
+        data: TrainingData,
+        batch_size: int,
+        *,
+        num_batches: int | None = None,
+        further: FurtherItems | None = None,
+    ) -> None:
         agree(lambda: check_negatives_exist(data.interactions, data.name_of_user), data.shard.world)
         self._data = data
+        self._further = further
         self._batch_size = batch_size
         self._num_batches = -(-data.num_interactions // batch_size) if num_batches is None else num_batches
         self.num_examples = self._num_batches * batch_size
@@ -194,6 +223,7 @@ class UserBatches:
             self._negatives.draw(rows, places, stream.child("negatives")),
             size=self._batch_size,
             stream=stream,
+            further_ids=None if self._further is None else self._further(rows, places, stream.child("further")),
         )
 
     def _drawn(self, stream: RandomStream) -> tuple[Tensor, Tensor]:

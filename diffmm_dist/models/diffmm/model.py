@@ -18,7 +18,7 @@ from diffmm_dist.graph.propagate import Rows, propagate, propagate_tables, propa
 from diffmm_dist.graph.relation import Relation
 from diffmm_dist.models.common.denoising import Diffusion, DiffusionSettings, new_denoiser
 from diffmm_dist.models.common.denoising_shard import DenoisingShard
-from diffmm_dist.models.common.projection import PROJECTIONS
+from diffmm_dist.models.common.projection import PROJECTIONS, check_modalities
 from diffmm_dist.models.common.tables import EmbeddingTables
 from diffmm_dist.parallel.random import RandomStream
 from diffmm_dist.parallel.ranges import Ownership
@@ -216,10 +216,7 @@ def generated(modality: str) -> str:
 
 
 def _projection_of_each(modalities: Sequence[str], choice: str | Mapping[str, str]) -> Mapping[str, str]:
-    if not modalities:
-        raise UserError("model.name=diffmm needs at least one modality; add item features or use model.name=lightgcn")
-    if reserved := [name for name in modalities if hasattr(nn.ModuleDict, name)]:
-        raise UserError(f"a modality cannot be called '{reserved[0]}' here; prepare the dataset with another name")
+    check_modalities(modalities, model="diffmm")
     if isinstance(choice, str):
         return dict.fromkeys(modalities, choice)
     if set(choice) != set(modalities):

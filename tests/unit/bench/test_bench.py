@@ -55,6 +55,24 @@ def test_the_product_is_timed_after_every_epoch():
     assert min(timer.seconds) > 0
 
 
+def test_losses_are_shown_as_far_as_all_seeds_went(tmp_path):
+    """Patience ends seeds, and models, after different numbers of epochs."""
+    for name, lengths in (("a", (2, 3)), ("b", (6, 7))):
+        runs = [
+            run(0.1, 2.0, seed=length, curve=[0.1] * length, losses={"recommend/bpr": [1.0 * length] * length})
+            for length in lengths
+        ]
+        document = {
+            "command": "c", "machine": {}, "calibration": "p", "runs": runs, "summary": summarize(runs),
+            "config": {"model": {"name": name}, "train": {}, "eval": {"metric": "recall@20"}},
+        }  # fmt: skip
+        (tmp_path / f"{name}.json").write_text(json.dumps(document))
+    page = markdown([str(tmp_path / "a.json"), str(tmp_path / "b.json")])
+    assert "| loss | model | protocol | epoch 0 | epoch 1 | epoch 4 |\n" in page
+    assert "| recommend/bpr | a | validation | 2.5 | 2.5 | - |" in page
+    assert "| recommend/bpr | b | validation | 6.5 | 6.5 | 6.5 |" in page
+
+
 def test_seeds_are_trained_and_reported(tmp_path):
     config = small_config(synthetic_dataset(tmp_path / "d"), tmp_path / "run", train={"epochs": 1}, eval={"k": [20]})
     out = tmp_path / "bench.json"

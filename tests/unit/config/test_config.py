@@ -49,7 +49,11 @@ def test_what_is_shown_reads_back():
         (["model.diffusion.denoiser_hidden_dims=[]"], "'model.diffusion.denoiser_hidden_dims' is []"),
         (
             ["model.name=difmm"],
-            "'model.name' is 'difmm': it must be 'diffmm', 'adagcl', 'diffkg', 'lightgcn' or 'popularity'",
+            "'model.name' is 'difmm': it must be 'diffmm', 'adagcl', 'diffkg', 'promptmm', 'lightgcn' or 'popularity'",
+        ),
+        (
+            ["eval.retrieved_ndcg=true", "eval.metric=ndcg_retrieved@20"],
+            "'ndcg_retrieved@20' is no metric at a cut-off",
         ),
         (["eval.metric=recall@7"], "eval.metric 'recall@7' is not measured with eval.k"),
         (["model.diffusion.noise_min=0.5"], "model.diffusion.noise_min 0.5 is above model.diffusion.noise_max 0.02"),

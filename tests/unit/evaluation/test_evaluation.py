@@ -1,10 +1,13 @@
+import math
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from diffmm_dist.evaluation import evaluator
+from diffmm_dist.evaluation import equations, evaluator
 from diffmm_dist.evaluation.evaluator import evaluate, rank_items
+from diffmm_dist.evaluation.metrics import MetricSums
 from diffmm_dist.evaluation.topk import merge_topk, topk
 from diffmm_dist.parallel.world import World
 from diffmm_dist.sparse import CSR
@@ -48,6 +51,13 @@ def test_evaluate_equals_the_reference(items_per_block, integer_scores, monkeypa
     for k in (1, 3, 20):
         expected |= reference.ranking_metrics(users @ items.T, reference.dense(truth), hidden, k)
     assert ours == pytest.approx(expected)
+    # PromptMM's NDCG comes on top, and nothing else moves.
+    more = {}
+    for k in (1, 3, 20):
+        more |= reference.ranking_metrics(users @ items.T, reference.dense(truth), hidden, k, longest=20)
+    found = evaluate(users, parts, **options, retrieved_ndcg=True)
+    assert found == pytest.approx(more)
+    assert found == ours | {name: value for name, value in found.items() if name.startswith("ndcg_retrieved@")}
 
 
 def test_a_huge_cutoff_costs_nothing():
@@ -72,6 +82,46 @@ def test_hand_computed_list():
     assert metrics["ndcg@2"] == pytest.approx(1 / (1 + 0.6309298), rel=1e-6)
     assert metrics["ndcg@3"] == pytest.approx(1.5 / (1 + 0.6309298), rel=1e-6)
     assert metrics["coverage@2"] == 0.5
+
+
+def retrieved_of(true, k):
+    """The metrics of one user whose list is 9, 8, .. 0, with PromptMM's NDCG."""
+    truth = CSR.from_pairs(torch.zeros(len(true), dtype=torch.int64), torch.tensor(true), num_rows=1, num_columns=10)
+    sums = MetricSums(k, num_items=10, device=torch.device("cpu"), retrieved_ndcg=True)
+    sums.add(torch.arange(9, -1, -1)[None, : max(k)], truth)
+    return sums.result(ALONE)
+
+
+def test_hand_computed_ndcg_of_what_was_retrieved():
+    # Hits at ranks 2 and 4; of the five true items three come too late.
+    metrics = retrieved_of([8, 6, 2, 1, 0], [1, 2, 4])
+    gains = [1 / math.log2(rank + 1) for rank in range(1, 6)]
+    assert metrics["ndcg_retrieved@1"] == 0
+    assert metrics["ndcg_retrieved@2"] == pytest.approx(gains[1] / (gains[0] + gains[1]))
+    assert metrics["ndcg_retrieved@4"] == pytest.approx((gains[1] + gains[3]) / (gains[0] + gains[1]))
+    assert metrics["ndcg@4"] == pytest.approx((gains[1] + gains[3]) / sum(gains[:4]))
+    # With a shorter longest list the second hit is unknown, also at the smaller cut-off.
+    assert retrieved_of([8, 6, 2, 1, 0], [1, 2])["ndcg_retrieved@2"] == pytest.approx(gains[1] / gains[0])
+    assert retrieved_of([0, 1], [2, 5])["ndcg_retrieved@5"] == 0
+
+
+@given(st.integers(1, 9), st.integers(0, 1000))
+def test_ndcg_of_what_was_retrieved_is_never_below_ndcg(num_true, seed):
+    generator = torch.Generator().manual_seed(seed)
+    lists = torch.stack([torch.randperm(10, generator=generator) for _ in range(4)])
+    true = torch.stack([torch.randperm(10, generator=generator)[:num_true] for _ in range(4)])
+    users = torch.arange(4).repeat_interleave(num_true)
+    truth = CSR.from_pairs(users, true.flatten(), num_rows=4, num_columns=10)
+    sums = MetricSums([1, 3, 6], num_items=10, device=torch.device("cpu"), retrieved_ndcg=True)
+    for k, per_user in zip((1, 3, 6), sums.per_user(lists[:, :6], truth), strict=True):
+        columns = dict(zip(sums.names, per_user.T, strict=True))
+        assert bool((columns["ndcg_retrieved"] >= columns["ndcg"]).all())
+        assert num_true > 1 or torch.equal(columns["ndcg_retrieved"], columns["ndcg"])
+        for row in range(4):
+            places = [place for place, item in enumerate(lists[row, :6].tolist(), 1) if item in true[row]]
+            ranks = [place for place in places if place <= k]
+            expected = equations.retrieved_ndcg(ranks, num_retrieved=len(places), k=k)
+            assert float(columns["ndcg_retrieved"][row]) == pytest.approx(expected)
 
 
 def test_a_true_item_that_is_masked_can_never_be_hit():

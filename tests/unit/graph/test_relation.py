@@ -39,7 +39,7 @@ def test_propagation_equals_the_dense_matrix(name, kernel):
 
 @pytest.mark.parametrize("keep_prob", [1.0, 0.5])
 @pytest.mark.parametrize("self_loops", [True, False])
-@pytest.mark.parametrize("normalizer", ["symmetric", "row", "none"])
+@pytest.mark.parametrize("normalizer", ["symmetric", "row", "row_root", "none"])
 @pytest.mark.parametrize("name", GRAPHS)
 def test_every_normalizer_equals_the_dense_matrix(name, normalizer, self_loops, keep_prob, kernel):
     pairs = GRAPHS[name]()

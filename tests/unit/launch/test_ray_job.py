@@ -7,6 +7,7 @@ from diffmm_dist import cores
 from diffmm_dist.errors import LostWorkerError, StoppedError, UserError
 from diffmm_dist.launch import ray_job
 from diffmm_dist.launch.ray_job import _unpack
+from diffmm_dist.runs.config import places
 from tests.support.builders import small_config
 
 
@@ -42,6 +43,20 @@ def test_the_command_hands_over_what_the_user_said_and_not_what_a_job_of_rays_wa
     assert ray_job._word_of_user() == "3"
     monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
     assert ray_job._word_of_user() is None
+
+
+def test_workers_elsewhere_find_what_a_relative_path_names(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    config = small_config("d", "r", model={"name": "promptmm", "teacher": "t"})
+    assert places(ray_job._with_absolute_paths(config)) == {
+        key: str(tmp_path / name) for key, name in (("data.path", "d"), ("run.path", "r"), ("model.teacher", "t"))
+    }
+    config = small_config(
+        "s3://b/d", "s3://b/r", data={"cache": "c"}, model={"name": "promptmm", "teacher": "s3://b/t"}
+    )
+    assert places(ray_job._with_absolute_paths(config)) == {
+        "data.path": "s3://b/d", "run.path": "s3://b/r", "data.cache": str(tmp_path / "c"), "model.teacher": "s3://b/t",
+    }  # fmt: skip
 
 
 def test_what_a_worker_returns_becomes_what_the_command_does():

@@ -28,9 +28,17 @@ def test_the_job_runs_the_same_command_inside_the_uploaded_folder(project):
     )
 
 
+def test_a_teacher_in_the_home_folder_is_that_of_here(project, monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    command = job_command(project, config(project, model={"name": "promptmm"}), ["model.teacher=~/runs/t"])
+    assert command.endswith(" model.teacher=/home/me/runs/t")
+
+
 def test_what_could_not_work_there_is_refused_here(project, tmp_path):
     with pytest.raises(UserError, match=r"runs/x would be looked for inside the uploaded folder; give s3://"):
         job_command(project, config(project), ["run.path=runs/x"])
+    with pytest.raises(UserError, match=r"^runs/t would be looked for inside the uploaded folder; give s3://"):
+        job_command(project, config(project, model={"name": "promptmm"}), ["model.teacher=runs/t"])
     with pytest.raises(UserError, match=r"num_workers=0 would train in one process on the head node"):
         job_command(project, config(project), ["cluster.num_workers=0"])
     with pytest.raises(UserError, match=r"lies outside"):

@@ -49,6 +49,13 @@ def test_which_changes_let_a_run_go_on(tmp_path):
     ]
 
 
+def test_a_teacher_may_move_but_not_come_or_go(tmp_path):
+    of = [config(tmp_path, model={"name": "promptmm", "teacher": teacher}) for teacher in ("a", "b", None)]
+    assert blocking_differences(of[0], of[1]) == []
+    assert blocking_differences(of[0], of[2]) == ["model.teacher is None but the run has 'a'"]
+    assert blocking_differences(of[2], of[0]) == ["model.teacher is 'a' but the run has None"]
+
+
 def test_another_run_is_refused_with_what_differs(tmp_path):
     claim(tmp_path).release()
     with pytest.raises(UserError) as error:

@@ -2,7 +2,10 @@
 
 from typing import Annotated
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
+import torch
 from pydantic import Field
 from torch import Tensor
 from typing_extensions import NotRequired, TypedDict
@@ -13,6 +16,7 @@ from diffmm_dist.data.schema import ID_TYPES, ROWS_PER_BATCH, Natural
 from diffmm_dist.errors import DamagedError, UserError
 
 MARKER = "bundle.json"
+USERS, ITEMS = "users.arrow", "items.arrow"
 FORMAT_NAME = "diffmm_dist bundle"
 FORMAT_VERSIONS = (1, 2)  # a bundle has the first version that can hold it, so that older programs read what they can
 REMEDY = "export the run again"
@@ -79,8 +83,41 @@ def write_table(uri: str, table: pa.Table) -> None:
 
 def read_table(uri: str, name: str, marker: Marker, schemas: list[pa.Schema], rows: int) -> pa.Table:
     """Read a file of a bundle, which has one of some schemas and so many rows, comparing it with its checksum."""
+    batches = [batch for _, batch in read_arrow(storage.join(uri, name), _promise(uri, name, marker, schemas, rows))]
+    return pa.Table.from_batches(batches, schema=batches[0].schema if batches else schemas[0])
+
+
+def read_embeddings(uri: str, name: str, marker: Marker, rows: int, wanted: Tensor) -> Tensor:
+    """Return some rows of a file of embeddings, which is compared with its checksum: float32 (wanted, d).
+
+    No more than a record batch of the others is held.
+
+    Args:
+        uri: the bundle.
+        name: the file.
+        marker: what the bundle says that it holds.
+        rows: how many the file has.
+        wanted: row numbers, each at most once, in any order.
+
+    Raises:
+        UserError: the file is missing.
+        DamagedError: it is not what was exported.
+    """
+    width = marker["embedding_dim"]
+    order = torch.argsort(wanted).cpu().numpy()
+    ascending = wanted.cpu().numpy()[order]
+    found: npt.NDArray[np.float32] = np.empty((len(order), width), np.float32)
+    start = 0
+    promise = _promise(uri, name, marker, embedding_schemas(width), rows)
+    for _, batch in read_arrow(storage.join(uri, name), promise):
+        low, high = np.searchsorted(ascending, (start, start + batch.num_rows))
+        values = batch.column("embedding").flatten().to_numpy().reshape(batch.num_rows, width)
+        found[order[low:high]] = values[ascending[low:high] - start]
+        start += batch.num_rows
+    return torch.from_numpy(found)
+
+
+def _promise(uri: str, name: str, marker: Marker, schemas: list[pa.Schema], rows: int) -> Promise:
     if name not in marker["files"]:
         raise DamagedError(f"{storage.join(uri, MARKER)} has no checksum of {name}; {REMEDY}")
-    promise = Promise(schemas, rows, marker["files"][name], MARKER, REMEDY)
-    batches = [batch for _, batch in read_arrow(storage.join(uri, name), promise)]
-    return pa.Table.from_batches(batches, schema=batches[0].schema if batches else schemas[0])
+    return Promise(schemas, rows, marker["files"][name], MARKER, REMEDY)
