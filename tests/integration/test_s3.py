@@ -220,7 +220,8 @@ def test_a_killed_run_on_s3_ends_as_one_on_a_disk(s3, place, environment, local_
     ) as process:  # fmt: skip
         complete = s3.on_disk(run) / "checkpoints"
         stage = next((part for name, part in KILLED_IN.items() if f"model.name={name}" in model), "")
-        wait_until(lambda: any(complete.glob(f"*{stage}*phase*/state.json")), process, 400)
+        inside = f"*{stage}-*phase*/state.json"
+        wait_until(lambda: any(complete.glob(inside)), process, 400)
         one_alone = num_workers > 0 and "model.name=" in "".join(model)
         if one_alone:
             os.kill(worker_of(process), signal.SIGKILL)
