@@ -15,7 +15,8 @@ from diffmm_dist.losses.ranking import bpr_loss
 from diffmm_dist.losses.regularization import squared_norm
 from diffmm_dist.models.base import Optimization
 from diffmm_dist.models.common.ranking import RankingBatch
-from diffmm_dist.models.promptmm.teacher import Dropout, PromptTeacher, Views
+from diffmm_dist.models.promptmm.layers import Dropout
+from diffmm_dist.models.promptmm.teacher import PromptTeacher, Views
 from diffmm_dist.parallel.halo import extended
 
 

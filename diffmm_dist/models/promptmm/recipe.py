@@ -1,6 +1,6 @@
 """How PromptMM is built."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from diffmm_dist.graph.hetero import HeteroGraph
@@ -72,9 +72,21 @@ def _student_stage(settings: Settings, given: Ingredients, model: PromptMM) -> S
 def _targets(settings: Settings, given: Ingredients, model: PromptMM) -> Targets:
     if model.teacher is None:
         return GivenTeacher(given.teacher, model.check_remembered)
+    kinds: dict[str, Callable[[PromptTeacher], Targets]] = {
+        "noisy": NoisyTeacher,
+        "prompted": PromptedTeacher,
+        "frozen": FrozenTeacher,
+    }
+    return kinds[_kind_of_targets(settings)](model.teacher)
+
+
+def _kind_of_targets(settings: Settings) -> str:
+    """Return what the student is shown, as the costs call it."""
+    if settings.teacher is not None:
+        return "given"
     if settings.mode == "release":
-        return NoisyTeacher(model.teacher)
-    return PromptedTeacher(model.teacher) if settings.distillation.train_prompt else FrozenTeacher(model.teacher)
+        return "noisy"
+    return "prompted" if settings.distillation.train_prompt else "frozen"
 
 
 def _candidates(settings: Settings, given: Ingredients, targets: Targets, *, released: bool) -> FurtherItems | None:
@@ -139,17 +151,11 @@ def student_losses_of(settings: Settings) -> StudentLosses:
 
 
 def _sizes(settings: Settings, widths: Sequence[int], batch_size: int) -> costs.Sizes:
-    given = settings.teacher is not None
-    if given:
-        targets = "given"
-    elif settings.mode == "release":
-        targets = "noisy"
-    else:
-        targets = "prompted" if settings.distillation.train_prompt else "frozen"
+    targets = _kind_of_targets(settings)
     return costs.Sizes(
         dim=settings.embedding_dim,
         num_layers=settings.network.num_layers,
-        widths=[] if given else widths,
+        widths=[] if targets == "given" else widths,
         student_dim=student_dim(settings),
         student_layers=settings.student.num_layers,
         targets=targets,

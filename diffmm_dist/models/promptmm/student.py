@@ -5,20 +5,20 @@ Shape suffixes: U own users, I own items, D embedding.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property, reduce
+from functools import cached_property
 from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import AdamW
 
 from diffmm_dist.graph.hetero import REAL, HeteroGraph
-from diffmm_dist.graph.propagate import Rows, items_from_users, propagate, users_from_items
+from diffmm_dist.graph.propagate import Rows, propagate
 from diffmm_dist.models.common.projection import AffineProjection
 from diffmm_dist.models.common.tables import EmbeddingTables
+from diffmm_dist.models.promptmm.layers import Dropout, dropout_of, mean_of_layers, sequential_layers
 from diffmm_dist.models.promptmm.narrow import narrowed, narrowing
-from diffmm_dist.models.promptmm.teacher import Dropout, FeatureProjection
+from diffmm_dist.models.promptmm.teacher import FeatureProjection
 from diffmm_dist.parallel.collectives import gather_owned
 from diffmm_dist.parallel.halo import Halo, extended, localize
 from diffmm_dist.parallel.random import RandomStream
@@ -106,14 +106,10 @@ class Student(EmbeddingTables):
             table[:, :dim] = values
 
     def dropout(self, stream: RandomStream) -> Dropout:
-        """Return the dropout of the teacher's features, keyed by item, column and modality."""
-        keep_prob, width = 1 - self.settings.dropout_prob, self.item_embedding.shape[1]
-
-        def factors(modality: str) -> Tensor:
-            stream_m = stream.child("student_dropout", modality)
-            return stream_m.dropout_rows(self.shard.own_item_ids, width, keep_prob=keep_prob)
-
-        return factors
+        """Return the dropout of the teacher's features in a step."""
+        width = self.item_embedding.shape[1]
+        ids, prob = self.shard.own_item_ids, self.settings.dropout_prob
+        return dropout_of(stream, "student_dropout", ids, width=width, dropout_prob=prob)
 
     def forward(self, modal_items: Mapping[str, Tensor], dropout: Dropout | None = None) -> Rows:
         """Return the final embeddings of own users and own items.
@@ -124,7 +120,9 @@ class Student(EmbeddingTables):
         """
         if self.settings.kind == "lightgcn":
             return self._layer_mean()
-        users, items = self._sequential_mean()
+        tables: Rows = (self.user_embedding, self.item_embedding)
+        layers = sequential_layers(self.graph, tables, num_layers=self.settings.num_layers, softmax=True)
+        users, items = mean_of_layers(layers)
         for name, rows in modal_items.items():
             projection = self.projections[name]
             assert isinstance(projection, AffineProjection)
@@ -147,18 +145,7 @@ class Student(EmbeddingTables):
         for _ in range(self.settings.num_layers):
             met = self._misplaced(layers[-1]) if self.settings.released else layers[-1]
             layers.append(propagate(self.graph, REAL, *met))
-        return _mean(layers)
-
-    def _sequential_mean(self) -> Rows:
-        """Return the mean of the layers u = N_u i, i = N_i u, the last one softmaxed, as the teacher's."""
-        layers: list[Rows] = [(self.user_embedding, self.item_embedding)]
-        for number in range(1, self.settings.num_layers + 1):
-            users = users_from_items(self.graph, REAL, layers[-1][1])
-            last = number == self.settings.num_layers
-            users = F.softmax(users, dim=1) if last else users
-            items = items_from_users(self.graph, REAL, users)
-            layers.append((users, F.softmax(items, dim=1) if last else items))
-        return _mean(layers)
+        return mean_of_layers(layers)
 
     def _misplaced(self, rows: Rows) -> Rows:
         """Return the rows that the released program's matrix meets in place of own users and own items.
@@ -179,11 +166,6 @@ class Student(EmbeddingTables):
         halo, local = localize(nodes.rows[wanted], nodes.ownership, shard.world, purpose=TRAFFIC)
         user_places, item_places = local.split([shard.user_ids.numel(), shard.own_item_ids.numel()])
         return halo, user_places, item_places
-
-
-def _mean(layers: list[Rows]) -> Rows:
-    users, items = (reduce(torch.add, rows) / len(layers) for rows in zip(*layers, strict=True))
-    return users, items
 
 
 class TwiceAdamW(AdamW):

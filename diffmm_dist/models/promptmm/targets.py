@@ -25,21 +25,17 @@ class Targets(Protocol):
         """Return the views of a step, whose random stream is given."""
 
 
-class FrozenTeacher:
-    """Teacher and prompt held fixed: computed once, without dropout."""
+class _Constant:
+    """Views that ``begin`` fills once."""
 
-    def __init__(self, teacher: PromptTeacher) -> None:
-        self._teacher = teacher
-        self._views: Views | None = None
+    _views: Views | None = None
 
-    @torch.no_grad()
     def begin(self) -> None:
-        """Compute them, the first time."""
-        if self._views is None:
-            self._views = self._teacher()
+        """Fill them, the first time."""
+        raise NotImplementedError
 
     def final(self) -> Rows:
-        """Return the teacher's final embeddings."""
+        """Return the final embeddings."""
         self.begin()
         assert self._views is not None
         return self._views.final
@@ -48,6 +44,19 @@ class FrozenTeacher:
         """Return them."""
         assert self._views is not None
         return self._views
+
+
+class FrozenTeacher(_Constant):
+    """Teacher and prompt held fixed: computed once, without dropout."""
+
+    def __init__(self, teacher: PromptTeacher) -> None:
+        self._teacher = teacher
+
+    @torch.no_grad()
+    def begin(self) -> None:
+        """Compute them, the first time."""
+        if self._views is None:
+            self._views = self._teacher()
 
 
 class PromptedTeacher:
@@ -112,7 +121,7 @@ class NoisyTeacher:
         return Views(self._teacher.final(self._means, modal), modal)
 
 
-class GivenTeacher:
+class GivenTeacher(_Constant):
     """The final embeddings of another run or bundle.
 
     Args:
@@ -122,7 +131,6 @@ class GivenTeacher:
 
     def __init__(self, read: Callable[[], TeacherTables] | None, check: Callable[[TeacherTables], None]) -> None:
         self._read, self._check = read, check
-        self._views: Views | None = None
 
     def tables(self) -> TeacherTables:
         """Read them."""
@@ -135,14 +143,3 @@ class GivenTeacher:
         """Read them, where this process has not yet."""
         if self._views is None:
             self._check(self.tables())
-
-    def final(self) -> Rows:
-        """Return them."""
-        self.begin()
-        assert self._views is not None
-        return self._views.final
-
-    def __call__(self, stream: RandomStream) -> Views:
-        """Return them."""
-        assert self._views is not None
-        return self._views

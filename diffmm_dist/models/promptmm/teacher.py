@@ -7,7 +7,7 @@ Shape suffixes: U own users, I own items, D embedding, F feature width, P = D + 
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import reduce
 from typing import Literal, NamedTuple
@@ -18,10 +18,17 @@ from torch import Tensor, nn
 
 from diffmm_dist.data.training import TrainingData
 from diffmm_dist.graph.hetero import REAL, HeteroGraph
-from diffmm_dist.graph.propagate import Rows, items_from_users, users_from_items
+from diffmm_dist.graph.propagate import Rows, users_from_items
 from diffmm_dist.models.common.initialization import fill_uniform
 from diffmm_dist.models.common.projection import AffineProjection
 from diffmm_dist.models.common.tables import EmbeddingTables
+from diffmm_dist.models.promptmm.layers import (
+    Dropout,
+    dropout_of,
+    mean_of_layers,
+    sequential_layers,
+    there_and_back,
+)
 from diffmm_dist.models.promptmm.tokens import TRAFFIC, principal_components
 from diffmm_dist.parallel.collectives import all_reduce_sum
 from diffmm_dist.parallel.random import RandomStream
@@ -30,7 +37,6 @@ from diffmm_dist.rows import normalize_rows
 
 _SMALLEST_NORM = 1e-12
 Readout = Literal["softmax", "mean"]
-Dropout = Callable[[str], Tensor]  # from a modality to the factors of its reduced features, (I, D)
 
 
 class Views(NamedTuple):
@@ -221,37 +227,23 @@ class PromptTeacher(EmbeddingTables):
 
     def modal(self, reduced: Mapping[str, Tensor]) -> dict[str, Rows]:
         """Return f_u^m and f_i^m of each modality from f0^m."""
-        return {name: self._there_and_back(rows, softmax=False) for name, rows in reduced.items()}
+        return {name: there_and_back(self.graph, rows) for name, rows in reduced.items()}
 
     def dropout(self, stream: RandomStream) -> Dropout:
-        """Return the dropout of a step: factors of the reduced features, keyed by item, column and modality."""
-        keep_prob, width = 1 - self.settings.dropout_prob, self.item_embedding.shape[1]
-
-        def factors(modality: str) -> Tensor:
-            return stream.child("dropout", modality).dropout_rows(self.shard.own_item_ids, width, keep_prob=keep_prob)
-
-        return factors
+        """Return the dropout of a step's reduced features."""
+        width = self.item_embedding.shape[1]
+        ids, prob = self.shard.own_item_ids, self.settings.dropout_prob
+        return dropout_of(stream, "dropout", ids, width=width, dropout_prob=prob)
 
     def layers(self, tables: Rows) -> list[Rows]:
         """Return the layers 0 .. L_T of the ID embeddings."""
-        settings, layers = self.settings, [tables]
-        for number in range(1, settings.num_layers + 1):
-            softmax = settings.readout == "softmax" and number == settings.num_layers
-            layers.append(self._there_and_back(layers[-1][1], softmax=softmax))
-        return layers
+        settings = self.settings
+        softmax = settings.readout == "softmax"
+        return sequential_layers(self.graph, tables, num_layers=settings.num_layers, softmax=softmax)
 
     def layer_mean(self, tables: Rows) -> Rows:
         """Return their mean."""
-        layers = self.layers(tables)
-        users, items = (reduce(torch.add, rows) / len(layers) for rows in zip(*layers, strict=True))
-        return users, items
-
-    def _there_and_back(self, item_rows: Tensor, *, softmax: bool) -> Rows:
-        users = users_from_items(self.graph, REAL, item_rows)
-        if softmax:
-            users = F.softmax(users, dim=1)
-        items = items_from_users(self.graph, REAL, users)
-        return users, F.softmax(items, dim=1) if softmax else items
+        return mean_of_layers(self.layers(tables))
 
     def final(self, means: Rows, modal: Mapping[str, Rows]) -> Rows:
         """Return h = layers' mean + c sum_m rownorm(f^m)."""
