@@ -6,15 +6,20 @@
 # make lint   the static checks but for types
 # make types  mypy
 # make docs   write what is generated: docs/configuration.md
+# make locks  write uv.lock and requirements-cpu.txt anew
 #
-# Python 3.11 comes first: DGL, which partitions by METIS and brings a second kernel, has no package beyond it.
+# Without a driver of NVIDIA's, torch is taken from its index for the CPU, 200 MB and not gigabytes of CUDA; if that cannot
+# be reached, or with TORCH_INDEX= on the command line, from the package index.
+# Python 3.12 comes first, the newest that DGL has a package for.
 
 VENV ?= .venv
-PYTHON ?= $(shell for p in python3.11 python3.10 python3.12 python3.13 python3 python; do \
-	$$p -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] < (3, 14))' 2>/dev/null && echo $$p && break; done)
+PYTHON ?= $(shell for p in python3.12 python3.11 python3.10 python3.13 python3.14 python3 python; do \
+	$$p -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null && echo $$p && break; done)
+TORCH_INDEX ?= $(shell command -v nvidia-smi > /dev/null || test "$$(uname)" = Darwin || echo https://download.pytorch.org/whl/cpu)
+TORCH := $(shell sed -n 's/^ *"\(torch[<>=][^"]*\)".*/\1/p' pyproject.toml)
 RUN := $(VENV)/bin/python launch.py
 
-.PHONY: help demo test fuzz fast lint types docs check-python
+.PHONY: help demo test fuzz fast lint types docs locks check-python
 
 help:
 	@sed -n 's/^# \(make .*\)/\1/p' Makefile
@@ -52,6 +57,11 @@ types: $(VENV)/.installed-dev
 docs: $(VENV)/.installed-dev
 	@$(RUN) config reference > docs/configuration.md.partial && mv docs/configuration.md.partial docs/configuration.md
 
+locks: $(VENV)/.installed-dev
+	@$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check "uv>=0.8"
+	@$(VENV)/bin/uv lock --upgrade
+	@.ci/lock-cpu $(VENV)/bin/uv > requirements-cpu.txt.partial && mv requirements-cpu.txt.partial requirements-cpu.txt
+
 datasets/demo/manifest.json: | $(VENV)/.installed
 	@$(RUN) prepare synthetic --out datasets/demo
 
@@ -64,12 +74,14 @@ $(VENV)/.installed-dev: pyproject.toml | check-python
 	@touch $@ $(VENV)/.installed
 
 check-python:
-	@test -n "$(PYTHON)" || { echo "error: Python 3.10 to 3.13 is needed and was not found; install one or set PYTHON=/path/to/it" >&2; exit 1; }
+	@test -n "$(PYTHON)" || { echo "error: Python 3.10 or later is needed and was not found; install one or set PYTHON=/path/to/it" >&2; exit 1; }
 
 define install
 test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); \
 	echo "error: $(PYTHON) cannot make a virtual environment; install its venv module (Debian: apt install python3-venv)" >&2; exit 1; }; \
 echo "installing into $(VENV) (about two minutes the first time)"; \
+test -z "$(TORCH_INDEX)" || $(VENV)/bin/python -m pip install --disable-pip-version-check --retries 1 --no-deps \
+	--index-url $(TORCH_INDEX) "$(TORCH)" > $(VENV)/torch.log 2>&1 || echo "torch comes from the package index"; \
 $(VENV)/bin/python -m pip install --disable-pip-version-check --editable "$(1)" > $(VENV)/install.log 2>&1 || { \
 	echo "error: the packages could not be installed (is the package index reachable?); see $(VENV)/install.log" >&2; exit 1; }
 endef

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from diffmm_dist import __version__
 from diffmm_dist.cli_bench import bench_app
 from diffmm_dist.cli_data import inspect, partition, prepare_app
 from diffmm_dist.cli_options import (
@@ -29,16 +30,18 @@ from diffmm_dist.errors import (
     StoppedEarlyError,
     StoppedError,
     TakenOverError,
+    TryAgainError,
     UserError,
     is_of_system,
     one_line,
     system_sentence,
 )
-from diffmm_dist.interrupts import ENDED, INTERRUPTED, ignore
+from diffmm_dist.interrupts import ENDED, ignore
 from diffmm_dist.launch.signals import at_once
 from diffmm_dist.monitoring.log import logger, metric_rows, print_table, say, set_up_logging
 from diffmm_dist.runs.config import reference_markdown
 from diffmm_dist.safe_text import check_word, message
+from diffmm_dist.statuses import INTERRUPTED, MISTAKE, TAKEN_OVER, TRY_AGAIN
 
 # Commands import what they need when they run: `--help` and a misspelt key must not wait for torch.
 
@@ -55,7 +58,34 @@ app.add_typer(bench_app, name="bench")
 app.command()(partition)
 app.command()(inspect)
 
-_TAKEN_OVER = 3
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        say(f"diffmm-dist {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _program(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version and end.", is_eager=True, callback=_show_version)
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command()
+def init(
+    folder: Annotated[str, typer.Argument(help="Where to write; this folder by default.", callback=local_place)] = ".",
+    force: Annotated[bool, typer.Option("--force", help="Replace files of the same names.")] = False,
+) -> None:
+    """Write the example configurations and the files for clusters, to begin without a clone of the project."""
+    from diffmm_dist.example_files import write_examples
+
+    files = write_examples(folder, force=force)
+    say(f"{len(files)} files in {folder}: {', '.join(sorted({path.split('/')[0] for path in files}))}")
+    say("begin with: diffmm-dist prepare synthetic --out datasets/demo")
+    say("      then: diffmm-dist train --config configs/demo.yaml")
 
 
 @app.command()
@@ -73,8 +103,13 @@ def train(overrides: Overrides = None, config: ConfigFile = None) -> None:
 def submit(
     address: Annotated[str, typer.Option(help="The cluster's dashboard, such as http://HEAD:8265.")],
     working_dir: Annotated[
-        str, typer.Option(help="The project's folder, uploaded without data and runs.", callback=local_place)
-    ] = ".",
+        str | None,
+        typer.Option(
+            help="A clone of the project, uploaded without data and runs; this folder if it is one, and else the job "
+            "runs what the cluster's nodes have installed.",
+            callback=local_place,
+        ),
+    ] = None,
     follow: Annotated[bool, typer.Option(help="Print the job's log and end with its status.")] = True,
     overrides: Overrides = None,
     config: ConfigFile = None,
@@ -300,8 +335,7 @@ def _run() -> None:
 def main() -> None:
     """Run the command line.
 
-    Exit with one sentence and 2 for a command line that cannot be read, 1 for what the user can put right, 130 after
-    Ctrl-C or SIGTERM, which end every command but `train` at once, and 3 for a run that another process has taken over.
+    Whatever is wrong is one sentence and an exit status of statuses.py.
     """
     _prepare()
     try:
@@ -312,19 +346,19 @@ def main() -> None:
             sys.exit(error.exit_code)
         _fail(f"error: {usage_sentence(error, sys.argv[1:])}", error.exit_code)
     except UserError as error:
-        _fail(f"error: {one_line(error)}", 1)
+        _fail(f"error: {one_line(error)}", TRY_AGAIN if isinstance(error, TryAgainError) else MISTAKE)
     except StoppedEarlyError as error:
         _fail(str(error), INTERRUPTED)
     except typer.Abort:
         _fail(ENDED, INTERRUPTED)
     except TakenOverError as error:
-        _fail(f"stopped: {error}", _TAKEN_OVER)
+        _fail(f"stopped: {error}", TAKEN_OVER)
     except StoppedError as error:
         _fail(f"stopped at {error}; a checkpoint is saved, the same command goes on from there", INTERRUPTED)
     except (OSError, MemoryError, RuntimeError) as error:
         if not is_of_system(error):
             raise
-        _fail(f"error: {system_sentence(error)}", 1)
+        _fail(f"error: {system_sentence(error)}", MISTAKE)
 
 
 def _prepare() -> None:

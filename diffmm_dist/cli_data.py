@@ -312,7 +312,7 @@ def _show_dataset(uri: str, *, verify: bool = False) -> None:
         rows.append(["checksums", f"{len(manifest.files())} files", "all match"])
     print_table(f"dataset {uri}", ["", "", ""], rows)
     if manifest.partition is not None:
-        _show_partition(manifest.partition)
+        _show_partition(manifest.partition, manifest.made_by.get("cut_by"))
 
 
 def _knowledge_rows(dataset: "_Dataset") -> list[list[str]]:
@@ -330,7 +330,7 @@ def _knowledge_rows(dataset: "_Dataset") -> list[list[str]]:
     ]
 
 
-def _show_partition(partition: "Partition") -> None:
+def _show_partition(partition: "Partition", library: object) -> None:
     def row(method: str, report: Mapping[str, float]) -> list[str]:
         figures = defaultdict(lambda: math.nan, report)  # a manifest from elsewhere may lack some
         halos = [
@@ -349,7 +349,7 @@ def _show_partition(partition: "Partition") -> None:
         *(["cut facts", "entities balance"] if has_links else []),
     ]  # fmt: skip
     print_table(
-        f"{partition.num_parts} parts by {partition.method}; balance is the largest part over the mean",
+        f"{partition.num_parts} parts by {library or partition.method}; balance is the largest part over the mean",
         columns,
         [row(method, report) for method, report in partition.report.items()],
     )

@@ -51,7 +51,10 @@ def file_to_write(parameter: typer.CallbackParam, value: Value) -> Value:
     return value
 
 
-Out = Annotated[str, typer.Option(help="Where to write: a folder or an s3:// prefix.", callback=folder_to_write)]
+Out = Annotated[
+    str,
+    typer.Option(help="Where to write: a folder or an address such as s3://BUCKET/PREFIX.", callback=folder_to_write),
+]
 JsonOut = Annotated[str, typer.Option(help="JSON file to write.", callback=file_to_write)]
 Dataset = Annotated[str, typer.Argument(help="A prepared dataset.", callback=place)]
 Run = Annotated[str, typer.Argument(help="Run folder.", callback=place)]

@@ -11,6 +11,10 @@ class UserError(ValueError):
     """
 
 
+class TryAgainError(UserError):
+    """What the program needs has failed or is not there yet; the same command may do better later, as it stands."""
+
+
 class DamagedError(UserError):
     """A file is not what was written; its text names it and says what to do."""
 

@@ -5,13 +5,14 @@ import signal
 from types import FrameType
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from diffmm_dist.statuses import INTERRUPTED
+
 if TYPE_CHECKING:
     from concurrent.futures import Future
 
 Result = TypeVar("Result")
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
-INTERRUPTED = 130
 _LOOK_S = 0.5
 ENDED = "interrupted; nothing is left half-written"
 

@@ -1,27 +1,39 @@
 """Where things are: what a user may write for a file or a folder, settled before any work begins.
 
-A place is a path on a disk or an s3:// address. What is settled has its home folder written out, its scheme in small
-letters and no slash at its end or twice in a row on S3.
+A place is a path on a disk or an address on a store (``schemes``). What is settled has its home folder written out; an
+address has its scheme in small letters and under its first name, and no slash at its end or twice in a row.
 """
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from diffmm_dist.errors import UserError
 from diffmm_dist.safe_text import refuse_secrets
+from diffmm_dist.schemes import S3, Scheme, listed, named, scheme_of
 from diffmm_dist.words import shortened
 
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):/(/?)(.*)", re.DOTALL)
-_BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 _LONGEST = 4096  # bytes of a path; an address has fewer
+_SHARED = f"give {listed(writable=True)} addresses, or paths that all nodes share"
 _SPECIAL = "?#*[]"  # some tools take them for patterns or for the end of an address
 
 
 def is_remote(place: str) -> bool:
-    """Tell an s3:// address from a local path; any other scheme is refused."""
-    return place[:5].lower() == "s3://" or _refused_scheme(place)
+    """Tell the address of a store from a local path; an unknown scheme is refused."""
+    return scheme_of(place) is not None or _refused_scheme(place)
+
+
+def is_shared(place: str) -> bool:
+    """Tell whether a place is the address of a store that other processes, on any machine, see too."""
+    return is_remote(place) and _known_scheme(place).shared
+
+
+def _known_scheme(address: str) -> Scheme:
+    scheme = scheme_of(address)
+    assert scheme is not None
+    return scheme
 
 
 def settle(place: str, *, to_write: bool = False, pattern: bool = False) -> str:
@@ -29,7 +41,7 @@ def settle(place: str, *, to_write: bool = False, pattern: bool = False) -> str:
 
     Args:
         place: a path or an address.
-        to_write: something is to be made there, which a bucket as a whole cannot be.
+        to_write: something is to be made there, which a bucket as a whole, or what can only be read, cannot be.
         pattern: it may be a pattern of names.
 
     Raises:
@@ -55,6 +67,17 @@ def settle_local(place: str) -> str:
     if is_remote(place):
         raise _refusal(place, "it must be on a local disk; give a path there")
     return place
+
+
+def check_shared(named: Mapping[str, str]) -> None:
+    """Raise a ``UserError`` if an address is one that other processes do not see.
+
+    Args:
+        named: places by what they are for.
+    """
+    for key, place in named.items():
+        if is_remote(place) and not is_shared(place):
+            raise UserError(f"{key}={place} is in the memory of one process, where workers do not see it; {_SHARED}")
 
 
 def check_apart(uri: str, sources: Sequence[str]) -> None:
@@ -93,20 +116,25 @@ def check_local_file(uri: str, path: str) -> None:
 
 
 def _settled_address(place: str, *, to_write: bool, pattern: bool) -> str:
-    bucket, *parts = place[5:].split("/")
-    parts = [part for part in parts if part]
-    if not _BUCKET.fullmatch(bucket):
-        raise _refusal(place, "it names no bucket; write s3://BUCKET/PREFIX")
-    if to_write and not parts:
-        raise _refusal(place, f"it is a whole bucket; name a place in it, such as s3://{bucket}/data")
-    special = [mark for mark in _SPECIAL if any(mark in part for part in parts)]
+    scheme = _known_scheme(place)
+    parts = [part for part in place.partition("://")[2].split("/") if part]
+    root, inside = "/".join(parts[: scheme.depth]), parts[scheme.depth :]
+    if place.partition("://")[2].startswith("/") or not scheme.pattern.fullmatch(root):
+        raise _refusal(place, f"it names no {scheme.root}; write {scheme.example}")
+    if to_write and not scheme.writable:
+        what = f"{scheme.name}:// can only be read"
+        raise _refusal(place, f"{what}; write to a local path or to {listed(writable=True)}")
+    if to_write and not inside:
+        example = f"{scheme.name}://{root}/data"
+        raise _refusal(place, f"it is a whole {scheme.root}; name a place in it, such as {example}")
+    special = [mark for mark in _SPECIAL if any(mark in part for part in inside)]
     if special and not pattern:
         raise _refusal(place, f"an address must not hold {' '.join(special)}; choose another name")
     if _CONTROL.search(place):
         raise _refusal(place, "an address has no line breaks or other control characters in it; choose another name")
     if {".", ".."} & set(parts):
         raise _refusal(place, "an address has no . or .. in it; write it out")
-    return "/".join([f"s3://{bucket}", *parts])
+    return f"{scheme.name}://{'/'.join(parts)}"
 
 
 def _from_home(place: str) -> str:
@@ -120,17 +148,19 @@ def _from_home(place: str) -> str:
 
 
 def _refused_scheme(place: str) -> bool:
-    """Raise a ``UserError`` for an address that is none of S3; return False for a path."""
+    """Raise a ``UserError`` for an address of no known store, or one written wrongly; return False for a path."""
     match = _SCHEME.match(place)
     if match is None:
         return False
     scheme, second_slash, rest = match.group(1).lower(), match.group(2), match.group(3)
     if scheme == "file":
         raise _refusal(place, f"write the local path alone, /{rest.lstrip('/')}")
-    if scheme in ("s3", "s3a", "s3n"):
-        raise _refusal(place, f"write it as s3://{rest.lstrip('/') or 'BUCKET/PREFIX'}")
+    known = S3 if scheme in ("s3a", "s3n") else named(scheme)
+    if known is not None:
+        rest = rest.lstrip("/")
+        raise _refusal(place, f"write it as {f'{known.name}://{rest}' if rest else known.example}")
     if second_slash:
-        raise _refusal(place, "only local paths and s3:// addresses are supported")
+        raise _refusal(place, f"{scheme}:// is no store that is known; give a local path or one of {listed()}")
     return False
 
 

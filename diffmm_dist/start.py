@@ -6,6 +6,9 @@ from diffmm_dist import interrupts
 def main() -> None:
     """Run the command line."""
     interrupts.hear()
-    from diffmm_dist.cli import main as run
+    from diffmm_dist.launch.own_job import stopped_where_final
 
-    run()
+    with stopped_where_final():
+        from diffmm_dist.cli import main as run
+
+        run()

@@ -1,6 +1,6 @@
-"""Paths and s3:// addresses behind one small set of functions.
+"""Paths and addresses of stores behind one small set of functions.
 
-Endpoint and credentials of S3 come from the environment or the usual AWS profile, never from a configuration.
+Endpoints and credentials come from the environment or the files of the stores' own tools, never from a configuration.
 """
 
 import hashlib
@@ -9,20 +9,22 @@ import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from typing import IO, Any, cast
+from typing import IO, Any
 
-import fsspec
-
-from diffmm_dist import json_text, s3
+from diffmm_dist import json_text
 from diffmm_dist.checksums import file_sha256
 from diffmm_dist.errors import UserError, one_line
 from diffmm_dist.places import check_apart as check_apart
 from diffmm_dist.places import check_local_file, settle, target_of
 from diffmm_dist.places import is_remote as is_remote
+from diffmm_dist.places import is_shared as is_shared
 from diffmm_dist.records import parse_record, sealed
 from diffmm_dist.regular_files import open_regular, read_regular, size_text
-from diffmm_dist.s3 import num_retries as num_retries
 from diffmm_dist.staging import at_work_in, check_writable, partial_folder, partial_name, put_in_place, remove_dead
+from diffmm_dist.stores.access import explained, resolve
+from diffmm_dist.stores.registry import store_of
+from diffmm_dist.stores.s3 import num_retries as num_retries
+from diffmm_dist.stores.store import begun
 
 _PIECE = 1 << 20
 
@@ -39,42 +41,47 @@ def name(uri: str) -> str:
 
 def exists(uri: str) -> bool:
     """Return whether a file or folder is there."""
-    file_system, path = _resolve(uri)
-    with _explained(uri, "look at"):
-        return bool(file_system.exists(path))
+    file_system, path = resolve(uri)
+    with explained(uri, "look at"):
+        return store_of(uri).exists(path) if is_remote(uri) else bool(file_system.exists(path))
 
 
 def is_folder(uri: str) -> bool:
     """Return whether a folder is there, or objects below a prefix."""
-    file_system, path = _resolve(uri)
-    with _explained(uri, "look at"):
-        return bool(file_system.isdir(path))
+    file_system, path = resolve(uri)
+    with explained(uri, "look at"):
+        return store_of(uri).is_folder(path) if is_remote(uri) else bool(file_system.isdir(path))
 
 
 def glob(pattern: str) -> list[str]:
     """Return the sorted paths or addresses that match a pattern."""
-    file_system, path = _resolve(pattern)
-    with _explained(pattern, "list"):
-        found = sorted(str(place) for place in file_system.glob(path))
-    return [f"s3://{place}" for place in found] if is_remote(pattern) else found
+    file_system, path = resolve(pattern)
+    with explained(pattern, "list"):
+        if not is_remote(pattern):
+            return sorted(map(str, file_system.glob(path)))
+        store = store_of(pattern)
+        return sorted(map(store.uri, store.glob(path)))
 
 
 def list_names(uri: str) -> list[str]:
     """Return the sorted names inside a folder, empty where there is none, or where another process removes it now."""
-    file_system, path = _resolve(uri)
-    with _explained(uri, "list"), suppress(FileNotFoundError):
-        if not file_system.isdir(path):
-            return []
-        return sorted(entry.rstrip("/").rsplit("/", 1)[-1] for entry in file_system.ls(path, detail=False))
+    _, path = resolve(uri)
+    with explained(uri, "list"), suppress(FileNotFoundError):
+        if is_remote(uri):
+            entries = store_of(uri).children(path) if store_of(uri).is_folder(path) else []
+        else:
+            entries = os.listdir(path) if os.path.isdir(path) else []
+        return sorted(entry.rstrip("/").rsplit("/", 1)[-1] for entry in entries)
     return []
 
 
 def list_tree(uri: str) -> list[str]:
     """Return the sorted paths, relative to a folder, of all files in it and below, empty where there is none."""
-    file_system, path = _resolve(uri)
-    with _explained(uri, "list"):
+    file_system, path = resolve(uri)
+    with explained(uri, "list"):
         root = path.rstrip("/") + "/"
-        return sorted(found.removeprefix(root) for found in file_system.find(path) if found.startswith(root))
+        files = store_of(uri).find(path) if is_remote(uri) else file_system.find(path)
+        return sorted(found.removeprefix(root) for found in files if found.startswith(root))
 
 
 def read_bytes(uri: str, *, limit: int = json_text.LARGEST_BYTES) -> bytes:
@@ -83,13 +90,15 @@ def read_bytes(uri: str, *, limit: int = json_text.LARGEST_BYTES) -> bytes:
     Raises:
         UserError: it cannot be read, or is larger than ``limit`` bytes, which nothing of its kind is.
     """
-    file_system, path = _resolve(uri)
-    with _explained(uri, "read"):
+    file_system, path = resolve(uri)
+    with explained(uri, "read"):
         if not is_remote(uri):
             return read_regular(path, limit=limit)
-        if int(file_system.info(path)["size"] or 0) > limit:
+        size = int(file_system.info(path)["size"] or 0)  # which not every web server says
+        data = b"" if size > limit else bytes(file_system.cat_file(path))
+        if max(size, len(data)) > limit:
             raise UserError(f"{uri} is larger than {size_text(limit)}; is this the right file?")
-        return bytes(file_system.cat_file(path))
+        return data
 
 
 def read_json(uri: str) -> Any:
@@ -119,17 +128,11 @@ def write_bytes(uri: str, data: bytes) -> None:
 @contextmanager
 def replacing_file(uri: str) -> Iterator[IO[bytes]]:
     """Write a file that appears under its name, complete, when the block ends well, and not at all otherwise."""
-    file_system, path = _resolve(uri)
-    with _explained(uri, "write"):
+    _, path = resolve(uri, to_write=True)
+    with explained(uri, "write"):
         if is_remote(uri):
-            file = file_system.open(path, "wb")
-            try:
-                yield file
-            except BaseException:
-                file.discard()
-                file.closed = True  # or the garbage collector would finish the upload
-                raise
-            file.close()
+            with store_of(uri).replacing(path) as remote:
+                yield remote
             return
         path = os.path.realpath(path)  # a link stays, and what it points at is replaced
         check_local_file(uri, path)
@@ -161,13 +164,6 @@ def json_bytes(value: Any) -> bytes:
     return (json.dumps(value, indent=2, allow_nan=False) + "\n").encode()
 
 
-@contextmanager
-def path_on_s3(uri: str, action: str) -> Iterator[str]:
-    """Yield the path of an address for the functions of s3.py; what they raise becomes one sentence."""
-    with _explained(uri, action):
-        yield _resolve(uri)[1]
-
-
 def write_record(uri: str, record: Mapping[str, Any]) -> None:
     """Write a JSON file at once, with a checksum of its contents as its last key."""
     write_json(uri, sealed(record))
@@ -175,13 +171,13 @@ def write_record(uri: str, record: Mapping[str, Any]) -> None:
 
 @contextmanager
 def open_input(uri: str) -> Iterator[IO[bytes]]:
-    """Open a file for random access: ranged reads on S3.
+    """Open a file for random access: ranged reads on a store.
 
     A file on a disk is read, not mapped: a mapped one that somebody shortens ends the process that looks at it.
     """
-    _, path = _resolve(uri)
-    with _explained(uri, "read"):
-        file = cast(IO[bytes], s3.BlockReader(path)) if is_remote(uri) else open_regular(path)
+    _, path = resolve(uri)
+    with explained(uri, "read"):
+        file = store_of(uri).open_input(path) if is_remote(uri) else open_regular(path)
     try:
         yield file
     finally:
@@ -191,15 +187,15 @@ def open_input(uri: str) -> Iterator[IO[bytes]]:
 @contextmanager
 def open_file(uri: str) -> Iterator[IO[bytes]]:
     """Open a file for reading from its start."""
-    file_system, path = _resolve(uri)
-    with _explained(uri, "read"), file_system.open(path, "rb") if is_remote(uri) else open_regular(path) as file:
+    _, path = resolve(uri)
+    with explained(uri, "read"), store_of(uri).open_stream(path) if is_remote(uri) else open_regular(path) as file:
         yield file
 
 
 def open_output(uri: str) -> IO[bytes]:
     """Open a file for writing from its start; folders are made as needed."""
-    file_system, path = _resolve(uri)
-    with _explained(uri, "write"):
+    file_system, path = resolve(uri, to_write=True)
+    with explained(uri, "write"):
         if not is_remote(uri):
             path = os.path.realpath(path)
             os.makedirs(os.path.dirname(path), exist_ok=True)
@@ -224,7 +220,7 @@ def download(uri: str, path: str) -> str:
 def _hashed(uri: str, file: IO[bytes], digest: Any) -> Iterator[bytes]:
     """Yield a file in pieces that the digest has taken in."""
     while True:
-        with _explained(uri, "read"):
+        with explained(uri, "read"):
             piece = file.read(_PIECE)
         if not piece:
             return
@@ -234,8 +230,8 @@ def _hashed(uri: str, file: IO[bytes], digest: Any) -> Iterator[bytes]:
 
 def remove_file(uri: str) -> None:
     """Remove a file, if it is there."""
-    file_system, path = _resolve(uri)
-    with _explained(uri, "remove"), suppress(FileNotFoundError):  # somebody else may remove it too
+    file_system, path = resolve(uri, to_write=True)
+    with explained(uri, "remove"), suppress(FileNotFoundError):  # somebody else may remove it too
         if file_system.exists(path):
             file_system.rm_file(path)
 
@@ -251,8 +247,8 @@ def remove_folder(uri: str, *, marker: str | None = None) -> None:
 
     A file or a link in its place goes too.
     """
-    file_system, path = _resolve(uri)
-    with _explained(uri, "remove"), suppress(FileNotFoundError):  # somebody else may remove it too
+    file_system, path = resolve(uri, to_write=True)
+    with explained(uri, "remove"), suppress(FileNotFoundError):  # somebody else may remove it too
         if not is_remote(uri) and (os.path.islink(path) or os.path.isfile(path)):
             os.remove(path)  # what a link points at belongs to others
             return
@@ -283,7 +279,7 @@ def check_place(uri: str, *, marker: str, force: bool, sources: Sequence[str] = 
     if is_ours and not force:
         raise UserError(f"{uri} already exists; choose another place or pass --force to replace it")
     names = [] if is_ours else list_names(uri)
-    if names and s3.begun(marker) not in names:
+    if names and begun(marker) not in names:
         raise UserError(f"{uri} holds other files (no {marker} among them); choose an empty or new folder")
     path = target_of(uri)
     if not is_remote(uri):
@@ -306,9 +302,9 @@ def check_file(uri: str, sources: Sequence[str] = ()) -> None:
 
 def _check_writable(uri: str, probe: str) -> None:
     """Find out now whether ``probe``, a file that is not there, can be written for ``uri``; leave nothing behind."""
-    with _explained(uri, "write"):
+    with explained(uri, "write"):
         if is_remote(probe):
-            file_system, path = _resolve(probe)
+            file_system, path = resolve(probe)
             file_system.pipe_file(path, b"")
             file_system.rm_file(path)
             return
@@ -321,8 +317,8 @@ def staged_folder(uri: str, *, marker: str, force: bool) -> Iterator[str]:
 
     Yields the address of an empty staging folder. When the block ends without an exception the folder takes its
     place by renaming; otherwise it is removed and whatever stood at ``uri`` is left as it was. A link at ``uri`` stays,
-    and what it points at is replaced. S3 has no rename: there the old folder's ``marker`` is removed first and the new
-    one's moved last, so that a part never counts as a whole.
+    and what it points at is replaced. Stores have no rename: there the old folder's ``marker`` is removed first and
+    the new one's moved last, so that a part never counts as a whole.
 
     Args:
         uri: the folder to make.
@@ -347,14 +343,14 @@ def staged_folder(uri: str, *, marker: str, force: bool) -> Iterator[str]:
 
 
 def _enter(at_work: ExitStack, staging: str) -> None:
-    with _explained(staging, "write"):
+    with explained(staging, "write"):
         at_work.enter_context(at_work_in(staging))
 
 
 def _commit(staging: str, uri: str, marker: str) -> None:
-    with _explained(uri, "write"):
+    with explained(uri, "write"):
         if is_remote(uri):
-            s3.put_in_place(_resolve(staging)[1], _resolve(uri)[1], marker)
+            store_of(uri).put_in_place(resolve(staging)[1], resolve(uri)[1], marker)
         else:
             assert os.path.exists(os.path.join(staging, marker))
             put_in_place(staging, uri)
@@ -363,37 +359,11 @@ def _commit(staging: str, uri: str, marker: str) -> None:
 def arrow_file_system(uri: str) -> tuple[Any, str]:
     """Return pyarrow's view of the file system that holds a path or an address, None for the disk, and the path.
 
-    It can be sent to other processes, which the session that counts repeated requests cannot.
+    It can be sent to other processes.
     """
-    _, path = _resolve(uri)
+    _, path = resolve(uri)
     if not is_remote(uri):
         return None, path
     from pyarrow.fs import FSSpecHandler, PyFileSystem
 
-    return PyFileSystem(FSSpecHandler(s3.file_system(counted=False))), path
-
-
-def _resolve(uri: str) -> tuple[Any, str]:
-    """Return the file system and the path on it."""
-    uri = settle(uri, pattern=True)
-    if is_remote(uri):
-        return s3.file_system(), uri.removeprefix("s3://")
-    return fsspec.filesystem("file"), os.path.abspath(uri)
-
-
-@contextmanager
-def _explained(uri: str, action: str) -> Iterator[None]:
-    """Turn what the file system raises into one sentence that names the place."""
-    try:
-        yield
-    except UserError:
-        raise
-    except FileNotFoundError as error:
-        whole = action == "write" and is_remote(uri)
-        missing = "its bucket does not exist; make it or check its name" if whole else "it does not exist"
-        raise UserError(f"cannot {action} {uri}: {missing}") from error
-    except Exception as error:
-        if not isinstance(error, OSError) and not s3.is_of_client(error):
-            raise
-        reason = s3.reason(_resolve(uri)[1], error) if is_remote(uri) else error
-        raise UserError(f"cannot {action} {uri}: {one_line(reason)}{s3.remedy(reason, action)}") from error
+    return PyFileSystem(FSSpecHandler(store_of(uri).portable_file_system())), path

@@ -4,6 +4,8 @@ import hypothesis
 import pytest
 import torch
 
+from diffmm_dist.monitoring.log import logger
+
 hypothesis.settings.register_profile("untimed", deadline=None)  # how fast something is, benchmarks say
 hypothesis.settings.load_profile("untimed")
 
@@ -11,9 +13,10 @@ hypothesis.settings.load_profile("untimed")
 # Files of the slow tests that take longest, by what their tests took together. They begin first, so that at the end no
 # process is left alone with a long one.
 LONGEST = (
-    "test_ray_workers.py", "test_s3.py", "test_cluster.py", "test_ray.py", "test_training.py", "test_memory.py",
-    "test_s3_faults.py", "test_benchmarks.py", "test_end_to_end.py", "test_one_writer.py", "test_every_moment.py",
-    "test_autoscaling.py", "test_large_import.py", "test_sharded_diffkg.py",
+    "test_cluster.py", "test_s3.py", "test_ray_workers.py", "test_benchmarks.py", "test_memory.py",
+    "test_one_writer.py", "test_end_to_end.py", "test_kill_loop.py", "test_ray.py", "test_s3_faults.py",
+    "test_training.py", "test_autoscaling.py", "test_without_packages.py", "test_large_import.py",
+    "test_every_moment.py", "test_ended_commands.py", "test_sharded_diffkg.py",
 )  # fmt: skip
 
 
@@ -26,6 +29,15 @@ def pytest_collection_modifyitems(items):
 @pytest.fixture(autouse=True)
 def _one_thread():
     torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _log_as_it_was():
+    """Undo what a command that ran in this process has done to the log: it writes to a stream that is closed now."""
+    before = logger.handlers[:], logger.propagate, logger.level
+    yield
+    logger.handlers[:], logger.propagate = before[:2]
+    logger.setLevel(before[2])
 
 
 @pytest.fixture

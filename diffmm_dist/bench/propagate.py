@@ -15,7 +15,8 @@ from torch import Tensor
 from diffmm_dist.bench.operations import FLOAT, Case, Operation, Variant
 from diffmm_dist.bench.problems import normal_rows, power_law_rows
 from diffmm_dist.errors import UserError
-from diffmm_dist.graph.hetero import REAL, HeteroGraph, Kernel, import_dgl
+from diffmm_dist.graph.dgl_package import import_dgl
+from diffmm_dist.graph.hetero import REAL, HeteroGraph, Kernel
 from diffmm_dist.graph.propagate import propagate
 from diffmm_dist.graph.relation import Relation
 

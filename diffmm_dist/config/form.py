@@ -1,7 +1,7 @@
 """The form of a configuration: which sections and settings it has, at any depth."""
 
 from collections.abc import Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_origin
 
 from pydantic.fields import FieldInfo
 
@@ -68,7 +68,8 @@ class Form:
 
 def is_section(field: FieldInfo) -> bool:
     """Tell a section from a setting."""
-    return isinstance(field.annotation, type) and issubclass(field.annotation, Section)
+    kind = field.annotation  # list[str] counts as a type on Python 3.10
+    return isinstance(kind, type) and get_origin(kind) is None and issubclass(kind, Section)
 
 
 def variants_of(field: FieldInfo) -> Variants | None:

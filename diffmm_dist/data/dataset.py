@@ -60,7 +60,7 @@ class Dataset:
 
         Args:
             uri: where it is.
-            reading: how to read files on S3.
+            reading: how to read files on a store.
 
         Raises:
             UserError: there is none, or its manifest is not one of ours.

@@ -24,7 +24,7 @@ class Reading:
 
     Attributes:
         batches_ahead: record batches that a thread fetches and checks while earlier ones are used.
-        cache: folder that keeps whole files from S3, named by checksum; None to fetch ranges every time.
+        cache: folder that keeps whole files from a store, named by checksum; None to fetch ranges every time.
         verify: compare every file with its checksum.
     """
 
@@ -58,7 +58,7 @@ def read_batches(
         folder: of the dataset.
         files: which files, and the rows that the manifest promises of each.
         expected: the schema that they must have, metadata aside.
-        reading: how to read from S3.
+        reading: how to read from a store.
         skip: record batches of the first file that are not decoded.
 
     Raises:

@@ -44,7 +44,7 @@ def dataset_writer(
     """Write a dataset; it appears at ``uri`` when the block ends well and leaves no trace otherwise.
 
     Args:
-        uri: folder or s3:// prefix.
+        uri: folder or address.
         num_users: U.
         num_items: I.
         axes: rows of other axes, by name.

@@ -42,7 +42,7 @@ _SEEN_SCHEMA = pa.schema([pa.field("user", pa.int64()), pa.field("item", pa.int6
 
 
 def export_bundle(run: TrainedRun, out: str, *, force: bool = False) -> None:
-    """Write the bundle of a trained run to a folder or an s3:// prefix.
+    """Write the bundle of a trained run to a folder or an address.
 
     Seen are the training and the validation interactions: what was known when the best epoch was chosen.
 

@@ -1,11 +1,6 @@
 """The heterogeneous graph: relations of users and items, edges of any other types, and the DGL heterograph of them."""
 
-import os
-import sys
-import tempfile
-import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
+from collections.abc import Mapping
 from functools import cached_property
 from typing import Any, Literal
 
@@ -13,67 +8,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from diffmm_dist.errors import UserError, one_line
+from diffmm_dist.graph.dgl_package import import_dgl
 from diffmm_dist.graph.relation import Edges, Relation
 
 REAL = "interacts"
 Kernel = Literal["csr", "dgl"]
 EdgeType = tuple[str, str, str]
-
-
-def import_dgl(*, otherwise: str = "set graph.kernel=csr") -> Any:
-    """Import DGL.
-
-    Args:
-        otherwise: what can be done without it.
-
-    Raises:
-        UserError: naming the pair of versions that works.
-    """
-    os.environ["DGLBACKEND"] = "pytorch"  # or DGL writes a configuration file into the home directory, and says so
-    try:
-        with quietly():
-            import dgl
-    except Exception as error:  # a mismatched build fails with anything from ImportError to OSError
-        raise UserError(
-            f"DGL cannot be imported ({one_line(error)}); install dgl==1.1.3 beside torch 2.11 to 2.13 on Python 3.10 "
-            f"or 3.11, or {otherwise}"
-        ) from error
-    return dgl
-
-
-@contextmanager
-def quietly() -> Iterator[None]:
-    """Keep what a library writes to standard output and error, from C++ too, out of sight, and show it if it fails."""
-    with tempfile.TemporaryFile() as kept, warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        for stream in (sys.stdout, sys.stderr):
-            if stream is not None:
-                stream.flush()
-        saved = _copies_of_streams()
-        try:
-            for number in saved:
-                os.dup2(kept.fileno(), number)
-            with redirect_stdout(None), redirect_stderr(None):
-                yield
-        except BaseException:
-            kept.seek(0)
-            with suppress(OSError, KeyError):
-                os.write(saved[2], kept.read())
-            raise
-        finally:
-            for number, descriptor in saved.items():
-                os.dup2(descriptor, number)
-                os.close(descriptor)
-
-
-def _copies_of_streams() -> dict[int, int]:
-    """Return copies of the descriptors of standard output and error, of those that are open."""
-    copies = {}
-    for number in (1, 2):
-        with suppress(OSError):
-            copies[number] = os.dup(number)
-    return copies
 
 
 class HeteroGraph:

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import torch
 
 from diffmm_dist.errors import UserError
-from diffmm_dist.graph.hetero import REAL, HeteroGraph, Kernel, import_dgl
+from diffmm_dist.graph.dgl_package import import_dgl
+from diffmm_dist.graph.hetero import REAL, HeteroGraph, Kernel
 from diffmm_dist.graph.propagate import propagate
 from diffmm_dist.graph.relation import Relation
 from diffmm_dist.parallel.collectives import all_reduce_max, any_worker

@@ -8,20 +8,16 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from typing import NamedTuple
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from diffmm_dist.errors import UserError
-from diffmm_dist.graph.hetero import import_dgl, quietly
+from diffmm_dist.graph import metis
 from diffmm_dist.interrupts import result_of
 from diffmm_dist.parallel.group import changed_environment, new_processes
 from diffmm_dist.parallel.random import RandomStream
 from diffmm_dist.sparse import CSR
 
-_WITHOUT_DGL = "take --method random, or partition where it can be: datasets go anywhere"
-_GAVE_UP = "METIS gave up on this graph, or was asked to end; run the command again, or take --method random"
 # METIS reads memory that it has not written, and cuts by what it finds there. So glibc fills what it hands out, with
 # the complement of 255; what a thread has just given back it would hand out as it is, if it kept any.
 _ZEROS = "glibc.malloc.perturb=255:glibc.malloc.tcache_count=0"
@@ -68,47 +64,49 @@ def deal(count: int, num_parts: int, *, seed: int, kind: str) -> Tensor:
     return RandomStream.of(seed, "partition", kind).permute(torch.arange(count), count) * num_parts // count
 
 
-def metis_parts(pairs: CSR, num_parts: int, links: Links | None = None) -> tuple[Parts, Tensor]:
-    """Cut as few edges as METIS can, with users, items and edges balanced (Karypis and Kumar, 1998).
+class MetisParts(NamedTuple):
+    """What METIS has found.
+
+    Attributes:
+        parts: of users and items.
+        further: of the further nodes of the links, int64.
+        library: that brought METIS, with its version.
+    """
+
+    parts: Parts
+    further: Tensor
+    library: str
+
+
+def metis_parts(pairs: CSR, num_parts: int, links: Links | None = None) -> MetisParts:
+    """Cut as few edges as METIS can, with users, items, further nodes and edges balanced (Karypis and Kumar, 1998).
 
     It is cut in a process of its own: METIS hears no signal but SIGTERM, which it takes for an error of its own, so it
     must be killed; and the same graph must give the same parts, so all memory must begin as zeros.
 
-    Returns:
-        The parts of users and items, and those of the further nodes of the links, balanced too, int64.
-
     Raises:
-        UserError: DGL, which brings METIS, cannot be imported, or METIS gives up.
+        UserError: nothing here brings METIS, or it gives up.
     """
     tunables = ":".join(filter(None, [os.environ.get("GLIBC_TUNABLES"), _ZEROS]))
     with changed_environment({"GLIBC_TUNABLES": tunables}), new_processes(1) as processes:
         try:
-            parts = torch.from_numpy(result_of(processes.submit(_metis, pairs, num_parts, links)))
+            found, library = result_of(processes.submit(metis.assign, _graph(pairs, links), num_parts))
         except BrokenProcessPool as error:
-            raise UserError(_GAVE_UP) from error
+            raise UserError(metis.GAVE_UP) from error
     num_users, num_items = pairs.num_rows, pairs.num_columns
-    users, items, further = parts.split([num_users, num_items, len(parts) - num_users - num_items])
-    return Parts(users, items, num_parts), further
+    users, items, further = torch.from_numpy(found).split([num_users, num_items, len(found) - num_users - num_items])
+    return MetisParts(Parts(users, items, num_parts), further, library)
 
 
-def _metis(pairs: CSR, num_parts: int, links: Links | None) -> npt.NDArray[np.int64]:
-    """Return the part of each node: users, items, further nodes."""
-    dgl = import_dgl(otherwise=_WITHOUT_DGL)
+def _graph(pairs: CSR, links: Links | None) -> metis.Graph:
+    """Return users, items and further nodes as the nodes of one graph."""
     ends = [(pairs.row_ids, pairs.indices + pairs.num_rows)]
     sizes = [pairs.num_rows, pairs.num_columns]
     if links is not None:
         ends.append((links.heads + pairs.num_rows, links.tails + pairs.num_rows))
         sizes.append(links.num_further)
     first, second = (torch.cat(side) for side in zip(*ends, strict=True))
-    graph = dgl.graph((torch.cat([first, second]), torch.cat([second, first])), num_nodes=sum(sizes))
-    kinds = torch.repeat_interleave(torch.tensor(sizes))
-    try:
-        with quietly():  # DGL tells how it went, and METIS too
-            part = dgl.metis_partition_assignment(graph, num_parts, balance_ntypes=kinds, balance_edges=True)
-    except dgl.DGLError as error:
-        raise UserError(_GAVE_UP) from error
-    found: npt.NDArray[np.int64] = part.to(torch.int64).numpy()
-    return found
+    return metis.Graph(first, second, torch.repeat_interleave(torch.tensor(sizes)))
 
 
 def partition_report(pairs: CSR, parts: Parts) -> dict[str, float]:

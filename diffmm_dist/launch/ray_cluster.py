@@ -11,7 +11,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, cast
 
-from diffmm_dist.errors import StoppedEarlyError, UserError, one_line
+from diffmm_dist.errors import StoppedEarlyError, TryAgainError, UserError, one_line
 from diffmm_dist.launch.cluster_room import (
     Growth,
     Limits,
@@ -99,7 +99,7 @@ def _join(ray: Any, address: str) -> None:
         if host and port.isdecimal():  # Ray itself would try for two minutes
             socket.create_connection((host.strip("[]"), int(port)), timeout=_CONNECT_S).close()
     except OSError as error:
-        raise UserError(
+        raise TryAgainError(
             f"{where} does not answer ({one_line(error)}); give the address of its head, such as HEAD:6379, or unset "
             "RAY_ADDRESS to train on this machine"
         ) from error
@@ -161,7 +161,7 @@ def _wait(ray: Any, request: Request, patience_s: float) -> None:
             nodes, coming, now = _nodes(ray), _coming(ray), time.monotonic()
             left = started + patience_s - now
             if _lacks(request, nodes) and left <= 0:
-                raise UserError(gave_up(request, nodes, coming, patience_s))
+                raise TryAgainError(gave_up(request, nodes, coming, patience_s))
             text = waiting(request, nodes, coming)
             if text != said or now >= said_at + _SAY_AGAIN_S:
                 limit = f"; {left:.0f} s left (cluster.wait_for_nodes_s)" if _lacks(request, nodes) else ""

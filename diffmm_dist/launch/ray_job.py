@@ -10,12 +10,21 @@ from typing import Any
 
 from diffmm_dist import cores, storage
 from diffmm_dist.config.section import changed
-from diffmm_dist.errors import StoppedEarlyError, StoppedError, TakenOverError, UserError, is_of_system, system_sentence
+from diffmm_dist.errors import (
+    StoppedEarlyError,
+    StoppedError,
+    TakenOverError,
+    TryAgainError,
+    UserError,
+    is_of_system,
+    system_sentence,
+)
 from diffmm_dist.launch.cluster_room import Request
 from diffmm_dist.launch.ray_cluster import is_local, ray_cluster, room_for
 from diffmm_dist.launch.signals import StopSignals
 from diffmm_dist.monitoring.log import set_up_logging
 from diffmm_dist.monitoring.recorder import Recorder
+from diffmm_dist.places import check_shared
 from diffmm_dist.runs.config import Config, config_from_tree, places
 from diffmm_dist.runs.run_folder import RunFolder
 from diffmm_dist.runs.run_records import Result
@@ -72,6 +81,7 @@ def _fit_in_thread(config: Config, folder: RunFolder, request: Request) -> Any:
 
 def _with_absolute_paths(config: Config) -> Config:
     """A worker has another working directory, so local paths must not depend on it."""
+    check_shared(places(config))
     local = {key: place for key, place in places(config).items() if not storage.is_remote(place)}
     return changed(config, {key: str(Path(place).absolute()) for key, place in local.items()})
 
@@ -147,6 +157,8 @@ def _train_function(job: dict[str, Any]) -> Mapping[str, Any]:
             show_progress=False,
             patience_s=_PATIENCE_S,
         )
+    except TryAgainError as error:
+        return {"try again": str(error)}
     except UserError as error:
         return {"error": str(error)}
     except StoppedError as stopped:
@@ -162,6 +174,7 @@ def _train_function(job: dict[str, Any]) -> Mapping[str, Any]:
 
 _ENDS: dict[str, type[BaseException]] = {
     "error": UserError,
+    "try again": TryAgainError,
     "stopped": StoppedError,
     "taken over": TakenOverError,
 }
@@ -184,7 +197,7 @@ def _explained(error: BaseException) -> BaseException:
         return error
     rank, failure = min(failures.items())
     lines = [line for line in str(failure).splitlines() if line.strip()] or [type(failure).__name__]
-    return UserError(
+    return TryAgainError(
         f"worker {rank} failed and cluster.max_failures attempts are used up: {lines[-1].strip()}; the last checkpoint "
         "stands, and the same command goes on from it"
     )

@@ -23,7 +23,8 @@ def partition_dataset(uri: str, out: str, *, num_parts: int, method: Method, see
     such as relations, and axes with fewer rows than parts stay as they are.
 
     Raises:
-        UserError: there is no such dataset, more parts than users or items are asked for, or the place is taken.
+        UserError: there is no such dataset, more parts than users or items are asked for, the place is taken, or
+            nothing here brings METIS.
     """
     dataset = Dataset.open(uri)
     fewest = min(dataset.num_users, dataset.num_items)
@@ -39,11 +40,12 @@ def partition_dataset(uri: str, out: str, *, num_parts: int, method: Method, see
         for name in _headed(dataset.manifest)
         if dataset.manifest.counts[name] >= num_parts
     }
+    library = None
     links = _links(dataset) if ENTITIES in further else None
     if links is not None:
         report["random"] |= links_report(links, parts, further[ENTITIES])
     if method == "metis":
-        parts, of_entities = metis_parts(pairs, num_parts, links)
+        parts, of_entities, library = metis_parts(pairs, num_parts, links)
         report = {"metis": partition_report(pairs, parts)} | report
         if links is not None:
             further[ENTITIES] = of_entities
@@ -55,6 +57,7 @@ def partition_dataset(uri: str, out: str, *, num_parts: int, method: Method, see
         num_parts=num_parts,
         method=method,
         report=report,
+        cut_by=library,
         force=force,
     )
 

@@ -59,6 +59,7 @@ def write_relabelled(
     num_parts: int,
     method: Literal["metis", "random"],
     report: dict[str, dict[str, float]],
+    cut_by: str | None = None,
     force: bool = False,
 ) -> None:
     """Write a dataset whose part p holds the rows of part p of every axis that is cut, each in their former order.
@@ -70,6 +71,7 @@ def write_relabelled(
         num_parts: P.
         method: how the parts were found.
         report: for the manifest.
+        cut_by: the library that found the parts, for the manifest.
         force: replace a dataset that is already there.
 
     Raises:
@@ -85,7 +87,7 @@ def write_relabelled(
         bounds={axis: order.bounds.tolist() for axis, order in orders.items()},
         force=force,
     ) as writer:
-        writer.made_by = {**manifest.made_by, "partitioned": manifest.fingerprint}
+        writer.made_by = {**manifest.made_by, "partitioned": manifest.fingerprint, "cut_by": cut_by}
         writer.partition = method, report
         for split in SPLITS:
             _write_interactions(dataset, writer, split, orders)

@@ -56,7 +56,7 @@ class Checkpoints:
     """The checkpoints of one run.
 
     Args:
-        folder: where they are, on storage that all workers share: a path or an s3:// address.
+        folder: where they are, on storage that all workers share: a path or an address.
         run: the run's id; checkpoints of others count as damaged.
         keep: how many of the newest to keep.
         world: the workers.

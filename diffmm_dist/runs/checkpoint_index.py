@@ -78,7 +78,7 @@ def write_index(folder: str, metadata: Metadata, results: Iterable[Sequence[Writ
     """Write the index.
 
     Args:
-        folder: the checkpoint's, a path or an s3:// address.
+        folder: the checkpoint's, a path or an address.
         metadata: of all tensors, as DCP has planned them.
         results: of every worker, where it has put its chunks.
 

@@ -8,7 +8,6 @@ from contextlib import contextmanager
 from typing import IO, Any
 
 from torch.distributed.checkpoint._extension import StreamTransformExtension
-from torch.distributed.checkpoint._fsspec_filesystem import FsspecReader, FsspecWriter
 from torch.distributed.checkpoint.filesystem import (
     FileSystem,
     FileSystemReader,
@@ -20,24 +19,33 @@ from torch.distributed.checkpoint.planner import SavePlan, SavePlanner
 from torch.distributed.checkpoint.storage import WriteResult
 from torch.futures import Future
 
-from diffmm_dist import s3, storage
+try:
+    from torch.distributed.checkpoint.fsspec_filesystem import (  # type: ignore[import-not-found, unused-ignore]
+        FsspecReader,
+        FsspecWriter,
+    )
+except ImportError:  # torch before 2.15
+    from torch.distributed.checkpoint._fsspec_filesystem import FsspecReader, FsspecWriter
+
+from diffmm_dist import storage
 from diffmm_dist.checksums import file_sha256
 from diffmm_dist.errors import DamagedError
 from diffmm_dist.regular_files import open_regular
 from diffmm_dist.runs.checkpoint_index import REMEDY, StoredChunk, read_index, write_index
+from diffmm_dist.stores.registry import store_of
 
 
 def writer_to(folder: str) -> FileSystemWriter:
-    """Return what writes a checkpoint to a folder, a path or an s3:// address."""
+    """Return what writes a checkpoint to a folder, a path or an address."""
     if storage.is_remote(folder):
-        return _RemoteWriter(folder, sync_files=False, **s3.options())
+        return _RemoteWriter(folder, sync_files=False, **store_of(folder).options())
     return _Writer(folder, sync_files=True)
 
 
 def reader_of(folder: str, *, index_sha256: str) -> FileSystemReader:
     """Return what reads a checkpoint, whose index must have a checksum; its chunks must have those that stand there."""
     if storage.is_remote(folder):
-        return _RemoteReader(folder, index_sha256, **s3.options())
+        return _RemoteReader(folder, index_sha256, **store_of(folder).options())
     return _LocalReader(folder, index_sha256)
 
 
@@ -69,7 +77,7 @@ def _with_hash(result: WriteResult, sha256: str) -> WriteResult:
 
 
 class _RemoteWriter(_Writer, FsspecWriter):
-    """Writes to S3."""
+    """Writes to a store."""
 
 
 class _Hashing(StreamTransformExtension):
@@ -123,6 +131,8 @@ class _HashedOutput(io.RawIOBase):
     def close(self) -> None:
         if not self.closed:
             self._output.close()
+            # It flushes DCP's file once more when it is collected, and Python 3.13 complains if that is closed by then.
+            del self._output
         super().close()
 
 
@@ -174,6 +184,6 @@ class _RegularFiles(FileSystem):
 
 
 class _RemoteReader(_Reader, FsspecReader):
-    """Reads from S3, the wanted chunks alone, each once."""
+    """Reads from a store, the wanted chunks alone, each once."""
 
     _kept_in_memory = True

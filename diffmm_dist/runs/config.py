@@ -38,13 +38,13 @@ class DataConfig(Section):
     """What to train on."""
 
     path: Location
-    """Prepared dataset: a folder or an s3:// prefix written by `prepare`."""
+    """Prepared dataset: a folder or an address, written by `prepare`."""
     modalities: tuple[str, ...] | None = None
     """Names of the modalities to use, in this order; null uses all that the dataset has."""
     batches_ahead: Count = 4
-    """Record batches (of at most 65,536 rows and 4 MiB of features) fetched from S3 while earlier ones are used."""
+    """Record batches (of at most 65,536 rows and 4 MiB of features) fetched from stores while earlier ones are used."""
     cache: Folder | None = None
-    """Local folder that keeps the files read from S3, checked and named by checksum; null fetches them every time."""
+    """Local folder that keeps files read from stores, checked and named by checksum; null fetches them every time."""
     verify: bool = True
     """Compare every file with its checksum as it is read; false believes them."""
 
@@ -53,7 +53,7 @@ class RunConfig(Section):
     """Where a run lives and what makes it repeatable."""
 
     path: Destination
-    """Run folder, a path or an s3:// address; running the same command again resumes from it."""
+    """Run folder, a path or an address; running the same command again resumes from it."""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 421
     """Seed of every random number of the run."""
 
@@ -130,7 +130,7 @@ class ClusterConfig(Section):
     wait_for_nodes_s: Annotated[Number, Field(ge=0, le=86_400)] = 600.0
     """Seconds to wait for nodes that an autoscaler is to add; 0 refuses what does not fit on those that are there."""
     lease_s: Seconds = 30.0
-    """With a run folder on S3: seconds that its writer may be silent before another one takes its place."""
+    """With a run folder on a store: seconds that its writer may be silent before another one takes its place."""
     max_failures: Natural = 3
     """How often Ray Train starts the workers again, from the last checkpoint, after one has died or hung."""
 

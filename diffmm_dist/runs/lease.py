@@ -1,4 +1,4 @@
-"""The lock of a run folder on S3, which has no locks: an object that its holder renews, by conditional writes alone.
+"""The lock of a run folder on a store, which has no locks: a file that its holder renews, by conditional writes alone.
 
 No clock of another machine is ever read. Whoever waits takes the lease when it has seen the object unchanged for the
 lease's length by its own clock, and writes under the condition that it still is unchanged: of two who try, one
@@ -14,10 +14,11 @@ from typing import Annotated, Protocol
 
 from pydantic import Field
 
-from diffmm_dist import s3, storage
+from diffmm_dist import storage
 from diffmm_dist.errors import TakenOverError, UserError, one_line
 from diffmm_dist.monitoring.log import logger
 from diffmm_dist.runs.lock import Holder, RunLock, this_process, who
+from diffmm_dist.stores import access
 
 LEASE_S = 30.0
 _RENEWALS_PER_LEASE = 6
@@ -55,8 +56,8 @@ class LeaseObject(Protocol):
         """Write if the tag is still that of what is there; return the new one, or None where nothing was written."""
 
 
-class S3Lease:
-    """A lease object on S3; at its first use it finds out whether the store honours conditions.
+class StoredLease:
+    """A lease in a file of a store; at its first use it finds out whether the store honours conditions.
 
     Args:
         uri: its address.
@@ -69,8 +70,7 @@ class S3Lease:
     @property
     def _conditional(self) -> bool:
         if self._honours is None:
-            with storage.path_on_s3(f"{self._uri}.probe-{uuid.uuid4().hex[:8]}", "write") as path:
-                self._honours = s3.honours_conditions(path)
+            self._honours = access.honours_conditions(f"{self._uri}.probe-{uuid.uuid4().hex[:8]}")
             if not self._honours:
                 logger.warning(
                     "the store of %s does not honour conditional writes, so it is not guaranteed that one process "
@@ -85,23 +85,21 @@ class S3Lease:
         return 0.0 if self._conditional else _SETTLE_S
 
     def version(self) -> str | None:
-        """Return the object's tag."""
-        with storage.path_on_s3(self._uri, "look at") as path:
-            return s3.etag(path)
+        """Return the file's tag."""
+        return access.version(self._uri)
 
     def read(self) -> Lease | None:
-        """Read the object."""
+        """Read the file."""
         if not storage.exists(self._uri):
             return None
         lease: Lease = storage.read_record(self._uri, Lease, remedy="remove it if no process is training there")
         return lease
 
     def write(self, lease: Lease, *, tag: str | None) -> str | None:
-        """Write the object if it has not changed; without conditions that is looked at a moment before."""
+        """Write the file if it has not changed; without conditions that is looked at a moment before."""
         data = storage.json_bytes(lease)
         if self._conditional:
-            with storage.path_on_s3(self._uri, "write") as path:
-                return s3.put_if(path, data, tag=tag)
+            return access.put_if(self._uri, data, version=tag)
         if self.version() != tag:
             return None
         storage.write_bytes(self._uri, data)
@@ -112,9 +110,9 @@ class LeaseLock(RunLock):
     """A lease: whoever holds it renews it, and whoever sees it unchanged for its length may take it.
 
     Args:
-        uri: the object, for messages.
+        uri: the file, for messages.
         lease_s: seconds without renewal after which others may take it; it is renewed six times as often.
-        kept_in: where the lease is; by default the object on S3.
+        kept_in: where the lease is; by default the file on the store.
         clock: seconds that only ever grow.
     """
 
@@ -127,7 +125,7 @@ class LeaseLock(RunLock):
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         super().__init__(uri)
-        self._object: LeaseObject = kept_in or S3Lease(uri)
+        self._object: LeaseObject = kept_in or StoredLease(uri)
         self._lease_s = lease_s
         self._clock = clock
         self._seen: tuple[str, float] | None = None  # another's version, and when this process saw it first

@@ -64,14 +64,14 @@ def blocking_differences(old: Config, new: Config) -> list[str]:
 class RunFolder:
     """The folder of one run: config.yaml, run.json, metrics.jsonl, tensorboard/, checkpoints/ and result.json.
 
-    On S3 metrics and events are written to a temporary folder here and uploaded with every epoch.
+    On a store metrics and events are written to a temporary folder here and uploaded with every epoch.
 
     One process at a time writes it. Each has a number, higher than those before; a process that has been stopped or cut
     off for so long that another took its place finds out before it writes.
 
     Args:
-        uri: the folder, a path or an s3:// address.
-        lease_s: on S3, how long a writer may be silent before another may take its place.
+        uri: the folder, a path or an address.
+        lease_s: on a store, how long a writer may be silent before another may take its place.
 
     Attributes:
         uri: the folder.
@@ -113,7 +113,7 @@ class RunFolder:
         return self.local / _EVENTS
 
     def event_files(self) -> list[str]:
-        """Return the names of the run's event files; on S3 those of earlier processes are there alone."""
+        """Return the names of the run's event files; on a store those of earlier processes are there alone."""
         return storage.list_names(self._at(_EVENTS))
 
     @classmethod
@@ -253,7 +253,8 @@ class RunFolder:
         if missing:
             raise UserError(
                 f"what worker {', '.join(missing)} wrote to {self.uri} cannot be seen from worker 0, so every machine "
-                "has a folder of its own there; set run.path to an s3:// address or to storage that all machines share"
+                "has a folder of its own there; set run.path to an address such as s3://BUCKET/PREFIX or to storage "
+                "that all machines share"
             )
 
     def remove_mark(self, rank: int) -> None:
@@ -295,7 +296,7 @@ class RunFolder:
         storage.write_bytes(self._at(STOP), b"")
 
     def stop_requested(self) -> bool:
-        """Return whether somebody asked; S3 is looked at every few seconds only."""
+        """Return whether somebody asked; a store is looked at every few seconds only."""
         if self._remote:
             if time.monotonic() < self._stop_polled_at + _STOP_POLL_S:
                 return False

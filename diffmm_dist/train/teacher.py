@@ -67,7 +67,7 @@ def load_teacher(address: str, dataset: Dataset, shard: Shard, *, student: str) 
     """Read the own rows of a teacher's tables; every worker calls it at the same time.
 
     Args:
-        address: of a run or a bundle, a path or an s3:// address.
+        address: of a run or a bundle, a path or an address.
         dataset: the student's, on which the teacher must have been trained too.
         shard: the student's.
         student: the student's run folder.

@@ -15,6 +15,7 @@ from diffmm_dist.parallel.collectives import all_reduce_sum, gather_owned
 from diffmm_dist.parallel.random import RandomStream
 from diffmm_dist.sparse import CSR
 from tests.support.builders import as_matrix, own_rows, random_pairs, random_rows
+from tests.support.optional import dgl_or_skip
 from tests.support.workers import SIZES, cuts, on_workers, shard_with
 
 NUM_USERS, NUM_ITEMS, WIDTH = 13, 9, 5
@@ -134,5 +135,5 @@ def check_ranking(world):
 
 @pytest.mark.parametrize("size", SIZES)
 def test_sharded_operations_equal_their_twins(size):
-    pytest.importorskip("dgl", reason="DGL is not installed")
+    dgl_or_skip()
     on_workers(size, check_propagation, check_contrast, check_ranking)

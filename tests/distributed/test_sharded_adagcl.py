@@ -26,6 +26,7 @@ from diffmm_dist.parallel.shard import Shard
 from tests.distributed.test_propagation import GRAPHS, NUM_ITEMS, NUM_USERS, own_of, shards
 from tests.support.builders import as_matrix, own_rows, random_rows
 from tests.support.golden_adagcl import FILES, Golden, batch_of, build, draws_of, named_parameters, own_part
+from tests.support.optional import dgl_or_skip
 from tests.support.workers import SIZES, cuts, on_workers, shard_with
 
 NUM_NODES = NUM_USERS + NUM_ITEMS
@@ -197,11 +198,11 @@ def check_parameters(golden, step, model, shard):
 
 @pytest.mark.parametrize("size", SIZES)
 def test_sharded_operations_equal_their_twins(size):
-    pytest.importorskip("dgl", reason="DGL is not installed")
+    dgl_or_skip()
     on_workers(size, check_own_values, check_products, check_sums_of_ends, check_contrast, check_draws)
 
 
 @pytest.mark.parametrize("size", SIZES)
 def test_the_whole_step_equals_the_golden_numbers(size):
-    pytest.importorskip("dgl", reason="DGL is not installed")
+    dgl_or_skip()
     on_workers(size, check_step)

@@ -18,6 +18,7 @@ from diffmm_dist.parallel.replicas import sum_gradients
 from diffmm_dist.parallel.world import World
 from tests.support.builders import random_rows
 from tests.support.golden_diffkg import FILES, Golden, batch_of, build, dropout_of, knowledge_in, shard_in, table_values
+from tests.support.optional import dgl_or_skip
 from tests.support.workers import SIZES, on_workers
 
 CHOOSE = Selection("all", None)
@@ -189,5 +190,5 @@ def check_exports(world):
 
 @pytest.mark.parametrize("size", SIZES)
 def test_parts_equal_the_whole(size):
-    pytest.importorskip("dgl", reason="DGL is not installed")
+    dgl_or_skip()
     on_workers(size, check_facts, check_attention, check_recommend_step, check_denoiser, check_exports)

@@ -12,6 +12,7 @@ from diffmm_dist.parallel.replicas import sum_gradients
 from diffmm_dist.parallel.shard import Shard
 from diffmm_dist.parallel.world import World
 from tests.support.golden import FILES, Golden, batch_of, build_model, contrast_of, golden_parameters
+from tests.support.optional import dgl_or_skip
 from tests.support.workers import SIZES, cuts, on_workers, shard_with
 
 
@@ -122,5 +123,5 @@ def rebuilt(golden, model, world):
 
 @pytest.mark.parametrize("size", SIZES)
 def test_steps_equal_the_dense_ones(size):
-    pytest.importorskip("dgl", reason="DGL is not installed")
+    dgl_or_skip()
     on_workers(size, check_recommend_step, check_denoise_step, check_rebuild)

@@ -28,6 +28,7 @@ from tests.support.golden_promptmm import (
     teacher_losses_of,
     teacher_parameters,
 )
+from tests.support.optional import dgl_or_skip
 from tests.support.workers import SIZES, cuts, on_workers, shard_with
 
 SIDES = ("user", "item")
@@ -183,6 +184,6 @@ def check_candidates(world):
 
 @pytest.mark.parametrize("size", SIZES)
 def test_parts_equal_the_whole(size):
-    pytest.importorskip("dgl", reason="DGL is not installed")
+    dgl_or_skip()
     checks = check_tokens, check_narrowing, check_teacher_step, check_released_step, check_paper_step, check_candidates
     on_workers(size, *checks)

@@ -48,7 +48,7 @@ SHORT = {name: {**model, "train": {"epochs": 2, "batch_size": 128}} for name, mo
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory):
     return synthetic_dataset(
-        tmp_path_factory.mktemp("data") / "d", users=150, items=60, interactions=2400, knowledge=True
+        tmp_path_factory.mktemp("data") / "d", users=150, items=60, interactions=1200, knowledge=True
     )
 
 

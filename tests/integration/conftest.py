@@ -4,7 +4,7 @@ import uuid
 
 import pytest
 
-from diffmm_dist import s3 as s3_client
+from diffmm_dist.stores import s3 as s3_client
 from tests.support.builders import synthetic_dataset, write_config
 from tests.support.forked import run
 from tests.support.s3 import s3_server

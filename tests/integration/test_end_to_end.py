@@ -11,6 +11,7 @@ import pytest
 
 from diffmm_dist.data.dataset import Dataset
 from tests.support.builders import ROOT, launch, write_config
+from tests.support.forked import launched
 from tests.support.hidden import without
 from tests.support.processes import assert_same_result, checkpoints, wait_until
 
@@ -26,7 +27,7 @@ def config(tmp_path_factory, dataset):
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory, config):
     run = tmp_path_factory.mktemp("undisturbed") / "run"
-    launch("train", "--config", config, f"run.path={run}")
+    launched("train", "--config", config, f"run.path={run}")
     return run
 
 
@@ -109,5 +110,5 @@ def test_a_full_disk_is_one_sentence_and_the_run_can_go_on(config, undisturbed, 
     assert process.returncode == 1
     assert "File too large" in err
     assert "Traceback" not in err
-    launch("train", "--config", config, f"run.path={run}")
+    launched("train", "--config", config, f"run.path={run}")
     assert_same_result(run, undisturbed)

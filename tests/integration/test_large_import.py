@@ -9,7 +9,7 @@ import pyarrow.parquet as parquet
 import pytest
 
 from diffmm_dist.data.dataset import Dataset
-from diffmm_dist.s3 import file_system
+from diffmm_dist.stores.s3 import file_system
 from tests.support.builders import ROOT
 
 NUM_FILES, ROWS_PER_FILE, NUM_USERS, NUM_ITEMS = 10, 2_000_000, 400_000, 100_000

@@ -13,15 +13,13 @@ from ipaddress import ip_address
 import pytest
 
 from tests.support.builders import ROOT, metrics_of
-from tests.support.processes import assert_same_result, checkpoints
+from tests.support.processes import QUICK, assert_same_result, checkpoints
 from tests.support.sockets import descendants, listening
 
 pytest.importorskip("ray", reason="Ray is not installed")
 
-from tests.support.ray_cluster import QUICK
-
 SEED = int(os.environ.get("DIFFMM_TEST_SEED", "0")) or random.SystemRandom().randrange(1, 10**6)
-KILLED = ["worker"] * 7 + ["driver"] * 2 + ["both"]
+KILLED = ["worker"] * 4 + ["driver", "both"]
 TWO = ["cluster.num_workers=2", "cluster.threads_per_worker=1", f"cluster.max_failures={len(KILLED)}"]
 
 
@@ -84,7 +82,7 @@ def test_two_workers_give_the_same_and_listen_on_this_machine_alone(short_run, t
 def two_workers(tmp_path_factory, short_config):
     """A run that nothing disturbed, where its processes listened meanwhile, its log, and how long its workers lived."""
     folder = tmp_path_factory.mktemp("whole")
-    with TwoWorkers(short_config, folder / "run", folder / "log") as whole:
+    with TwoWorkers(short_config, folder / "run", folder / "log", env=QUICK) as whole:
         assert whole.until(whole.workers), whole.log
         start = time.monotonic()
         assert whole.until(lambda: checkpoints(whole.run)), whole.log

@@ -13,23 +13,25 @@ from diffmm_dist import storage
 from diffmm_dist.data.dataset import Dataset
 from diffmm_dist.errors import UserError
 from diffmm_dist.export.bundle import read_bundle
-from diffmm_dist.s3 import file_system
-from tests.contracts.storage_contract import StorageContract
+from diffmm_dist.stores.s3 import file_system
+from tests.contracts.storage_contract import ReplacedContract, StorageContract
 from tests.support import damage
 from tests.support.builders import (
-    launch,
     progress_at,
     published_folder,
     run_checkpoints,
     synthetic_dataset,
     write_config,
 )
-from tests.support.processes import assert_same_result, started, wait_until
+from tests.support.forked import launched as launch
+from tests.support.processes import QUICK, assert_same_result, started, wait_until
 
 TENSORS = {"model/table": torch.arange(4000.0).view(1000, 4), "model/count": torch.tensor(7)}
 
 
-class TestS3Storage(StorageContract):
+class TestS3Storage(StorageContract, ReplacedContract):
+    """The server here does not honour If-Match, so that a file was replaced is found out from the answers."""
+
     @pytest.fixture
     def root(self, place):
         return place
@@ -101,17 +103,6 @@ def test_a_published_folder_is_imported_from_s3(place, environment, tmp_path):
         assert "text_feat.npy" in shown
     fingerprints = {Dataset.open(str(data)).manifest.fingerprint for data in (tmp_path / "d", f"{place}/data")}
     assert len(fingerprints) == 1
-
-
-def test_an_object_that_is_replaced_between_two_reads_is_one_error(place):
-    """The server here does not honour If-Match."""
-    storage.write_bytes(f"{place}/x", b"a" * (30 << 20))
-    with storage.open_input(f"{place}/x") as file:
-        assert bytes(file.read(10)) == b"a" * 10
-        storage.write_bytes(f"{place}/x", b"b" * (30 << 20))
-        file.seek(28 << 20)
-        with pytest.raises(UserError, match=f"read {place}/x: another object took its place while it was read"):
-            file.read(10)
 
 
 @pytest.mark.parametrize("kind", ["interactions/split=train", "items/modality=visual"])
@@ -192,14 +183,14 @@ def local_run(request, tmp_path_factory):
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize(
     ("local_run", "num_workers"),
-    [("diffmm", 0), ("diffmm", 2), ("adagcl", 2), ("diffkg", 2), ("promptmm", 2)],
+    [("diffmm", 0), ("diffmm", 2), ("adagcl", 0), ("diffkg", 2), ("promptmm", 0)],
     indirect=["local_run"],
 )
 def test_a_killed_run_on_s3_ends_as_one_on_a_disk(s3, place, environment, local_run, tmp_path, num_workers):
     """Data, metrics, events and checkpoints on S3; killed in an epoch, resumed, evaluated, exported.
 
     Two workers train on a partition that was written straight to S3, through a cache. Of DiffMM all processes are
-    killed; of the other models one worker, and Ray starts both again.
+    killed; of the other model one worker, and Ray starts both again.
     """
     if num_workers:
         pytest.importorskip("ray", reason="Ray is not installed")
@@ -211,9 +202,10 @@ def test_a_killed_run_on_s3_ends_as_one_on_a_disk(s3, place, environment, local_
         launch("partition", data, "--num-parts", 2, "--out", f"{place}/parts", env=environment)
         data = f"{place}/parts"
     settings = [*model, f"data.path={data}", f"run.path={run}", f"cluster.num_workers={num_workers}",
-                "cluster.threads_per_worker=1"]  # fmt: skip
+                "cluster.threads_per_worker=1", "cluster.lease_s=5"]  # fmt: skip
     if num_workers:
         settings.append(f"data.cache={cache}")
+        environment = environment | QUICK
     with started(
         "train", *settings, "checkpoint.every_steps=7", env=environment, cwd=tmp_path, stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,

@@ -6,8 +6,9 @@ import time
 import pytest
 
 from diffmm_dist.runs.run_folder import RunFolder
-from diffmm_dist.s3 import file_system
-from tests.support.builders import launch, synthetic_dataset, write_config
+from diffmm_dist.stores.s3 import file_system
+from tests.support.builders import synthetic_dataset, write_config
+from tests.support.forked import launched as launch
 from tests.support.processes import assert_same_result, started, wait_until
 from tests.support.s3 import FailingProxy
 
@@ -40,7 +41,7 @@ class Training:
         file_system().put(dataset, f"{place}/data", recursive=True)
         self.run = f"{place}/run"
         self.arguments = ["train", "--config", config, f"data.path={place}/data", f"run.path={self.run}",
-                          "checkpoint.every_steps=13", "cluster.threads_per_worker=1"]  # fmt: skip
+                          "checkpoint.every_steps=13", "cluster.threads_per_worker=1", "cluster.lease_s=5"]  # fmt: skip
         self.environment = s3.environment(proxy.port) | {"AWS_MAX_ATTEMPTS": "5"}
         self.folder = s3.on_disk(self.run)
 

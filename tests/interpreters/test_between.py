@@ -1,15 +1,17 @@
 """A run of one interpreter is evaluated, exported and gone on with by every other, with the same figures.
 
-``bash .ci/run interpreters`` makes an environment for each and names their interpreters in DIFFMM_INTERPRETERS.
+``bash .ci/run between`` makes an environment for each, with several releases of torch among them, and names their
+interpreters in DIFFMM_INTERPRETERS. Each runs as few processes as can be: starting one takes longer than what it does.
 """
 
 import json
 import os
 import shutil
 import subprocess
-from functools import cache
+from concurrent.futures import ThreadPoolExecutor
 from itertools import permutations
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -18,6 +20,8 @@ from diffmm_dist.export.bundle import read_bundle
 from tests.support.builders import ROOT, metrics_of, synthetic_dataset, write_config
 
 PYTHONS = [path for path in os.environ.get("DIFFMM_INTERPRETERS", "").split(os.pathsep) if path]
+AT_ONCE = 2
+END = "----- end of a command -----"
 COMMANDS = """
 import json, sys
 from diffmm_dist import cli
@@ -28,7 +32,9 @@ for arguments in json.loads(sys.argv[1]):
     except SystemExit as ended:
         if ended.code:
             raise
-"""
+    for stream in (sys.stdout, sys.stderr):
+        print(END, file=stream, flush=True)
+""".replace("END", repr(END))
 
 
 def name(python):
@@ -36,19 +42,22 @@ def name(python):
     return Path(python).parents[1].name
 
 
-PAIRS = [
-    pytest.param(*pair, id=" to ".join(map(name, pair)), marks=pytest.mark.xdist_group(name(pair[0])))
-    for pair in permutations(PYTHONS, 2)
-]
-pytestmark = pytest.mark.skipif(not PYTHONS, reason="run them by `bash .ci/run interpreters`")
+PAIRS = [pytest.param(*pair, id=" to ".join(map(name, pair))) for pair in permutations(PYTHONS, 2)]
+pytestmark = pytest.mark.skipif(not PYTHONS, reason="run them by `bash .ci/run between`")
 
 
 def run(python, *commands):
-    """Run commands one after the other in one process of an interpreter; return what they print."""
+    """Run commands one after the other in one process of an interpreter; return what each prints, and each's log."""
     texts = json.dumps([[str(word) for word in command] for command in commands])
     done = subprocess.run([python, "-c", COMMANDS, texts], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    return done.stdout, done.stderr
+    return [stream.split(f"{END}\n")[:-1] for stream in (done.stdout, done.stderr)]
+
+
+def by_each(function):
+    """What a function of an interpreter returns for each of them; some run at once."""
+    with ThreadPoolExecutor(AT_ONCE) as threads:
+        return dict(zip(PYTHONS, threads.map(function, PYTHONS), strict=True))
 
 
 @pytest.fixture(scope="module")
@@ -60,19 +69,84 @@ def config(tmp_path_factory):
     )  # fmt: skip
 
 
+class Finished(NamedTuple):
+    """A run that an interpreter has finished, what it evaluates to, and its bundle, all by that interpreter itself."""
+
+    run: Path
+    figures: list[str]
+    bundle: Path
+
+
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory, config):
-    """From an interpreter to a finished run, what it evaluates to, and its bundle, all by that interpreter itself."""
+    """Of each interpreter."""
     folder = tmp_path_factory.mktemp("finished")
 
-    @cache
     def made(python):
         path, bundle = folder / name(python), folder / f"{name(python)}-bundle"
-        run(python, ["train", "--config", config, f"run.path={path}"])
-        figures, _ = run(python, ["evaluate", path], ["export", path, "--out", bundle])
-        return path, figures.splitlines()[:-1], bundle
+        printed, _ = run(
+            python, ["train", "--config", config, f"run.path={path}"], ["evaluate", path],
+            ["export", path, "--out", bundle],
+        )  # fmt: skip
+        return Finished(path, printed[1].splitlines(), bundle)
 
-    return made
+    return by_each(made)
+
+
+def half(whole, folder):
+    """A copy of a finished run as it stood inside its second epoch, and the name of its last checkpoint then."""
+    shutil.copytree(whole, folder)
+    (folder / "result.json").unlink()
+    names = sorted(path.name for path in (folder / "checkpoints").iterdir())
+    inside = next(name for name in names if name.startswith("epoch-00001-phase-"))
+    for later in names[names.index(inside) + 1 :]:
+        shutil.rmtree(folder / "checkpoints" / later)
+    return inside
+
+
+class Read(NamedTuple):
+    """What an interpreter has made of another's run.
+
+    Attributes:
+        figures: of its evaluation.
+        bundle: exported from it.
+        gone_on: the run, from inside an epoch to its end.
+        log: of that.
+        inside: the checkpoint that it went on from.
+    """
+
+    figures: list[str]
+    bundle: Path
+    gone_on: Path
+    log: str
+    inside: str
+
+
+@pytest.fixture(scope="module")
+def read(tmp_path_factory, config, finished):
+    """From an interpreter to what it has made of every other's run."""
+    folder = tmp_path_factory.mktemp("read")
+
+    def by(python):
+        found, commands = {}, []
+        for wrote in PYTHONS:
+            if wrote == python:
+                continue
+            own = folder / f"{name(python)} of {name(wrote)}"
+            bundle, gone_on = own / "bundle", own / "run"
+            inside = half(finished[wrote].run, gone_on)
+            commands += [
+                ["evaluate", finished[wrote].run], ["export", finished[wrote].run, "--out", bundle],
+                ["train", "--config", config, f"run.path={gone_on}"],
+            ]  # fmt: skip
+            found[wrote] = bundle, gone_on, inside
+        printed, logs = run(python, *commands)
+        return {
+            wrote: Read(printed[3 * place].splitlines(), bundle, gone_on, logs[3 * place + 2], inside)
+            for place, (wrote, (bundle, gone_on, inside)) in enumerate(found.items())
+        }
+
+    return by_each(by)
 
 
 def assert_close(ours, theirs):
@@ -83,26 +157,16 @@ def assert_close(ours, theirs):
 
 
 @pytest.mark.parametrize(("wrote", "reads"), PAIRS)
-def test_a_finished_run_is_evaluated_and_exported_with_the_same_figures(wrote, reads, finished, tmp_path):
-    path, figures, bundle = finished(wrote)
-    shown, _ = run(reads, ["evaluate", path], ["export", path, "--out", tmp_path / "bundle"])
-    assert shown.splitlines()[:-1] == figures
-    ours, theirs = read_bundle(str(tmp_path / "bundle")), read_bundle(str(bundle))
+def test_a_finished_run_is_evaluated_and_exported_with_the_same_figures(wrote, reads, finished, read):
+    assert read[reads][wrote].figures == finished[wrote].figures
+    ours, theirs = (read_bundle(str(bundle)) for bundle in (read[reads][wrote].bundle, finished[wrote].bundle))
     assert ours.user_ids == theirs.user_ids
     for table in ("user_embeddings", "item_embeddings"):
         torch.testing.assert_close(getattr(ours, table), getattr(theirs, table), rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize(("began", "goes_on"), PAIRS)
-def test_a_run_that_stands_inside_an_epoch_goes_on_to_the_same_figures(began, goes_on, finished, config, tmp_path):
-    whole, _, _ = finished(began)
-    half = tmp_path / "half"
-    shutil.copytree(whole, half)
-    (half / "result.json").unlink()
-    names = sorted(path.name for path in (half / "checkpoints").iterdir())
-    inside = next(name for name in names if name.startswith("epoch-00001-phase-"))
-    for later in names[names.index(inside) + 1 :]:
-        shutil.rmtree(half / "checkpoints" / later)
-    _, log = run(goes_on, ["train", "--config", config, f"run.path={half}"])
-    assert f"resuming {half} from checkpoint {inside}" in log
-    assert_close(metrics_of(half), metrics_of(whole))
+def test_a_run_that_stands_inside_an_epoch_goes_on_to_the_same_figures(began, goes_on, finished, read):
+    found = read[goes_on][began]
+    assert f"resuming {found.gone_on} from checkpoint {found.inside}" in found.log
+    assert_close(metrics_of(found.gone_on), metrics_of(finished[began].run))

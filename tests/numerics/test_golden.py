@@ -21,6 +21,7 @@ from diffmm_dist.parallel.world import World
 from diffmm_dist.sparse import CSR
 from tests.support.builders import GivenRows, whole
 from tests.support.golden import FILES, Golden, batch_of, build_model, contrast_of, golden_parameters
+from tests.support.optional import dgl_or_skip
 
 # Keys that describe the problem and are used as input below; anything else in a file must be checked by a test.
 INPUTS = {
@@ -186,7 +187,7 @@ def check_metrics(golden):
 @pytest.mark.parametrize("kernel", ["csr", "dgl"])
 def test_every_array(golden, kernel):
     if kernel == "dgl":
-        pytest.importorskip("dgl", reason="DGL is not installed")
+        dgl_or_skip()
     check_adjacency(golden, kernel)
     check_recommendation(golden, kernel)
     check_schedule(golden)

@@ -31,6 +31,7 @@ from tests.support.golden_diffkg import (
     load_denoiser,
     table_values,
 )
+from tests.support.optional import dgl_or_skip
 
 INPUTS = {
     "num_users", "num_items", "num_entities", "num_relations", "num_relations_with_inverse", "embedding_dim",
@@ -243,7 +244,7 @@ def check_training(golden, model, mode):
 @pytest.mark.parametrize("kernel", ["csr", "dgl"])
 def test_every_array(path, kernel):
     if kernel == "dgl":
-        pytest.importorskip("dgl", reason="DGL is not installed")
+        dgl_or_skip()
     golden = Golden(path, torch.float32)
     check_graphs(golden, build(golden, kernel=kernel))
     check_network(golden, build(golden, kernel=kernel))

@@ -27,6 +27,7 @@ from tests.support.golden_promptmm import (
     teacher_losses_of,
     teacher_parameters,
 )
+from tests.support.optional import dgl_or_skip
 
 SIDES = ("user", "item")
 INPUTS = ("_batch_", "_mask_", "param_", "feat_", "_list_items", "_unused_")
@@ -48,7 +49,7 @@ def dtype(request):
 @pytest.fixture(params=["csr", "dgl"])
 def kernel(request):
     if request.param == "dgl":
-        pytest.importorskip("dgl", reason="DGL is not installed")
+        dgl_or_skip()
     return request.param
 
 

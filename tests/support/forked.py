@@ -2,7 +2,9 @@
 
 import os
 import signal
+import subprocess
 import sys
+import tempfile
 import time
 from contextlib import contextmanager
 from multiprocessing import get_context
@@ -17,15 +19,15 @@ _context = get_context(START)
 _context.set_forkserver_preload(["tests.support.preloaded"])
 
 
-def _run(function, arguments, log, environment, begun):
+def _run(function, arguments, logs, environment, folder, begun):
     interrupts.hear()  # as launch.py does first
     assert "tests.support.preloaded" in sys.modules
     os.environ.update(environment)
-    with open(log, "ab", buffering=0) as file:
-        for stream in (1, 2):
+    for stream, log in enumerate(logs, start=1):
+        with open(log, "ab", buffering=0) as file:
             os.dup2(file.fileno(), stream)
     begun.set()
-    os.chdir(ROOT)
+    os.chdir(folder)
     function(*arguments)
 
 
@@ -41,14 +43,17 @@ class Forked:
 
     Attributes:
         pid: its number.
-        log: what it has printed, standard output and standard error together.
+        log: what it has printed, standard output and standard error together unless the latter has a file of its own.
     """
 
-    def __init__(self, log, function, *arguments, env=None):
+    def __init__(self, log, function, *arguments, env=None, errors=None, cwd=None):
         self._log = Path(log)
         self._start = self._log.stat().st_size if self._log.exists() else 0
         begun = _context.Event()
-        self._process = _context.Process(target=_run, args=(function, arguments, str(log), env or {}, begun))
+        logs = [str(log), str(errors or log)]
+        self._process = _context.Process(
+            target=_run, args=(function, arguments, logs, env or {}, str(cwd or ROOT), begun)
+        )
         self._process.start()
         begun.wait(60)  # what a signal does before the program's first line is not the program's
         assert self._process.pid is not None
@@ -104,6 +109,20 @@ def run(log, *arguments, env=None, seconds=120):
     with forked(log, *arguments, env=env) as process:
         assert process.wait(seconds) == 0, process.log
         return process.log
+
+
+def launched(*arguments, check=True, timeout=280, env=None, cwd=None):
+    """Run launch.py to its end, as ``builders.launch`` does; return how it ended and what it printed."""
+    with tempfile.TemporaryDirectory() as folder:
+        out, err = Path(folder) / "out", Path(folder) / "err"
+        process = Forked(out, _program, *map(str, arguments), env=env, errors=err, cwd=cwd)
+        try:
+            status = process.wait(timeout)
+        finally:
+            process.kill()
+        done = subprocess.CompletedProcess(arguments, status, out.read_text(), err.read_text())
+    assert done.returncode == 0 or not check, done.stderr
+    return done
 
 
 def stopped(process):

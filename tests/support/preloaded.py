@@ -6,7 +6,7 @@ from importlib import import_module
 import torch
 
 from diffmm_dist.errors import UserError
-from diffmm_dist.graph.hetero import import_dgl
+from diffmm_dist.graph.dgl_package import import_dgl
 
 for name in (
     "duckdb", "s3fs", "torch._dynamo", "torch.distributed.checkpoint", "tensorboard.summary.writer.record_writer",

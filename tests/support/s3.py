@@ -84,6 +84,8 @@ class FailingProxy:
             than 64 KiB after their first 64 KiB; ``expired``: refuses the token; ``read-only``: refuses to write.
         num_failed: how many requests it has failed.
         num_cuts: how many answers ``cut`` is still to end.
+        latency_s: how long each request waits.
+        num_late: how many requests have waited so.
         held: requests whose first line holds these bytes wait until this is empty again.
         num_held: how many are waiting or have waited.
 
@@ -97,6 +99,8 @@ class FailingProxy:
         self.mode = "pass"
         self.num_failed = 0
         self.num_cuts = 0
+        self.latency_s = 0.0
+        self.num_late = 0
         self.held = b""
         self.num_held = 0
         self._server_port = server_port
@@ -136,6 +140,9 @@ class FailingProxy:
             client.sendall(b"HTTP/1.1 100 Continue\r\n\r\n")
             head = b"\r\n".join(line for line in head.split(b"\r\n") if not line.lower().startswith(b"expect"))
         body = _body(head, incoming)
+        if self.latency_s:
+            self.num_late += 1
+            time.sleep(self.latency_s)
         if self.held and self.held in head.split(b"\r\n")[0]:
             self.num_held += 1
             while self.held:

@@ -3,7 +3,7 @@
 import numpy as np
 import pyarrow as pa
 import pyarrow.csv as csv
-import pyarrow.feather as feather
+import pyarrow.ipc as ipc
 import pyarrow.parquet as parquet
 
 from diffmm_dist.data.dataset import Dataset
@@ -13,9 +13,16 @@ from diffmm_dist.prepare.importers.tables import TableImport, import_tables
 COLUMNS = InteractionColumns("who", "what")
 WRITERS = {
     "parquet": parquet.write_table,
-    "arrow": lambda table, path: feather.write_feather(table, path, compression="uncompressed"),
+    "arrow": lambda table, path: write_arrow(table, path),
     "csv": csv.write_csv,
 }
+
+
+def write_arrow(table, path, compression=None):
+    """Write an Arrow file, also called Feather."""
+    options = ipc.IpcWriteOptions(compression=compression)
+    with ipc.new_file(str(path), table.schema, options=options) as file:
+        file.write_table(table)
 
 
 def interactions(num_users=30, num_items=20, count=400, *, strings=True, seed=5):

@@ -9,7 +9,7 @@ from diffmm_dist import storage
 from diffmm_dist.data.dataset import Dataset
 from diffmm_dist.errors import UserError
 from diffmm_dist.launch.submit import job_command
-from diffmm_dist.places import settle
+from diffmm_dist.places import is_shared, settle
 from diffmm_dist.runs.config import load_config
 from tests.support.builders import published_folder, synthetic_dataset, write_config
 
@@ -33,6 +33,13 @@ def home(tmp_path, monkeypatch):
         ("S3://bucket/a", "s3://bucket/a"),
         ("s3://bucket", "s3://bucket"),
         ("s3://bucket/", "s3://bucket"),
+        ("GCS://bucket//a", "gs://bucket/a"),
+        ("abfs://container/a/", "az://container/a"),
+        ("hf://datasets/owner/name@v1.0/a", "hf://datasets/owner/name@v1.0/a"),
+        ("hf://datasets/owner/name", "hf://datasets/owner/name"),
+        ("https://host.example:8443/a/", "https://host.example:8443/a"),
+        ("http://[::1]:80/a", "http://[::1]:80/a"),
+        ("memory://name/a", "memory://name/a"),
     ],
 )
 def test_places_have_one_form(written, settled):
@@ -64,9 +71,15 @@ REFUSED = {
     "s3://b u/x": "names no bucket",
     "s3:/bucket/x": "write it as s3://bucket/x",
     "s3a://bucket/x": "write it as s3://bucket/x",
+    "gs:/bucket/x": "write it as gs://bucket/x",
+    "memory://": "names no name; write memory://NAME/PATH",
     "file:///tmp/x": "write the local path alone, /tmp/x",
-    "gs://bucket/x": "only local paths and s3:// addresses are supported",
-    "https://host/x": "only local paths and s3:// addresses are supported",
+    "ftp://host/x": "ftp:// is no store that is known; give a local path or one of s3://, gs://, az://, hf://, http://",
+    "gs:///x": "names no bucket; write gs://BUCKET/PREFIX",
+    "hf://owner/name/x": "names no data set; write hf://datasets/OWNER/NAME/PATH",
+    "hf://datasets/name": "names no data set; write hf://datasets/OWNER/NAME/PATH",
+    "http:///x": "names no host; write http://HOST/PATH",
+    "https://host/x?token": "must not hold ?",
     "s3://bucket/a?b": "must not hold ?",
     "s3://bucket/a#b": "must not hold #",
     "s3://bucket/a*b": "must not hold *",
@@ -90,6 +103,26 @@ def test_a_whole_bucket_is_read_and_never_written(written):
     assert settle(written) == "s3://bucket"
     with pytest.raises(UserError, match="is a whole bucket; name a place in it, such as s3://bucket/data"):
         settle(written, to_write=True)
+
+
+WHOLE = {
+    "gs://bucket": "is a whole bucket; name a place in it, such as gs://bucket/data",
+    "az://container": "is a whole container; name a place in it, such as az://container/data",
+    "hf://datasets/owner/name/x": "hf:// can only be read; write to a local path or to s3://, gs:// or az://",
+    "https://host/x": "https:// can only be read; write to a local path or to s3://, gs:// or az://",
+}
+
+
+@pytest.mark.parametrize("place", WHOLE)
+def test_what_cannot_be_written_is_one_sentence(place):
+    assert settle(place) == place
+    with pytest.raises(UserError, match=f"^{place}: .*{WHOLE[place]}$"):
+        settle(place, to_write=True)
+
+
+def test_a_place_is_shared_if_other_machines_see_it():
+    shared = [is_shared(place) for place in ("s3://b/x", "https://host/x", "memory://n/x", "/x")]
+    assert shared == [True, True, False, False]
 
 
 @pytest.mark.parametrize("key", ["data.path", "run.path", "data.cache"])
@@ -121,6 +154,8 @@ def test_a_configuration_extends_one_in_the_home_folder(home, tmp_path):
 
 def test_a_job_gets_the_paths_that_were_checked_here(home, tmp_path):
     (tmp_path / "launch.py").write_text("")
+    (tmp_path / "diffmm_dist").mkdir()
+    (tmp_path / "diffmm_dist" / "start.py").write_text("")
     write_config(tmp_path / "c.yaml", data={"path": "~/d"}, run={"path": "s3://bucket/r/"}, cluster={"num_workers": 2})
     command = job_command(tmp_path, str(tmp_path / "c.yaml"), ["train.epochs=1"])
     assert command.endswith(f"train --config c.yaml train.epochs=1 data.path={home}/d")
@@ -160,7 +195,7 @@ def nothing_happens(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("command", READS + WRITES)
 def test_every_command_refuses_what_is_no_place_before_any_work(run_cli, nothing_happens, command):
-    for place in ("file:///x", "s3:///x", "gs://b/x", "s3://bucket/a/../b", "~nobody-of-this-name/x"):
+    for place in ("file:///x", "s3:///x", "ftp://b/x", "s3://bucket/a/../b", "~nobody-of-this-name/x"):
         if "c.yaml" in command and command.startswith("train"):
             continue
         one_sentence(run_cli(*(word.format(place) for word in command.split())), ": ")

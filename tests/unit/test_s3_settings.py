@@ -2,10 +2,11 @@
 
 import pytest
 
-from diffmm_dist import s3, storage
+from diffmm_dist import storage
 from diffmm_dist.errors import UserError
-from diffmm_dist.s3 import check_endpoint
 from diffmm_dist.safe_text import message
+from diffmm_dist.stores import s3
+from diffmm_dist.stores.s3 import check_endpoint
 
 WRONG = [
     "http://[bad", "http://AKIAKEY:SECRET@host:abc", "http://AKIAKEY:SECRET@127.0.0.1:1", "http://AKIAKEY@host",

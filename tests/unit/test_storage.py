@@ -1,10 +1,14 @@
 import pytest
 
 from diffmm_dist import storage
+from diffmm_dist.stores.memory import MemoryStore
 
 
 class Vanishing:
     """A file system on which another process removes everything between two looks."""
+
+    def _strip_protocol(self, uri):
+        return uri
 
     def exists(self, path):
         return True
@@ -23,7 +27,7 @@ class Vanishing:
 
 @pytest.mark.parametrize("marker", [None, "state.json"])
 def test_what_another_process_removes_meanwhile_is_gone(monkeypatch, marker):
-    monkeypatch.setattr(storage, "_resolve", lambda uri: (Vanishing(), uri))
-    assert storage.list_names("s3://bucket/folder") == []
-    storage.remove_file("s3://bucket/file")
-    storage.remove_folder("s3://bucket/folder", marker=marker)
+    monkeypatch.setattr(MemoryStore, "file_system", lambda self: Vanishing())
+    assert storage.list_names("memory://bucket/folder") == []
+    storage.remove_file("memory://bucket/file")
+    storage.remove_folder("memory://bucket/folder", marker=marker)

@@ -27,7 +27,7 @@ class _Header(NamedTuple):
 
 
 def open_rows(uri: str, *, kinds: str, needed: str) -> npt.NDArray[Any]:
-    """Open rows of numbers (n, width), without pickle: mapped from a disk, read from S3.
+    """Open rows of numbers (n, width), without pickle: mapped from a disk, read from a store.
 
     Args:
         uri: the file.

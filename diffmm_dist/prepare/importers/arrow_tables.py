@@ -1,4 +1,4 @@
-"""Tables as people have them, on a disk or S3, as record batches of chosen columns, a few of them at a time."""
+"""Tables as people have them, on a disk or a store, as record batches of chosen columns, a few of them at a time."""
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -12,6 +12,7 @@ from diffmm_dist.errors import UserError, closest, one_line
 from diffmm_dist.prepare.importers.table_files import Part, find_files
 from diffmm_dist.prepare.importers.table_formats import PartReader, TextOptions, open_part
 from diffmm_dist.prepare.importers.table_schemas import UnifiedSchema, check_width, converted, num_fields
+from diffmm_dist.stores.access import explained
 
 _HEADERS_AT_A_TIME = 8
 _SEPARATORS = (";", "\t", "|", ",")
@@ -24,11 +25,11 @@ class Table:
     named ``COLUMN=VALUE`` are columns of text.
 
     Args:
-        uri: path or s3:// address.
+        uri: path or address.
         text: how CSV files are written.
 
     Attributes:
-        uri: path or s3:// address.
+        uri: path or address.
         notes: what the user should know of the files.
         schema: names and types of the columns; of CSV files all are text.
         is_text: whether the values are texts that nobody has read as numbers yet.
@@ -141,10 +142,11 @@ def _completed(batch: pa.RecordBatch, wanted: pa.Schema, part: Part) -> pa.Recor
 
 @contextmanager
 def _explained(uri: str) -> Iterator[None]:
-    try:
-        yield
-    except (MalformedError, pa.ArrowException, OSError, UnicodeError) as error:
-        text = one_line(error)
-        is_encoding = isinstance(error, UnicodeError) or "invalid UTF8" in text or "\0" in text
-        remedy = "; if its text is not UTF-8, name its encoding with --encoding" if is_encoding else ""
-        raise UserError(f"cannot read {uri}: {text}{remedy}") from error
+    with explained(uri, "read"):  # what clients of stores raise
+        try:
+            yield
+        except (MalformedError, pa.ArrowException, OSError, UnicodeError) as error:
+            text = one_line(error)
+            is_encoding = isinstance(error, UnicodeError) or "invalid UTF8" in text or "\0" in text
+            remedy = "; if its text is not UTF-8, name its encoding with --encoding" if is_encoding else ""
+            raise UserError(f"cannot read {uri}: {text}{remedy}") from error

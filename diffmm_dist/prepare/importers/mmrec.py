@@ -21,7 +21,7 @@ def import_mmrec(folder: str, out: str, *, force: bool = False) -> ImportReport:
     of image_feat.npy, text_feat.npy and audio_feat.npy belongs to item n. Every item of the features is kept.
 
     Args:
-        folder: path or s3:// address.
+        folder: path or an address.
         out: the dataset to write.
         force: replace a dataset that is already there.
 

@@ -33,7 +33,7 @@ def import_published(folder: str, out: str, *, force: bool = False) -> ImportRep
     Non-zero entries become interactions; ids are the row and column numbers.
 
     Args:
-        folder: path or s3:// address; holds trnMat.pkl, tstMat.pkl, valMat.pkl if there is one, or in their place
+        folder: path or an address; holds trnMat.pkl, tstMat.pkl, valMat.pkl if there is one, or in their place
             train.json, test.json and val.json, any or none of image/text/audio_feat.npy, and kg.txt, with relations.txt
             or without, if there is a knowledge graph. What else it holds is left aside, and a note says so.
         out: the dataset to write.
@@ -135,7 +135,7 @@ def _read_matrices(paths: Mapping[Split, str], wrong: Mistakes) -> dict[Split, P
 
 
 def _local_copy(uri: str, folder: str) -> str:
-    """Return the local path of a regular file, or of its copy in a folder if it lies on S3."""
+    """Return the local path of a regular file, or of its copy in a folder if it lies on a store."""
     if storage.is_remote(uri):
         place = os.path.join(folder, storage.name(uri))
         storage.download(uri, place)

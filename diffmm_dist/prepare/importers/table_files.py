@@ -59,7 +59,7 @@ def find_files(uri: str, *, delimited: bool = False) -> TableFiles:
     Names that begin with a dot or an underscore are no data, and neither is anything below a folder with such a name.
 
     Args:
-        uri: a file, a folder, or a pattern with ``*``, ``?`` or ``[...]``; a path or an s3:// address.
+        uri: a file, a folder, or a pattern with ``*``, ``?`` or ``[...]``; a path or an address.
         delimited: the user says how columns are separated, so .txt, .dat and .data are taken for CSV.
 
     Raises:

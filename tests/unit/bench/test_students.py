@@ -8,7 +8,7 @@ import pytest
 from diffmm_dist.bench.report import markdown
 from diffmm_dist.bench.students import bench_students, groups_of
 from diffmm_dist.errors import UserError
-from tests.support.builders import launch, small_config, synthetic_dataset, train_alone
+from tests.support.builders import small_config, synthetic_dataset, train_alone
 
 
 @pytest.fixture(scope="module")
@@ -84,8 +84,10 @@ def test_groups_are_named_with_their_runs(texts, sentence):
         groups_of(texts)
 
 
-def test_the_command(runs, tmp_path):
+def test_the_command(runs, tmp_path, run_cli):
     out = tmp_path / "s.json"
-    done = launch("bench", "students", "--group", f"LightGCN={runs / 'wide-1'},{runs / 'wide-2'}", "--out", out)
-    assert "LightGCN" in done.stdout
+    group = f"LightGCN={runs / 'wide-1'},{runs / 'wide-2'}"
+    status, said, err = run_cli("bench", "students", "--group", group, "--out", out)
+    assert status == 0, err
+    assert "LightGCN" in said
     assert list(json.loads(out.read_text())["groups"]) == ["LightGCN"]

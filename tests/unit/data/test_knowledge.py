@@ -13,6 +13,7 @@ from diffmm_dist.parallel.shard import AllRows, joined
 from diffmm_dist.parallel.world import World
 from diffmm_dist.prepare.partitioning import partition_dataset
 from tests.support.builders import synthetic_dataset, write_config
+from tests.support.optional import metis_or_skip
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +45,7 @@ def test_every_fact_counts_both_ways_and_each_pair_once(path):
 @pytest.mark.parametrize("method", ["metis", "random"])
 def test_a_partition_changes_the_order_alone(path, tmp_path, method):
     if method == "metis":
-        pytest.importorskip("dgl", reason="DGL is not installed")
+        metis_or_skip()
     partition_dataset(path, str(tmp_path / "p"), num_parts=3, method=method, seed=2)
     before, after = whole(path), whole(str(tmp_path / "p"))
     first, second = (triples(knowledge, knowledge.facts).unique(dim=0) for knowledge in (before, after))

@@ -1,18 +1,20 @@
 import gc
 import io
 import threading
+import uuid
 
 import numpy as np
-import pyarrow as pa
 import pytest
 
-from diffmm_dist import s3, storage
+from diffmm_dist import storage
 from diffmm_dist.data import schema
 from diffmm_dist.data.dataset import Cursor, Dataset
 from diffmm_dist.data.stream import Reading, fetched_ahead
 from diffmm_dist.errors import UserError
 from diffmm_dist.parallel.ranges import Range
 from diffmm_dist.prepare.partitioning import partition_dataset
+from diffmm_dist.stores import blocks
+from diffmm_dist.stores.blocks import BlockReader
 from tests.support import damage
 from tests.support.builders import synthetic_dataset
 
@@ -67,21 +69,20 @@ def test_leaving_early_closes_the_source():
 
 
 class TestFromAfar:
-    """A dataset read as if it lay on S3; tests/integration/test_s3.py reads a real one."""
+    """A dataset on a store, the process's memory; tests/integration/test_s3.py reads a real one."""
 
     @pytest.fixture
-    def uri(self, tmp_path, monkeypatch):
-        uri = synthetic_dataset(tmp_path / "d", users=300, items=120, interactions=4000)
-        real = storage.is_remote
-        monkeypatch.setattr(storage, "is_remote", lambda place: place.startswith(uri) or real(place))
-        monkeypatch.setattr(storage, "open_input", lambda place: pa.OSFile(place))
-        monkeypatch.setattr(storage, "_resolve", lambda place: (storage.fsspec.filesystem("file"), place))
+    def uri(self, tmp_path):
+        local, uri = tmp_path / "d", f"memory://{uuid.uuid4().hex}/d"
+        synthetic_dataset(local, users=300, items=120, interactions=4000)
+        for name in storage.list_tree(str(local)):
+            storage.upload(str(local / name), f"{uri}/{name}")
         return uri
 
     @pytest.mark.parametrize("cached", [False, True])
     def test_the_same_data(self, uri, tmp_path, cached):
         reading = Reading(batches_ahead=2, cache=str(tmp_path / "cache") if cached else None)
-        near, far = Dataset.open(uri), Dataset.open(uri, reading)
+        near, far = Dataset.open(str(tmp_path / "d")), Dataset.open(uri, reading)
         for split in ("train", "valid", "test"):
             assert far.interactions(split).dense().tolist() == near.interactions(split).dense().tolist()
         assert far.original_ids("items").to_pylist() == near.original_ids("items").to_pylist()
@@ -97,8 +98,8 @@ class TestFromAfar:
         assert fetched == [f"{uri}/interactions/split=train/part-00000.arrow"]
         names = [path.name for path in (tmp_path / "cache").iterdir()]
         assert names == [f"{Dataset.open(uri).manifest.interactions['train'][0].sha256}.arrow"]
-        with open(f"{uri}/interactions/split=test/part-00000.arrow", "ab") as file:
-            file.write(b"more")
+        damaged = f"{uri}/interactions/split=test/part-00000.arrow"
+        storage.write_bytes(damaged, storage.read_bytes(damaged) + b"more")
         with pytest.raises(UserError, match=r"split=test/part-00000\.arrow is damaged: its checksum"):
             Dataset.open(uri, reading).interactions("test")
         assert len(list((tmp_path / "cache").iterdir())) == 1
@@ -169,34 +170,22 @@ class TestBlocks:
     def content(self, monkeypatch):
         content = bytes(range(256)) * 5 + b"end"
 
-        class Files:
-            def __init__(self):
-                self.requests = []
-
-            def open(self, path, mode, cache_type):
-                return self
-
-            @property
-            def size(self):
-                return len(content)
-
-            def close(self):
-                pass
-
-            def _fetch_range(self, start, end):
-                self.requests.append((start, end))
-                return content[start:end]
-
-        self.files = Files()
-        monkeypatch.setattr(s3, "_BLOCK", 100)
-        monkeypatch.setattr(s3, "_BLOCKS_AHEAD", 3)
-        monkeypatch.setattr(s3, "file_system", lambda: self.files)
+        self.requests = []
+        monkeypatch.setattr(blocks, "_BLOCK", 100)
+        monkeypatch.setattr(blocks, "_BLOCKS_AHEAD", 3)
         return content
+
+    def reader(self, content):
+        def fetch(start, stop):
+            self.requests.append((start, stop))
+            return content[start:stop]
+
+        return BlockReader(len(content), fetch)
 
     @pytest.mark.parametrize("seed", range(5))
     def test_any_reads_give_what_the_file_holds(self, content, seed):
         random = np.random.default_rng(seed)
-        with s3.BlockReader("x") as reader, io.BytesIO(content) as expected:
+        with self.reader(content) as reader, io.BytesIO(content) as expected:
             for _ in range(40):
                 if random.random() < 0.4:
                     place = int(random.integers(len(content) + 1))
@@ -209,21 +198,20 @@ class TestBlocks:
             assert bytes(reader.read()) == content[-2:]
 
     def test_each_block_is_fetched_once_and_few_are_held(self, content):
-        with s3.BlockReader("x") as reader:
+        with self.reader(content) as reader:
             while reader.read(30):
                 assert len(reader._blocks) <= 2 + 3
-        assert sorted(self.files.requests) == [
+        assert sorted(self.requests) == [
             (start, min(start + 100, len(content))) for start in range(0, len(content), 100)
         ]
 
-    def test_what_a_block_raises_is_raised_where_it_is_needed(self, content, monkeypatch):
-        def refuse(self, start, end):
+    def test_what_a_block_raises_is_raised_where_it_is_needed(self, content):
+        def refuse(start, stop):
             if start >= 200:
                 raise OSError("gone")
-            return content[start:end]
+            return content[start:stop]
 
-        monkeypatch.setattr(type(self.files), "_fetch_range", refuse)
-        with s3.BlockReader("x") as reader:
+        with BlockReader(len(content), refuse) as reader:
             assert bytes(reader.read(200)) == content[:200]
             with pytest.raises(OSError, match="gone"):
                 reader.read(1)

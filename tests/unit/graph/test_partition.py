@@ -1,9 +1,22 @@
+import sys
+
 import pytest
 import torch
 
-from diffmm_dist.graph.partition import Parts, metis_parts, partition_report, random_parts
+from diffmm_dist.errors import UserError
+from diffmm_dist.graph import metis
+from diffmm_dist.graph.partition import (
+    Links,
+    Parts,
+    _graph,
+    links_report,
+    metis_parts,
+    partition_report,
+    random_parts,
+)
 from diffmm_dist.sparse import CSR
 from tests.support.builders import random_pairs
+from tests.support.optional import dgl_or_skip, metis_or_skip
 
 
 def two_islands():
@@ -39,9 +52,32 @@ def test_random_parts_are_even_and_seeded(num_parts):
         assert not torch.equal(parts.users, random_parts(pairs, num_parts, seed=4).users)
 
 
-def test_metis_finds_the_islands():
-    pytest.importorskip("dgl", reason="DGL is not installed")
-    parts, _ = metis_parts(two_islands(), 2)
+@pytest.fixture(params=["dgl", "pymetis"])
+def library(request, monkeypatch):
+    """Each of the libraries that bring METIS, alone."""
+    name = request.param
+    pytest.importorskip("pymetis", reason="pymetis is not installed") if name == "pymetis" else dgl_or_skip()
+    if name == "pymetis":
+        monkeypatch.setattr(metis, "import_dgl", no_dgl)
+    return name
+
+
+def no_dgl(**_):
+    raise UserError("DGL cannot be imported")
+
+
+def metis_cut(pairs, num_parts, links=None):
+    """The parts of users, items and further nodes, found in this process: a patch does not reach the one of its own."""
+    found, library = metis.assign(_graph(pairs, links), num_parts)
+    sizes = [pairs.num_rows, pairs.num_columns, len(found) - pairs.num_rows - pairs.num_columns]
+    users, items, further = torch.from_numpy(found).split(sizes)
+    return Parts(users, items, num_parts), further, library
+
+
+def test_metis_finds_the_islands(library):
+    parts, _, name = metis_cut(two_islands(), 2)
+    assert name == metis.library()
+    assert name.lower().startswith(f"metis of {library} ")
     report = partition_report(two_islands(), parts)
     assert (
         report["cut_edges"] < 0.1 * partition_report(two_islands(), random_parts(two_islands(), 2, seed=1))["cut_edges"]
@@ -49,16 +85,52 @@ def test_metis_finds_the_islands():
     assert max(report["users_balance"], report["items_balance"], report["edges_balance"]) < 1.1
 
 
+def clustered(num_users, num_items, clusters, seed=0):
+    """Users with ten items each, nine of ten from their own cluster."""
+    draw = torch.Generator().manual_seed(seed)
+    users = torch.arange(num_users).repeat_interleave(10)
+    own = torch.rand(len(users), generator=draw) < 0.9
+    items = torch.randint(num_items, (len(users),), generator=draw)
+    items = torch.where(own, items // clusters * clusters + users % clusters, items).clamp(max=num_items - 1)
+    pairs = torch.unique(torch.stack([users, items]), dim=1)
+    return CSR.from_pairs(pairs[0], pairs[1], num_rows=num_users, num_columns=num_items)
+
+
+@pytest.mark.parametrize("num_parts", [1, 2, 3, 8])
+def test_metis_keeps_its_promises(library, num_parts):
+    """Users, items, edges, and further nodes with links that repeat and lead to themselves, are spread evenly."""
+    pairs = clustered(2000, 800, 8)
+    generator = torch.Generator().manual_seed(1)
+    heads = torch.randint(800, (4000,), generator=generator)
+    tails = torch.where(torch.arange(4000) % 7 == 0, heads, 800 + heads // 8 * 8 % 400 + heads % 8)
+    links = Links(torch.cat([heads, heads]), torch.cat([tails, tails]), 400)
+    parts, further, _ = metis_cut(pairs, num_parts, links)
+    report = partition_report(pairs, parts)
+    assert max(report["users_balance"], report["items_balance"]) < 1.05
+    assert report["edges_balance"] < 1.1
+    assert links_report(links, parts, further)["further_balance"] < 1.1
+    if num_parts > 1:
+        random = partition_report(pairs, random_parts(pairs, num_parts, seed=1))
+        assert report["cut_share"] < 0.5 * random["cut_share"]
+
+
+def test_without_either_library_it_is_said(monkeypatch):
+    monkeypatch.setattr(metis, "import_dgl", no_dgl)
+    monkeypatch.setitem(sys.modules, "pymetis", None)
+    with pytest.raises(UserError, match="DGL cannot be imported"):
+        metis.library()
+
+
 def test_what_memory_held_before_does_not_change_what_metis_finds(monkeypatch):
     """METIS reads memory that it has not written, so every process would cut by what it happens to hold."""
-    pytest.importorskip("dgl", reason="DGL is not installed")
+    metis_or_skip()
     pairs = random_pairs(60, 40)
     found = []
     for memory, number in (("tcache_count=7", "1"), ("tcache_count=0:glibc.malloc.perturb=170", "2")):
         monkeypatch.setenv("GLIBC_TUNABLES", f"glibc.malloc.{memory}")
         monkeypatch.setenv("OMP_NUM_THREADS", number)
         monkeypatch.setenv("PYTHONHASHSEED", number)
-        found.append(metis_parts(pairs, 7)[0])
+        found.append(metis_parts(pairs, 7).parts)
     assert torch.equal(found[0].users, found[1].users)
     assert torch.equal(found[0].items, found[1].items)
 

@@ -8,6 +8,7 @@ from diffmm_dist.graph.relation import Edges, Relation
 from diffmm_dist.parallel.random import RandomStream
 from diffmm_dist.sparse import CSR
 from tests.support.builders import as_matrix, random_pairs, random_rows
+from tests.support.optional import dgl_or_skip
 from tests.support.reference import dense
 
 KERNELS = ["csr", "dgl"]
@@ -16,7 +17,7 @@ KERNELS = ["csr", "dgl"]
 @pytest.fixture(params=KERNELS)
 def kernel(request):
     if request.param == "dgl":
-        pytest.importorskip("dgl", reason="DGL is not installed")
+        dgl_or_skip()
     return request.param
 
 
@@ -73,7 +74,7 @@ def test_gradients_equal_the_dense_ones(kernel):
 
 
 def test_both_kernels_agree():
-    pytest.importorskip("dgl", reason="DGL is not installed")
+    dgl_or_skip()
     pairs = random_pairs(300, 200, share=0.05)
     relation = Relation.normalized(pairs)
     for graph in (relation, relation.dropped(0.5, RandomStream.of(7))):
@@ -155,7 +156,7 @@ def test_several_item_tables_give_the_products_of_each(kind, num_tables):
 
 
 def test_heterograph_has_both_directions_of_every_relation():
-    pytest.importorskip("dgl", reason="DGL is not installed")
+    dgl_or_skip()
     real, generated = Relation.normalized(GRAPHS["cold nodes"]()), Relation.normalized(random_pairs(9, 7, seed=4))
     graph = HeteroGraph({REAL: real}).with_relations({"generated_visual": generated}).dgl_graph
     assert set(graph.canonical_etypes) == {

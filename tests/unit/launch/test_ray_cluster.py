@@ -7,7 +7,7 @@ from types import ModuleType, SimpleNamespace
 import pytest
 import yaml
 
-from diffmm_dist.errors import StoppedEarlyError, UserError
+from diffmm_dist.errors import StoppedEarlyError, TryAgainError, UserError
 from diffmm_dist.launch import ray_cluster as module
 from diffmm_dist.launch.cluster_room import Limits, Node, NodeType, Shape, Unknown
 from diffmm_dist.launch.ray_cluster import autoscaler_on_this_machine, room_for
@@ -77,7 +77,7 @@ def test_a_cluster_that_grows_is_waited_for_with_a_line_when_the_numbers_change_
 
 def test_a_cluster_that_does_not_grow_in_time_is_one_sentence_and_the_demand_is_withdrawn(monkeypatch):
     cluster = Cluster(monkeypatch, there(1))
-    with pytest.raises(UserError, match="after 45 s the cluster has room for 1 .1 node of 1 CPU.; nothing was trained"):
+    with pytest.raises(TryAgainError, match="after 45 s the cluster has room for 1 .1 node of 1 CPU.; nothing was"):
         room_for(cluster, wants(3, wait_for_nodes_s=45))
     assert cluster.waits == 5
     assert cluster.removed

@@ -4,7 +4,7 @@ from types import SimpleNamespace
 import pytest
 
 from diffmm_dist import cores
-from diffmm_dist.errors import LostWorkerError, StoppedError, UserError
+from diffmm_dist.errors import LostWorkerError, StoppedError, TryAgainError, UserError
 from diffmm_dist.launch import ray_job
 from diffmm_dist.launch.ray_job import _unpack
 from diffmm_dist.runs.config import places
@@ -63,6 +63,8 @@ def test_what_a_worker_returns_becomes_what_the_command_does():
     assert _unpack({"result": {"epochs": 3}}) == {"epochs": 3}
     with pytest.raises(UserError, match="no such dataset"):
         _unpack({"error": "no such dataset"})
+    with pytest.raises(TryAgainError, match="no answer"):
+        _unpack({"try again": "no answer"})
     with pytest.raises(StoppedError, match="epoch 3"):
         _unpack({"stopped": "epoch 3"})
     with pytest.raises(KeyError):
@@ -72,7 +74,7 @@ def test_what_a_worker_returns_becomes_what_the_command_does():
 def test_workers_that_keep_failing_are_one_sentence():
     error = RuntimeError("of Ray's")
     error.worker_failures = {1: RuntimeError("Traceback ...\n  line\nLostWorkerError: worker 1 of 2 lost another\n")}
-    with pytest.raises(UserError, match="worker 1 failed .* LostWorkerError: worker 1 of 2 lost another; the last"):
+    with pytest.raises(TryAgainError, match="worker 1 failed .* LostWorkerError: worker 1 of 2 lost another; the last"):
         _unpack(error)
 
 

@@ -1,10 +1,13 @@
 """What is sent to a cluster, without one."""
 
+import os
+
 import pytest
 
-from diffmm_dist.errors import UserError
+from diffmm_dist.errors import TryAgainError, UserError
 from diffmm_dist.launch import submit as submit_module
-from diffmm_dist.launch.submit import check_size, job_command, submit
+from diffmm_dist.launch.submit import check_size, installed_command, job_command, submit
+from diffmm_dist.runs.config import load_config
 from tests.support.builders import write_config
 
 SHARED = {"data": {"path": "s3://b/d"}, "run": {"path": "/shared/run"}, "cluster": {"num_workers": 2}}
@@ -14,7 +17,9 @@ SHARED = {"data": {"path": "s3://b/d"}, "run": {"path": "/shared/run"}, "cluster
 def project(tmp_path):
     folder = tmp_path / "project"
     (folder / "configs").mkdir(parents=True)
-    (folder / "launch.py").write_text("")
+    (folder / "diffmm_dist").mkdir()
+    for name in ("launch.py", "diffmm_dist/start.py"):
+        (folder / name).write_text("")
     return folder
 
 
@@ -46,7 +51,7 @@ def test_what_could_not_work_there_is_refused_here(project, tmp_path):
     with pytest.raises(UserError, match=r"train\.epoch"):
         job_command(project, config(project), ["train.epoch=3"])
     (project / "launch.py").unlink()
-    with pytest.raises(UserError, match=r"has no launch\.py; run `submit` in the project's folder"):
+    with pytest.raises(UserError, match=r"is no clone of the project; leave --working-dir out"):
         job_command(project, config(project), [])
 
 
@@ -61,10 +66,45 @@ def test_the_size_leaves_out_data_runs_and_history(project, monkeypatch):
         check_size(project)
 
 
-def test_a_cluster_that_does_not_answer_is_one_sentence(project):
+def test_without_a_clone_the_configuration_alone_is_sent_and_the_installed_program_runs(tmp_path, monkeypatch):
+    """All of it, in one file: what it extends and what the command line said, home folders spelt out."""
+    monkeypatch.setenv("HOME", "/home/me")
+    write_config(tmp_path / "base.yaml", **SHARED, train={"epochs": 7})
+    (tmp_path / "mine.yml").write_text("extends: base.yaml\n")
+    words = ["run.path=~/runs/a", "train.batch_size=64"]
+    sent = []
+
+    def send(_, folder, entrypoint):
+        sent.append((entrypoint, {path.name: load_config(str(path), []) for path in folder.iterdir()}))
+        return None, "job"
+
+    monkeypatch.setattr(submit_module, "_sent", send)
+    monkeypatch.chdir(tmp_path)
+    assert submit("http://head:8265", "mine.yml", words, follow=False) == 0
+    ((entrypoint, files),) = sent
+    assert entrypoint == "diffmm-dist train --config mine.yaml"
+    assert files == {"mine.yaml": load_config("mine.yml", words)}
+    assert files["mine.yaml"].run.path == "/home/me/runs/a"
+    with pytest.raises(UserError, match="give the number of workers"):
+        installed_command(tmp_path, "mine.yml", ["cluster.num_workers=0"])
+
+
+def test_in_a_clone_the_clone_is_sent(project, monkeypatch):
+    sent = []
+    monkeypatch.setattr(submit_module, "_sent", lambda *what: sent.append(what) or (None, "job"))
+    monkeypatch.chdir(project)
+    submit("http://head:8265", config(project), [], follow=False)
+    assert sent == [("http://head:8265", project, "python launch.py train --config configs/c.yaml")]
+
+
+def test_a_cluster_that_does_not_answer_is_one_sentence(project, monkeypatch):
+    """... about the cluster that was named, whatever RAY_ADDRESS says: Ray's client would prefer that."""
     pytest.importorskip("ray", reason="Ray is not installed")
-    with pytest.raises(UserError, match=r"the cluster at http://127\.0\.0\.1:9 does not take the job: "):
+    monkeypatch.setenv("RAY_ADDRESS", "http://127.0.0.1:1")
+    with pytest.raises(TryAgainError, match=r"the cluster at http://127\.0\.0\.1:9 does not take the job: ") as raised:
         submit("http://127.0.0.1:9", config(project), [], working_dir=str(project))
+    assert "http://127.0.0.1:9" in str(raised.value.__cause__)
+    assert os.environ["RAY_ADDRESS"] == "http://127.0.0.1:1"
 
 
 def test_a_token_that_cannot_be_read_is_one_sentence(project, tmp_path, monkeypatch):

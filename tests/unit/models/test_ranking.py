@@ -27,13 +27,13 @@ def drawn(batches, epoch=0):
 
 
 def test_users_are_different_ones_and_uniform_over_those_with_items(data):
-    batches = UserBatches(data, 9, num_batches=3000)
+    batches = UserBatches(data, 9, num_batches=1000)
     batch_users = torch.stack([batch.user_rows for batch in drawn(batches)])
-    assert batch_users.shape == (3000, 9)
+    assert batch_users.shape == (1000, 9)
     assert bool((batch_users.sort(dim=1).values.diff(dim=1) > 0).all())
     counts = torch.bincount(batch_users.flatten(), minlength=30).double()
     assert counts[IDLE].sum() == 0
-    expected = 3000 * 9 / 27
+    expected = 1000 * 9 / 27
     chi_square = ((counts[counts > 0] - expected) ** 2 / expected).sum()
     assert chi_square < 55  # 26 degrees of freedom: far beyond the 0.1 % bound, and drawn without replacement besides
 
@@ -46,12 +46,12 @@ def test_items_are_the_users_own_and_negatives_are_not(data):
 
 
 def test_a_users_items_are_equally_likely(data):
-    batches = drawn(UserBatches(data, 27, num_batches=2000))
+    batches = drawn(UserBatches(data, 27, num_batches=1000))
     users = torch.cat([batch.user_rows for batch in batches])
     items = torch.cat([batch.pos_items for batch in batches])
     counts = torch.bincount(items[users == 1], minlength=12).double()
     own = data.interactions.dense()[1] > 0
-    expected = 2000 / int(own.sum())
+    expected = 1000 / int(own.sum())
     assert float(((counts[own] - expected) ** 2 / expected).sum()) < 30
 
 

@@ -291,8 +291,9 @@ try:
     import_published(sys.argv[1], sys.argv[2])
 except ValueError as error:
     text = str(error)
-peaks = [resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-print(json.dumps([text, *peaks]))
+status = dict(line.split(":", 1) for line in open("/proc/self/status"))
+own = int(status["VmHWM"].split()[0])  # ru_maxrss counts what this process was before it became Python
+print(json.dumps([text, own, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss]))
 """
     command = [sys.executable, "-c", code, str(folder), str(tmp_path / "out")]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, check=True)

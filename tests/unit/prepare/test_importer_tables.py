@@ -1,7 +1,6 @@
 import numpy as np
 import pyarrow as pa
 import pyarrow.csv as csv
-import pyarrow.feather as feather
 import pyarrow.parquet as parquet
 import pytest
 
@@ -10,7 +9,7 @@ from diffmm_dist.errors import UserError
 from diffmm_dist.prepare.importers.interactions import InteractionColumns, SplitRule
 from diffmm_dist.prepare.importers.mmrec import import_mmrec
 from diffmm_dist.prepare.importers.tables import TableImport, import_tables
-from tests.support.tables import COLUMNS, all_pairs, expected_pairs, interactions, load, pairs
+from tests.support.tables import COLUMNS, all_pairs, expected_pairs, interactions, load, pairs, write_arrow
 
 RNG = np.random.default_rng(5)
 
@@ -29,8 +28,8 @@ def test_every_pair_arrives_once_under_its_own_ids(tmp_path, strings):
 FORMATS = {
     "in.csv": csv.write_csv,
     "in.tsv": lambda table, path: csv.write_csv(table, path, csv.WriteOptions(delimiter="\t")),
-    "in.arrow": lambda table, path: feather.write_feather(table, path, compression="uncompressed"),
-    "in.feather": lambda table, path: feather.write_feather(table, path, compression="zstd"),
+    "in.arrow": write_arrow,
+    "in.feather": lambda table, path: write_arrow(table, path, "zstd"),
     "in.parquet": parquet.write_table,
 }
 

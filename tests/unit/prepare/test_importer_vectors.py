@@ -6,13 +6,12 @@ import json
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.feather as feather
 import pyarrow.parquet as parquet
 import pytest
 
 from diffmm_dist.errors import UserError
 from diffmm_dist.prepare.importers.features import FeatureSource
-from tests.support.tables import interactions, load
+from tests.support.tables import interactions, load, write_arrow
 
 IDS = [f"B{number:03}" for number in range(20)]
 VALUES = np.random.default_rng(1).standard_normal((20, 12)).astype(np.float32)
@@ -136,7 +135,7 @@ TYPES = {
 @pytest.mark.parametrize("column", TYPES.values(), ids=TYPES)
 def test_vectors_of_any_type(tmp_path, column):
     if pa.types.is_list_view(column.type):
-        feather.write_feather(pa.table({"asin": IDS, "e": column}), tmp_path / "f.arrow")
+        write_arrow(pa.table({"asin": IDS, "e": column}), tmp_path / "f.arrow")
         source = FeatureSource("visual", str(tmp_path / "f.arrow"), item="asin")
         found = load(interactions(), tmp_path, features=(source,))[0].features("visual").numpy()
     else:

@@ -10,6 +10,7 @@ from diffmm_dist.prepare.partitioning import partition_dataset
 from diffmm_dist.train.trained import load_trained
 from diffmm_dist.train.worker import run_worker
 from tests.support.builders import metrics_of, small_config, synthetic_dataset
+from tests.support.optional import metis_or_skip
 
 
 @pytest.fixture(scope="module")
@@ -20,7 +21,7 @@ def source(tmp_path_factory):
 @pytest.fixture(scope="module", params=["metis", "random"])
 def parted(request, source, tmp_path_factory):
     if request.param == "metis":
-        pytest.importorskip("dgl", reason="DGL is not installed")
+        metis_or_skip()
     out = str(tmp_path_factory.mktemp("parts") / "d")
     partition_dataset(source, out, num_parts=4, method=request.param, seed=5)
     return out

@@ -6,6 +6,7 @@ import pytest
 
 from diffmm_dist.data.writer import dataset_writer
 from tests.support.builders import synthetic_dataset, write_config
+from tests.support.optional import dgl_or_skip
 
 SETTINGS = {
     "embeddings one wide, kernels timed": ["model.embedding_dim=1", "graph.kernel=auto"],
@@ -52,6 +53,8 @@ def dataset(tmp_path_factory):
 
 @pytest.mark.parametrize("kind", SETTINGS)
 def test_odd_settings_train(run_cli, tmp_path, dataset, kind):
+    if "graph.kernel=dgl" in SETTINGS[kind]:
+        dgl_or_skip()
     status, out, err = run_cli("train", "--config", config_of(tmp_path, dataset), *SETTINGS[kind])
     assert (status, "peak memory" in out) == (0, True), err
 

@@ -1,0 +1,1 @@
+"""Recommendations over HTTP: answers to requests from a bundle, and the application of Ray Serve."""

@@ -1,0 +1,111 @@
+"""What the stores say of themselves, without any of them."""
+
+import subprocess
+import sys
+
+import fsspec
+import pytest
+
+from diffmm_dist import storage
+from diffmm_dist.errors import UserError
+from diffmm_dist.launch.ray_job import run_on_ray
+from diffmm_dist.runs.config import load_config
+from diffmm_dist.schemes import SCHEMES
+from diffmm_dist.stores import access
+from diffmm_dist.stores.registry import store_of
+from diffmm_dist.stores.store import Store
+from tests.support.builders import ROOT, write_config
+
+SHARED = [scheme for scheme in SCHEMES.values() if scheme.extra]
+
+
+@pytest.mark.parametrize("scheme", SHARED, ids=lambda scheme: scheme.name)
+def test_a_missing_package_is_one_sentence_that_says_how_to_get_it(scheme, monkeypatch):
+    monkeypatch.setattr("diffmm_dist.stores.store.find_spec", {scheme.package: None}.get)
+    place = scheme.example.lower()
+    sentence = f'{scheme.name}:// needs the package {scheme.package}; pip install "diffmm-dist.{scheme.extra}."$'
+    for use in (storage.exists, storage.read_bytes, storage.list_tree):
+        with pytest.raises(UserError, match=sentence):
+            use(place)
+
+
+def test_every_extra_is_one_of_the_project_s():
+    tomllib = pytest.importorskip("tomllib", reason="Python 3.11 has it")
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    for scheme in SHARED:
+        assert any(package.startswith(scheme.package) for package in extras[scheme.extra]), scheme.name
+
+
+def test_no_client_is_loaded_before_an_address_needs_it():
+    code = "import sys, diffmm_dist.storage; print(*sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    assert not {"s3fs", "gcsfs", "adlfs", "huggingface_hub", "aiohttp"} & set(loaded)
+
+
+def test_the_memory_of_a_process_is_no_place_for_workers(tmp_path):
+    config = load_config(None, ["data.path=/d", "run.path=memory://n/x", "cluster.num_workers=2"])
+    with pytest.raises(
+        UserError, match="^run.path=memory://n/x is in the memory of one process, .*; give s3://, gs://"
+    ):
+        run_on_ray(config)
+
+
+class Refused(Exception):
+    """What a client raises, under its own name."""
+
+
+Refused.__module__ = "gcsfs.retry"
+
+
+def test_what_a_client_raises_is_one_sentence_with_what_to_do(monkeypatch):
+    pytest.importorskip("gcsfs", reason="gcsfs is not installed")
+
+    monkeypatch.setitem(fsspec.config.conf, "gs", {"token": "anon"})
+
+    def refused(self, path):
+        raise Refused("Invalid\nCredentials, 401")
+
+    monkeypatch.setattr(Store, "exists", refused)
+    with pytest.raises(UserError) as error:
+        storage.exists("gs://bucket/x")
+    assert str(error.value) == (
+        "cannot look at gs://bucket/x: Invalid Credentials, 401; set GOOGLE_APPLICATION_CREDENTIALS, or "
+        "FSSPEC_GS_TOKEN=anon for a public bucket"
+    )
+
+
+def test_a_mistake_of_ours_keeps_its_traceback(monkeypatch):
+    def mistaken(self, path):
+        raise KeyError("x")
+
+    monkeypatch.setattr(Store, "exists", mistaken)
+    with pytest.raises(KeyError):
+        storage.exists("memory://n/x")
+
+
+def test_a_data_set_of_hugging_face_is_found_by_its_path():
+    pytest.importorskip("huggingface_hub", reason="huggingface_hub is not installed")
+    store = store_of("hf://datasets/owner/name@v1/a/b.parquet")
+    assert store.path("hf://datasets/owner/name@v1/a/b.parquet") == "datasets/owner/name@v1/a/b.parquet"
+    assert store.uri("datasets/owner/name/x") == "hf://datasets/owner/name/x"
+
+
+def test_the_memory_has_no_conditions():
+    assert not access.honours_conditions("memory://n/probe")
+
+
+def test_a_run_in_memory(run_cli, tmp_path, monkeypatch):
+    """Data, lease, checkpoints and metrics, on a store of which nothing but fsspec is known."""
+    monkeypatch.setattr("diffmm_dist.runs.lease._SETTLE_S", 0.01)
+    place = f"memory://{tmp_path.name}"
+    size = ("--users", 40, "--items", 20, "--interactions", 300)
+    assert run_cli("prepare", "synthetic", "--out", f"{place}/data", *size)[0] == 0
+    config = write_config(tmp_path / "c.yaml", data={"path": f"{place}/data"}, run={"path": f"{place}/run"},
+                          train={"epochs": 1})  # fmt: skip
+    for epochs in (1, 2):
+        status, _, err = run_cli("train", config, f"train.epochs={epochs}")
+        assert status == 0, err
+    assert "resuming" in err
+    assert "does not honour conditional writes" in err
+    assert storage.list_names(place) == ["data", "run"]
+    assert [path.name for path in tmp_path.iterdir()] == ["c.yaml"]
