@@ -14,7 +14,7 @@ _SMALLEST_NORM = 1e-12
 
 def normalize_rows(rows_ND: Tensor) -> Tensor:
     """Return rows of Euclidean norm 1, (N, D); rows of zeros stay zeros."""
-    normalized: Tensor = _Normalize.apply(rows_ND)  # type: ignore[no-untyped-call]
+    normalized: Tensor = _Normalize.apply(rows_ND)  # type: ignore[no-untyped-call, unused-ignore]
     return normalized
 
 
@@ -46,7 +46,7 @@ def gradient_of_rows(
 
 def weighted_sum(weights_K: Tensor, tables: Sequence[Tensor], *, base: Tensor | None = None) -> Tensor:
     """Return sum_k w_k X_k, (N, D), of K tables X_k (N, D), plus a base (N, D) if given."""
-    total: Tensor = _WeightedSum.apply(base, weights_K, *tables)  # type: ignore[no-untyped-call]
+    total: Tensor = _WeightedSum.apply(base, weights_K, *tables)  # type: ignore[no-untyped-call, unused-ignore]
     return total
 
 

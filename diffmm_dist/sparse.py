@@ -116,7 +116,7 @@ class CSR:
 
         The table's gradient is the transposed product; the weights get none.
         """
-        product: Tensor = _WeightedProduct.apply(table, weights, self)  # type: ignore[no-untyped-call]
+        product: Tensor = _WeightedProduct.apply(table, weights, self)  # type: ignore[no-untyped-call, unused-ignore]
         return product
 
     def products_at(self, rows: Tensor, columns: Tensor, *, out: Tensor | None = None) -> Tensor:

@@ -143,7 +143,7 @@ def project(noisy: NoisyRows, weight_CH: Tensor) -> Tensor:
 
     At most one block of noisy values exists at a time; where there are several, the backward pass draws them again.
     """
-    projected: Tensor = _Project.apply(weight_CH, noisy)  # type: ignore[no-untyped-call]
+    projected: Tensor = _Project.apply(weight_CH, noisy)  # type: ignore[no-untyped-call, unused-ignore]
     return projected
 
 

@@ -157,7 +157,7 @@ def relational_attention(
         tail_maps_RD: b.
     """
     rows_LD = extended(rows_ND, edges.halo)
-    heads: Tensor = _RelationalAttention.apply(graph, edges, rows_LD, head_maps_RD, tail_maps_RD)  # type: ignore[no-untyped-call]
+    heads: Tensor = _RelationalAttention.apply(graph, edges, rows_LD, head_maps_RD, tail_maps_RD)  # type: ignore[no-untyped-call, unused-ignore]
     return heads
 
 

@@ -113,7 +113,7 @@ def propagate_entries(graph: HeteroGraph, relation: Relation, values_V: Tensor, 
         values_V: (V,).
         rows: of own users (U, D) and own items (I, D).
     """
-    product: Rows = _PropagateEntries.apply(graph, relation, values_V, *rows)  # type: ignore[no-untyped-call]
+    product: Rows = _PropagateEntries.apply(graph, relation, values_V, *rows)  # type: ignore[no-untyped-call, unused-ignore]
     return product
 
 

@@ -30,31 +30,31 @@ def propagate(
     Returns:
         The user rows and the item rows of the product, of the same shapes.
     """
-    product: Rows = _Propagate.apply(graph, graph.relations[relation], with_input, user_rows, item_rows)  # type: ignore[no-untyped-call]
+    product: Rows = _Propagate.apply(graph, graph.relations[relation], with_input, user_rows, item_rows)  # type: ignore[no-untyped-call, unused-ignore]
     return product
 
 
 def propagate_tables(graph: HeteroGraph, relation: str, user_rows: Tensor, item_tables: Sequence[Tensor]) -> list[Rows]:
     """Return A^ [user_rows; X] for several item tables X, as ``propagate`` of each; the users' sums are taken once."""
-    rows = _Propagate.apply(graph, graph.relations[relation], False, user_rows, *item_tables)  # type: ignore[no-untyped-call]
+    rows = _Propagate.apply(graph, graph.relations[relation], False, user_rows, *item_tables)  # type: ignore[no-untyped-call, unused-ignore]
     return list(zip(rows[: len(item_tables)], rows[len(item_tables) :], strict=True))
 
 
 def propagate_to_users(graph: HeteroGraph, relation: str, user_rows: Tensor, item_rows: Tensor) -> Tensor:
     """Return the user rows of A^ [user_rows; item_rows] alone, in half the time of ``propagate``."""
-    users: Tensor = _PropagateToUsers.apply(user_rows, item_rows, graph, graph.relations[relation])  # type: ignore[no-untyped-call]
+    users: Tensor = _PropagateToUsers.apply(user_rows, item_rows, graph, graph.relations[relation])  # type: ignore[no-untyped-call, unused-ignore]
     return users
 
 
 def users_from_items(graph: HeteroGraph, relation: str, item_rows: Tensor) -> Tensor:
     """Return the user rows of A^ [0; item_rows], (own users, d): one half of a product, without self loops."""
-    users: Tensor = _Half.apply(graph, graph.relations[relation], True, item_rows)  # type: ignore[no-untyped-call]
+    users: Tensor = _Half.apply(graph, graph.relations[relation], True, item_rows)  # type: ignore[no-untyped-call, unused-ignore]
     return users
 
 
 def items_from_users(graph: HeteroGraph, relation: str, user_rows: Tensor) -> Tensor:
     """Return the item rows of A^ [user_rows; 0], (own items, d): the other half."""
-    items: Tensor = _Half.apply(graph, graph.relations[relation], False, user_rows)  # type: ignore[no-untyped-call]
+    items: Tensor = _Half.apply(graph, graph.relations[relation], False, user_rows)  # type: ignore[no-untyped-call, unused-ignore]
     return items
 
 

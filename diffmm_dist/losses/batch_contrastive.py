@@ -78,7 +78,7 @@ def batch_info_nce(anchor_AD: Tensor, target_AD: Tensor, repeats: Repeats, *, te
         temperature: tau; cosines are bounded, so from 0.03 on exp(cos / tau) needs no maximum subtracted.
     """
     anchors, targets = normalize_rows(anchor_AD), normalize_rows(target_AD)
-    loss: Tensor = _BatchInfoNCE.apply(anchors, targets, repeats, temperature)  # type: ignore[no-untyped-call]
+    loss: Tensor = _BatchInfoNCE.apply(anchors, targets, repeats, temperature)  # type: ignore[no-untyped-call, unused-ignore]
     return loss
 
 

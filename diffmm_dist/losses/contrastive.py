@@ -111,7 +111,7 @@ def info_nce(
         targets = [target_ND.index_select(0, batch.nodes) for target_ND in targets]
         batch = batch.among_themselves()
     terms: list[Tensor] = [
-        _InfoNCE.apply(anchors_AD, target_ND, batch, temperature, world)  # type: ignore[no-untyped-call]
+        _InfoNCE.apply(anchors_AD, target_ND, batch, temperature, world)  # type: ignore[no-untyped-call, unused-ignore]
         for target_ND in targets
     ]
     return torch.stack(terms).sum()

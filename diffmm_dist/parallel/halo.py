@@ -98,7 +98,7 @@ def extended(inner: Tensor, halo: Halo) -> Tensor:
     """Return ``halo.extend(inner)`` with autograd: the gradients of halo rows go back to their owners."""
     if halo.world.size == 1:
         return inner
-    rows: Tensor = _Extend.apply(inner, halo)  # type: ignore[no-untyped-call]
+    rows: Tensor = _Extend.apply(inner, halo)  # type: ignore[no-untyped-call, unused-ignore]
     return rows
 
 

@@ -41,5 +41,7 @@ def _part(world: World, groups: list[list[int]], rank: int, size: int) -> World:
     """Return this worker among its group; neither one worker nor all need a process group of their own."""
     group = world.group
     if 1 < size < world.size:
-        group, _ = dist.new_subgroups_by_enumeration(groups, timeout=world.timeout)
+        own, _ = dist.new_subgroups_by_enumeration(groups, timeout=world.timeout)
+        assert not isinstance(own, int)  # which says that this worker is in none of the groups
+        group = own
     return replace(world, rank=rank, size=size, group=group)

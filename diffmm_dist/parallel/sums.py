@@ -17,7 +17,7 @@ def summed(partial: Tensor, world: World, *, purpose: str) -> Tensor:
     """Return the shared sum of partial values; its gradient, the same on all workers, is that of every summand."""
     if world.size == 1:
         return partial
-    shared: Tensor = _Summed.apply(partial, world, purpose)  # type: ignore[no-untyped-call]
+    shared: Tensor = _Summed.apply(partial, world, purpose)  # type: ignore[no-untyped-call, unused-ignore]
     return shared
 
 
@@ -25,7 +25,7 @@ def split(shared: Tensor, world: World, *, purpose: str) -> Tensor:
     """Return a shared value to be used for partial ones; its gradient is the sum of what they give on each worker."""
     if world.size == 1:
         return shared
-    used: Tensor = _Split.apply(shared, world, purpose)  # type: ignore[no-untyped-call]
+    used: Tensor = _Split.apply(shared, world, purpose)  # type: ignore[no-untyped-call, unused-ignore]
     return used
 
 
