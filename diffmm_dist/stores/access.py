@@ -7,7 +7,7 @@ from typing import Any
 
 import fsspec
 
-from diffmm_dist.errors import UserError, one_line
+from diffmm_dist.errors import TryAgainError, UserError, one_line
 from diffmm_dist.places import is_remote, settle
 from diffmm_dist.stores.registry import store_of
 
@@ -32,7 +32,12 @@ def resolve(uri: str, *, to_write: bool = False) -> tuple[Any, str]:
 
 @contextmanager
 def explained(uri: str, action: str) -> Iterator[None]:
-    """Turn what the file system raises into one sentence that names the place."""
+    """Turn what the file system raises into one sentence that names the place.
+
+    Raises:
+        TryAgainError: a store did not answer, after all repeated requests.
+        UserError: anything else of the file system's.
+    """
     try:
         yield
     except UserError:
@@ -41,7 +46,8 @@ def explained(uri: str, action: str) -> Iterator[None]:
         sentence = _sentence(uri, action, error)
         if sentence is None:
             raise
-        raise UserError(sentence) from error
+        passing = is_remote(uri) and store_of(settle(uri, pattern=True)).may_pass(error)
+        raise (TryAgainError if passing else UserError)(sentence) from error
 
 
 def _sentence(uri: str, action: str, error: Exception) -> str | None:

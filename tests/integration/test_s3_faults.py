@@ -6,6 +6,7 @@ import time
 import pytest
 
 from diffmm_dist.runs.run_folder import RunFolder
+from diffmm_dist.statuses import TRY_AGAIN
 from diffmm_dist.stores.s3 import file_system
 from tests.support.builders import synthetic_dataset, write_config
 from tests.support.forked import launched as launch
@@ -96,7 +97,7 @@ def test_gone_for_longer_than_the_retries_allow(training, proxy):
         training.until_inside_an_epoch(process)
         proxy.mode = "gone"
         _, err = process.communicate(timeout=200)
-    assert process.returncode == 1
+    assert process.returncode == TRY_AGAIN
     last = err.splitlines()[-1]
     assert last.startswith("error: cannot")
     assert training.run in last

@@ -7,7 +7,7 @@ import fsspec
 import pytest
 
 from diffmm_dist import storage
-from diffmm_dist.errors import UserError
+from diffmm_dist.errors import TryAgainError, UserError
 from diffmm_dist.launch.ray_job import run_on_ray
 from diffmm_dist.runs.config import load_config
 from diffmm_dist.schemes import SCHEMES
@@ -27,6 +27,46 @@ def test_a_missing_package_is_one_sentence_that_says_how_to_get_it(scheme, monke
     for use in (storage.exists, storage.read_bytes, storage.list_tree):
         with pytest.raises(UserError, match=sentence):
             use(place)
+
+
+def error_of(kind, **attributes):
+    return type("Told", (kind,), attributes)("told")
+
+
+def answered(status):
+    return error_of(OSError, response={"ResponseMetadata": {"HTTPStatusCode": status}})
+
+
+def by_s3fs(behind):
+    """An error as s3fs wraps it."""
+    try:
+        raise OSError("told") from behind
+    except OSError as error:
+        return error
+
+
+PASSING = [
+    ConnectionRefusedError(), TimeoutError(), answered(500), answered(503), answered(429), by_s3fs(answered(503)),
+    error_of(OSError, status=502), error_of(OSError, status_code=504), by_s3fs(error_of(ConnectionError)),
+    by_s3fs(type("EndpointConnectionError", (Exception,), {})()),
+]  # fmt: skip
+LASTING = [
+    FileNotFoundError(), PermissionError(), ValueError(), answered(403), answered(404), by_s3fs(answered(400)),
+    error_of(OSError, status="gone"), by_s3fs(type("SSLError", (ConnectionError,), {})()),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("error", "passes"), [(e, True) for e in PASSING] + [(e, False) for e in LASTING])
+def test_what_may_pass_by_itself_asks_to_try_again(error, passes):
+    with pytest.raises(UserError) as raised, access.explained("s3://bucket/x", "read"):
+        try:
+            raise error
+        except (OSError, ValueError) as told:
+            raise OSError("read failed") from told
+    assert isinstance(raised.value, TryAgainError) == passes
+    with pytest.raises(UserError) as raised, access.explained("/a/path", "read"):
+        raise TimeoutError("on a disk")
+    assert not isinstance(raised.value, TryAgainError)
 
 
 def test_every_extra_is_one_of_the_project_s():
