@@ -74,14 +74,19 @@ $(VENV)/.installed-dev: pyproject.toml | check-python
 	@touch $@ $(VENV)/.installed
 
 check-python:
-	@test -n "$(PYTHON)" || { echo "error: Python 3.10 or later is needed and was not found; install one or set PYTHON=/path/to/it" >&2; exit 1; }
+	@for p in "$(PYTHON)" $(wildcard $(VENV)/bin/python); do \
+		"$$p" -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2> /dev/null || { \
+		echo "error: '$$p' is no Python 3.10 or later; install one, or set PYTHON=/path/to/it (and remove $(VENV) if it was made by another)" >&2; exit 1; }; done
 
+# What this makes anew it removes again if it fails; a folder that was there stays. Environments of uv have no pip.
 define install
-test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); \
-	echo "error: $(PYTHON) cannot make a virtual environment; install its venv module (Debian: apt install python3-venv)" >&2; exit 1; }; \
+new=; test -e "$(VENV)" || new=yes; \
+test -x "$(VENV)/bin/python" || "$(PYTHON)" -m venv "$(VENV)" || { test -z "$$new" || rm -rf "$(VENV)"; \
+	echo "error: $(PYTHON) cannot make a virtual environment in $(VENV); install its venv module (Debian: apt install python3-venv), or choose another VENV=" >&2; exit 1; }; \
+"$(VENV)/bin/python" -m pip --version > /dev/null 2>&1 || "$(VENV)/bin/python" -m ensurepip > /dev/null; \
 echo "installing into $(VENV) (about two minutes the first time)"; \
-test -z "$(TORCH_INDEX)" || $(VENV)/bin/python -m pip install --disable-pip-version-check --retries 1 --no-deps \
-	--index-url $(TORCH_INDEX) "$(TORCH)" > $(VENV)/torch.log 2>&1 || echo "torch comes from the package index"; \
-$(VENV)/bin/python -m pip install --disable-pip-version-check --editable "$(1)" > $(VENV)/install.log 2>&1 || { \
+test -z "$(TORCH_INDEX)" || "$(VENV)/bin/python" -m pip install --disable-pip-version-check --retries 1 --no-deps \
+	--index-url $(TORCH_INDEX) "$(TORCH)" > "$(VENV)/torch.log" 2>&1 || echo "torch comes from the package index"; \
+"$(VENV)/bin/python" -m pip install --disable-pip-version-check --editable "$(1)" > "$(VENV)/install.log" 2>&1 || { \
 	echo "error: the packages could not be installed (is the package index reachable?); see $(VENV)/install.log" >&2; exit 1; }
 endef

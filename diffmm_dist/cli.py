@@ -30,9 +30,9 @@ from diffmm_dist.errors import (
     StoppedEarlyError,
     StoppedError,
     TakenOverError,
-    TryAgainError,
     UserError,
     is_of_system,
+    may_pass,
     one_line,
     system_sentence,
 )
@@ -346,7 +346,7 @@ def main() -> None:
             sys.exit(error.exit_code)
         _fail(f"error: {usage_sentence(error, sys.argv[1:])}", error.exit_code)
     except UserError as error:
-        _fail(f"error: {one_line(error)}", TRY_AGAIN if isinstance(error, TryAgainError) else MISTAKE)
+        _fail(f"error: {one_line(error)}", TRY_AGAIN if may_pass(error) else MISTAKE)
     except StoppedEarlyError as error:
         _fail(str(error), INTERRUPTED)
     except typer.Abort:

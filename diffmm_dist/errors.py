@@ -1,5 +1,13 @@
 """Errors: what a user can put right, and a run that was asked to stop."""
 
+# What the clients of stores raise where a server is not there or breaks off, each by its own classes.
+_NO_ANSWER = {
+    "ConnectionError", "TimeoutError", "EndpointConnectionError", "ConnectTimeoutError", "ReadTimeoutError",
+    "ConnectionClosedError", "ResponseStreamingError", "ClientConnectionError", "ClientPayloadError",
+    "IncompleteReadError", "ServiceRequestError", "ServiceResponseError", "TransportError",
+}  # fmt: skip
+_NOT_TRUSTED = {"SSLError", "ClientSSLError"}  # which are kinds of the former
+_TOO_MANY_REQUESTS, _NOT_IMPLEMENTED = 429, 501
 _OUT_OF_MEMORY = ("can't allocate memory", "not enough memory", "out of memory", "std::bad_alloc")
 
 
@@ -36,6 +44,32 @@ class TakenOverError(Exception):
 
 class LostWorkerError(RuntimeError):
     """Another worker has died or hangs; its text says where this one waited for it."""
+
+
+def may_pass(error: BaseException | None) -> bool:
+    """Tell whether the same command may do better later as it stands, by the error or what is behind it.
+
+    So it may where a server did not answer, or refused for a reason of its own (HTTP 429 and from 500 on).
+    """
+    while error is not None:
+        kinds = {kind.__name__ for kind in type(error).__mro__}
+        if kinds & _NOT_TRUSTED:
+            return False
+        status = _http_status(error)
+        if status == _TOO_MANY_REQUESTS or (status >= 500 and status != _NOT_IMPLEMENTED):
+            return True
+        if isinstance(error, TryAgainError) or kinds & _NO_ANSWER:
+            return True
+        error = error.__cause__
+    return False
+
+
+def _http_status(error: BaseException) -> int:
+    """Return the status of the answer that an error of a client's stands for, 0 where there is none."""
+    answer = getattr(error, "response", None)
+    told = [answer.get("ResponseMetadata", {}).get("HTTPStatusCode")] if isinstance(answer, dict) else []
+    told += [getattr(place, name, None) for place in (error, answer) for name in ("status", "status_code", "code")]
+    return next((status for status in told if isinstance(status, int)), 0)
 
 
 def closest(name: str, choices: list[str]) -> str:

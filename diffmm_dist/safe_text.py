@@ -142,10 +142,21 @@ def refuse_secrets(text: str, *, where: str = "") -> None:
     """
     # An address may have blanks in it, so a text that begins with one is looked at as a whole too.
     if without_secrets(text) != text or (_BEGINS_ADDRESS.match(text) and _holds_secret(text)):
-        raise UserError(
-            f"{where}{': ' if where else ''}this holds credentials, which would end up in files and logs; take "
-            "them out, and give them as AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY or as an AWS profile"
+        raise UserError(f"{where}{': ' if where else ''}{_without_them(text)}")
+
+
+def _without_them(text: str) -> str:
+    """Return what to do about a text with credentials, by the kind of address that it is."""
+    scheme = text.partition("://")[0].lower()
+    if scheme in ("az", "abfs", "abfss"):
+        return (
+            "what stands before an @ is taken for credentials, which would end up in files and logs; write "
+            "az://CONTAINER/PATH and set AZURE_STORAGE_ACCOUNT_NAME"
         )
+    place = "in a netrc file"
+    if scheme not in ("http", "https"):
+        place = "as AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY or as an AWS profile"
+    return f"this holds credentials, which would end up in files and logs; take them out, and give them {place}"
 
 
 def check_word(text: str) -> None:

@@ -15,7 +15,7 @@ from diffmm_dist import storage
 from diffmm_dist.checksums import HashedReader
 from diffmm_dist.data.arrow_messages import MalformedError, Message, Seekable, messages
 from diffmm_dist.data.schema import ROWS_PER_BATCH
-from diffmm_dist.errors import DamagedError, one_line
+from diffmm_dist.errors import DamagedError, TryAgainError, may_pass, one_line
 
 
 class Promise(NamedTuple):
@@ -123,4 +123,6 @@ def _explained(uri: str, remedy: str) -> Iterator[None]:
     except _Unlike as error:
         raise DamagedError(f"{uri} {error}; {remedy}") from None
     except (MalformedError, pa.ArrowException, OSError) as error:
+        if may_pass(error):
+            raise TryAgainError(f"cannot read {uri}: {one_line(error)}; run the same command again") from error
         raise DamagedError(f"{uri} is truncated or not an Arrow file ({one_line(error)}); {remedy}") from error

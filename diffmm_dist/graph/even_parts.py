@@ -4,6 +4,8 @@ METIS as pymetis has it spreads one weight evenly; with several, such as users, 
 widely where few nodes have many edges. So it spreads the edges alone, and this moves nodes until all else is even.
 """
 
+import math
+
 import numpy as np
 import numpy.typing as npt
 from scipy.sparse import csr_array
@@ -19,8 +21,8 @@ def even_parts(matrix: csr_array, kinds: Ints, parts: Ints, num_parts: int) -> I
 
     Nodes of a kind and of about one weight are dealt out at once, the heaviest first, while all others stay: each wants
     the part with most of its edges, and where more want a part than it has room for, those that lose most elsewhere get
-    it. A part has room for 1.03 times its share of a kind's nodes, rounded up, and of their weight; where that leaves
-    no room for some, since a few nodes have most of the weight, the lightest parts take them.
+    it. A part has room for its share of a kind's nodes, rounded up, or 1.03 times that, and likewise of their weight;
+    where that leaves no room for some, since a few nodes have most of the weight, the lightest parts take them.
 
     Args:
         matrix: (N, N), symmetric, the edges' weights.
@@ -61,7 +63,8 @@ def _deal(matrix: csr_array, nodes: Ints, weights: Ints, parts: Ints, num_parts:
 def _room(count: int, load: int, counts: Ints, loads: Ints) -> Ints:
     """Return how many of ``count`` nodes of together ``load`` each part may get beside what it has."""
     num_parts = len(counts)
-    room: Ints = np.ceil((1 + _SLACK) * (counts.sum() + count) / num_parts).astype(np.int64) - counts
+    share = (counts.sum() + count) / num_parts
+    room: Ints = max(math.ceil(share), math.floor((1 + _SLACK) * share)) - counts
     by_load = np.ceil(((1 + _SLACK) * (loads.sum() + load) / num_parts - loads) * count / max(load, 1)).astype(np.int64)
     both: Ints = np.clip(np.minimum(room, by_load), 0, None)
     lightest = np.argsort(loads, kind="stable")

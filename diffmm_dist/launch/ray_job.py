@@ -17,6 +17,7 @@ from diffmm_dist.errors import (
     TryAgainError,
     UserError,
     is_of_system,
+    may_pass,
     system_sentence,
 )
 from diffmm_dist.launch.cluster_room import Request
@@ -157,10 +158,8 @@ def _train_function(job: dict[str, Any]) -> Mapping[str, Any]:
             show_progress=False,
             patience_s=_PATIENCE_S,
         )
-    except TryAgainError as error:
-        return {"try again": str(error)}
     except UserError as error:
-        return {"error": str(error)}
+        return {"try again" if may_pass(error) else "error": str(error)}
     except StoppedError as stopped:
         return {"stopped": str(stopped)}
     except TakenOverError as error:

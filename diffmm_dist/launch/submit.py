@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from diffmm_dist.config.render import to_yaml
 from diffmm_dist.errors import StoppedEarlyError, TryAgainError, UserError, one_line
@@ -19,6 +20,7 @@ from diffmm_dist.launch.private_places import check_token
 from diffmm_dist.monitoring.log import logger
 from diffmm_dist.places import check_shared
 from diffmm_dist.runs.config import Config, load_config, places
+from diffmm_dist.safe_text import visible
 from diffmm_dist.schemes import listed
 from diffmm_dist.staging import scratch_folder
 from diffmm_dist.storage import is_remote
@@ -47,10 +49,11 @@ def submit(
         follow: print the job's log until it ends.
 
     Raises:
-        UserError: the configuration is wrong or could not be read there, the folder is too large, or the cluster's
-            token cannot be read.
+        UserError: the address is none, the configuration is wrong or could not be read there, the folder is too large,
+            or the cluster's token cannot be read.
         TryAgainError: the cluster does not answer or does not take the job.
     """
+    _check_address(address)
     check_token()
     with _upload(config, overrides, working_dir) as (folder, entrypoint):
         client, job = _sent(address, folder, entrypoint)
@@ -63,6 +66,16 @@ def submit(
         logger.info("the job goes on; stop it with: ray job stop --address %s %s", address, job)
         raise
     return _exit_status(client, job)
+
+
+def _check_address(address: str) -> None:
+    try:
+        parts = urlsplit(address)
+        is_server = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        is_server = False
+    if not is_server:
+        raise UserError(f"--address '{visible(address)}' is not the address of a dashboard; write http://HEAD:8265")
 
 
 def _sent(address: str, folder: Path, entrypoint: str) -> tuple[Any, str]:

@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from diffmm_dist.errors import LostWorkerError, TakenOverError, UserError, one_line
+from diffmm_dist.errors import LostWorkerError, TakenOverError, TryAgainError, UserError, may_pass, one_line
 from diffmm_dist.parallel.ranges import Ownership
 from diffmm_dist.parallel.world import World
 
@@ -73,16 +73,24 @@ def agree(check: Callable[[], T], world: World) -> T:
         value = check()
     except (UserError, TakenOverError) as caught:
         error = caught
-    worst = all_reduce_max(0.0 if error is None else 2.0 if isinstance(error, TakenOverError) else 1.0, world)
+    worst = all_reduce_max(_rank(error), world)
     if worst:
         kind, text = _FROM_ANOTHER[worst]
-        raise error if isinstance(error, kind) else kind(text)
+        raise error if error is not None and _rank(error) == worst else kind(text)
     return value
 
 
+def _rank(error: Exception | None) -> float:
+    """Return how final an error is."""
+    if error is None:
+        return 0.0
+    return 3.0 if isinstance(error, TakenOverError) else 1.0 if may_pass(error) else 2.0
+
+
 _FROM_ANOTHER: dict[float, tuple[type[Exception], str]] = {
-    1.0: (UserError, "another worker has found something wrong; its message says what"),
-    2.0: (TakenOverError, "another process has taken the run over; the first worker's message says which"),
+    1.0: (TryAgainError, "another worker got no answer that it needs; its message says from what"),
+    2.0: (UserError, "another worker has found something wrong; its message says what"),
+    3.0: (TakenOverError, "another process has taken the run over; the first worker's message says which"),
 }
 
 

@@ -10,6 +10,7 @@ from diffmm_dist.errors import UserError, closest, one_line
 from diffmm_dist.export.bundle import Bundle
 from diffmm_dist.export.recommend import recommend, user_rows_of
 from diffmm_dist.json_text import parse
+from diffmm_dist.safe_text import visible
 from diffmm_dist.words import shown
 
 MOST_USERS = 1000
@@ -97,7 +98,9 @@ def _read(body: bytes) -> dict[str, Any]:
     try:
         asked = parse(body)
     except ValueError as error:
-        raise RequestError(400, f"the body is not JSON that can be read ({one_line(error)}); send {_FORM}") from error
+        raise RequestError(
+            400, f"the body is not JSON that can be read ({visible(one_line(error))}); send {_FORM}"
+        ) from error
     if not isinstance(asked, dict):
         raise RequestError(400, f"the body is no JSON object; send {_FORM}")
     for key in asked:
@@ -116,7 +119,9 @@ def _users(asked: Mapping[str, Any]) -> list[str]:
 
 
 def _is_id(value: Any) -> bool:
-    return isinstance(value, str | int) and not isinstance(value, bool)
+    if isinstance(value, str):
+        return not any("\ud800" <= character <= "\udfff" for character in value)  # halves of characters are no text
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def _count(asked: Mapping[str, Any], key: str, default: int) -> int:

@@ -23,7 +23,7 @@ class Recommendations:
     """A replica with a bundle in its memory.
 
     Args:
-        bundle: folder or s3:// address.
+        bundle: a path or an address.
 
     Raises:
         UserError: it cannot be read.

@@ -7,7 +7,7 @@ from typing import Any
 
 import fsspec
 
-from diffmm_dist.errors import TryAgainError, UserError, one_line
+from diffmm_dist.errors import TryAgainError, UserError, may_pass, one_line
 from diffmm_dist.places import is_remote, settle
 from diffmm_dist.stores.registry import store_of
 
@@ -46,7 +46,7 @@ def explained(uri: str, action: str) -> Iterator[None]:
         sentence = _sentence(uri, action, error)
         if sentence is None:
             raise
-        passing = is_remote(uri) and store_of(settle(uri, pattern=True)).may_pass(error)
+        passing = is_remote(uri) and may_pass(error)
         raise (TryAgainError if passing else UserError)(sentence) from error
 
 

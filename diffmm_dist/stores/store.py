@@ -17,28 +17,12 @@ REPLACED = "another object took its place while it was read"
 # What tells one version of a file from another, as the clients of the stores name it.
 _VERSION_KEYS = ("ETag", "etag", "generation", "blob_id", "Last-Modified", "last_modified", "created", "size")
 _COPIED_WITHIN_S, _LOOK_AGAIN_S = 600.0, 0.2
-_TOO_MANY_REQUESTS = 429
-# What the clients raise where a server is not there or breaks off, each by its own classes.
-_NO_ANSWER = {
-    "ConnectionError", "TimeoutError", "EndpointConnectionError", "ConnectTimeoutError", "ReadTimeoutError",
-    "ConnectionClosedError", "ResponseStreamingError", "ClientConnectionError", "ClientPayloadError", "ConnectError",
-    "TimeoutException", "ServiceRequestError", "ServiceResponseError", "IncompleteReadError",
-}  # fmt: skip
-_NOT_TRUSTED = {"SSLError", "ClientSSLError"}  # which are kinds of the former
 _REFUSALS = ("401", "403", "unauthorized", "forbidden", "credential", "authent", "authoriz", "account", "anonymous")
 
 
 def begun(marker: str) -> str:
     """Return the name of the file beside a folder's marker that says: it is being put in place and may be replaced."""
     return f"{marker}.begun"
-
-
-def _http_status(error: BaseException) -> int:
-    """Return the status of the answer that an error of a client's stands for, 0 where there is none."""
-    answer = getattr(error, "response", None)  # of botocore's
-    told = answer.get("ResponseMetadata", {}).get("HTTPStatusCode") if isinstance(answer, dict) else None
-    found = (told, getattr(error, "status", None), getattr(error, "status_code", None))
-    return next((status for status in found if isinstance(status, int)), 0)
 
 
 class Store:
@@ -236,18 +220,6 @@ class Store:
         text = f"{type(error).__name__} {error}".lower()
         refused = self.scheme.access and any(word in text for word in _REFUSALS)
         return f"; {self.scheme.access}" if refused else ""
-
-    def may_pass(self, error: BaseException | None) -> bool:
-        """Tell whether the store did not answer, or not for a reason of its own: later it may."""
-        while error is not None:
-            kinds = {kind.__name__ for kind in type(error).__mro__}
-            if kinds & _NOT_TRUSTED:
-                return False
-            status = _http_status(error)
-            if status >= 500 or status == _TOO_MANY_REQUESTS or kinds & _NO_ANSWER:
-                return True
-            error = error.__cause__
-        return False
 
     def is_refusal(self, error: Exception) -> bool:
         """Tell what the client raises: it is of no one class, and often no ``OSError``.

@@ -32,7 +32,8 @@ def test_what_is_there_is_kept_unless_forced(run_cli, tmp_path):
     other.unlink()
     status, _, err = run_cli("init", tmp_path)
     assert status == 1
-    assert err == f"error: configs/demo.yaml in {tmp_path} would be replaced; choose another folder, or pass --force\n"
+    sentence = f"configs/demo.yaml in {tmp_path} would be replaced; choose another folder, or pass --force for files"
+    assert err == f"error: {sentence}\n"
     assert demo.read_text() == "mine"
     assert not other.exists()
     assert run_cli("init", tmp_path, "--force")[0] == 0
@@ -41,12 +42,27 @@ def test_what_is_there_is_kept_unless_forced(run_cli, tmp_path):
     assert (tmp_path / "mine.txt").read_text() == "mine"
 
 
-@pytest.mark.parametrize(("folder", "words"), [("s3://bucket/x", "local disk"), ("file", "Not a directory")])
+@pytest.mark.parametrize(("folder", "words"), [("s3://bucket/x", "local disk"), ("file", "should be folders")])
 def test_places_where_nothing_can_be_written(run_cli, tmp_path, folder, words):
     (tmp_path / "file").write_text("")
     status, _, err = run_cli("init", folder if "://" in folder else tmp_path / folder)
     assert status == 1
     assert words in err
+
+
+def test_nothing_is_written_where_a_folder_has_something_else_in_its_place(run_cli, tmp_path):
+    (tmp_path / "file").mkdir()
+    (tmp_path / "file" / "cluster").write_text("mine")
+    (tmp_path / "link").mkdir()
+    (tmp_path / "link" / "cluster").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "folder" / "configs" / "demo.yaml").mkdir(parents=True)
+    for name, words in (("file", "should be folders"), ("link", "should be folders"), ("folder", "would be replaced")):
+        for force in ([], ["--force"]):
+            status, _, err = run_cli("init", tmp_path / name, *force)
+            assert status == 1
+            assert words in err
+    names = {path.name for path in tmp_path.rglob("*")}
+    assert names == {"file", "link", "folder", "cluster", "configs", "demo.yaml"}
 
 
 def test_an_installed_package_holds_them(monkeypatch, tmp_path):

@@ -1,16 +1,22 @@
 """What the stores say of themselves, without any of them."""
 
+import contextlib
+import io
 import subprocess
 import sys
 
 import fsspec
+import pyarrow as pa
 import pytest
 
 from diffmm_dist import storage
+from diffmm_dist.data.arrow_files import Promise, read_arrow
 from diffmm_dist.errors import TryAgainError, UserError
 from diffmm_dist.launch.ray_job import run_on_ray
+from diffmm_dist.prepare.importers.report import Mistakes
 from diffmm_dist.runs.config import load_config
 from diffmm_dist.schemes import SCHEMES
+from diffmm_dist.statuses import TRY_AGAIN
 from diffmm_dist.stores import access
 from diffmm_dist.stores.registry import store_of
 from diffmm_dist.stores.store import Store
@@ -46,13 +52,15 @@ def by_s3fs(behind):
 
 
 PASSING = [
+    error_of(OSError, code=503), error_of(OSError, response=error_of(OSError, status_code=502)),
+    type("ReadError", (type("TransportError", (OSError,), {}),), {})(),
     ConnectionRefusedError(), TimeoutError(), answered(500), answered(503), answered(429), by_s3fs(answered(503)),
     error_of(OSError, status=502), error_of(OSError, status_code=504), by_s3fs(error_of(ConnectionError)),
     by_s3fs(type("EndpointConnectionError", (Exception,), {})()),
 ]  # fmt: skip
 LASTING = [
     FileNotFoundError(), PermissionError(), ValueError(), answered(403), answered(404), by_s3fs(answered(400)),
-    error_of(OSError, status="gone"), by_s3fs(type("SSLError", (ConnectionError,), {})()),
+    error_of(OSError, status="gone"), answered(501), by_s3fs(type("SSLError", (ConnectionError,), {})()),
 ]  # fmt: skip
 
 
@@ -67,6 +75,43 @@ def test_what_may_pass_by_itself_asks_to_try_again(error, passes):
     with pytest.raises(UserError) as raised, access.explained("/a/path", "read"):
         raise TimeoutError("on a disk")
     assert not isinstance(raised.value, TryAgainError)
+
+
+def test_several_mistakes_ask_to_try_again_only_if_all_may_pass():
+    for kinds, expected in (([TryAgainError], TryAgainError), ([TryAgainError, UserError], UserError)):
+        wrong = Mistakes()
+        for number, kind in enumerate(kinds):
+            with wrong.collected():
+                raise kind(f"mistake {number}")
+        with pytest.raises(UserError, match="mistake 0") as raised:
+            wrong.check()
+        assert type(raised.value) is expected
+
+
+def test_a_store_that_does_not_answer_is_no_damage(monkeypatch, tmp_path):
+    """What the clients raise in the middle of an Arrow file is not taken for its end."""
+
+    class Breaking(io.BytesIO):
+        def read(self, size=-1):
+            raise OSError("503") from answered(503)
+
+    monkeypatch.setattr(storage, "open_input", lambda place: contextlib.nullcontext(Breaking()))
+    promise = Promise([pa.schema([])], 1, None, "the manifest", "prepare the dataset again")
+    with pytest.raises(TryAgainError, match="cannot read s3://bucket/x: 503; run the same command again"):
+        list(read_arrow("s3://bucket/x", promise))
+
+
+def test_the_status_follows_what_is_behind_a_sentence(run_cli, monkeypatch):
+    """Whoever words an error anew need not know whether it may pass."""
+
+    def fails(path):
+        try:
+            raise OSError("told") from answered(503)
+        except OSError as error:
+            raise UserError("cannot write the checkpoint") from error
+
+    monkeypatch.setattr("diffmm_dist.data.dataset.Dataset.open", fails)
+    assert run_cli("inspect", "d")[0] == TRY_AGAIN
 
 
 def test_every_extra_is_one_of_the_project_s():

@@ -1,10 +1,10 @@
 """What an import tells its user."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from diffmm_dist.errors import UserError
+from diffmm_dist.errors import TryAgainError, UserError, may_pass
 
 NO_VALIDATION = "the validation split is empty; training will need eval.protocol=published"
 
@@ -25,6 +25,10 @@ class ImportReport:
 class Mistakes(list[str]):
     """Sentences about what is wrong with options and files, to be told together."""
 
+    def __init__(self, sentences: Iterable[str] = ()) -> None:
+        super().__init__(sentences)
+        self._num_passing = 0
+
     @contextmanager
     def collected(self) -> Iterator[None]:
         """Keep the sentence of a ``UserError`` and go on behind the block."""
@@ -32,8 +36,10 @@ class Mistakes(list[str]):
             yield
         except UserError as error:
             self.append(str(error))
+            self._num_passing += may_pass(error)
 
     def check(self) -> None:
         """Raise a ``UserError`` with all sentences if there are any."""
         if self:
-            raise UserError("; ".join(dict.fromkeys(self)))
+            kind = TryAgainError if self._num_passing == len(self) else UserError
+            raise kind("; ".join(dict.fromkeys(self)))

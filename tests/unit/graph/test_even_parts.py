@@ -24,7 +24,8 @@ def test_every_kind_is_even_and_few_edges_are_cut(num_parts, start):
     found = even_parts(matrix, kinds, np.zeros(len(kinds), np.int64) if start == "all in one" else random, num_parts)
     for kind in (0, 1):
         sizes = np.bincount(found[kinds == kind], minlength=num_parts)
-        assert sizes.max() <= np.ceil(1.03 * (kinds == kind).sum() / num_parts)
+        share = (kinds == kind).sum() / num_parts
+        assert sizes.max() <= max(np.ceil(share), 1.03 * share)
     assert _cut(matrix, found) < _cut(matrix, random)
 
 
@@ -32,6 +33,16 @@ def test_islands_stay_whole():
     blocks = np.kron(np.eye(4, dtype=np.int64), np.ones((10, 10), np.int64))
     islands = np.arange(40) // 10
     assert (even_parts(csr_array(blocks), np.zeros(40, np.int64), islands, 4) == islands).all()
+
+
+@pytest.mark.parametrize(("size", "num_parts"), [(8, 8), (16, 8), (40, 20)])
+def test_no_part_is_empty_where_shares_are_small(size, num_parts):
+    both = np.ones((size, size), np.int64)
+    matrix = csr_array(np.block([[0 * both, both], [both, 0 * both]]))
+    kinds = np.repeat([0, 1], size)
+    found = even_parts(matrix, kinds, np.zeros(2 * size, np.int64), num_parts)
+    for kind in (0, 1):
+        assert (np.bincount(found[kinds == kind], minlength=num_parts) == size // num_parts).all()
 
 
 def test_a_node_gets_what_it_would_lose_most_by_missing():

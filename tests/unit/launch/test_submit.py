@@ -39,6 +39,12 @@ def test_a_teacher_in_the_home_folder_is_that_of_here(project, monkeypatch):
     assert command.endswith(" model.teacher=/home/me/runs/t")
 
 
+@pytest.mark.parametrize("address", ["", "foo", "local", "ftp://x", "http://", "http://[::1", "http://x:0", "x:8265"])
+def test_an_address_that_is_none_is_refused_before_anything_is_sent(project, address):
+    with pytest.raises(UserError, match=r"^--address '.*' is not the address of a dashboard; write http://HEAD:8265$"):
+        submit(address, config(project), [])
+
+
 def test_what_could_not_work_there_is_refused_here(project, tmp_path):
     with pytest.raises(UserError, match=r"runs/x would be looked for inside the uploaded folder; give s3://"):
         job_command(project, config(project), ["run.path=runs/x"])

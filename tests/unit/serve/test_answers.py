@@ -53,6 +53,8 @@ def test_health_says_what_is_there():
     (b"", 400, "not JSON that can be read"), (b"{", 400, "not JSON"), (b"\xff", 400, "not JSON"),
     (b'{"users": [1], "users": [2]}', 400, "'users' is set twice"), (b"[" * 100 + b"]" * 100, 400, "nested deeper"),
     (b"[1]", 400, "no JSON object"), (b" " * (LARGEST_BYTES + 1), 413, "more than 1 MiB"),
+    (rb'{"users": ["\ud800"]}', 422, "users must be"),
+    (rb'{"\ud800": 1, "\ud800": 2}', 400, r"'\ud800' is set twice"),
     ({"user": [1]}, 422, "did you mean 'users'?"), ({"k": 3}, 422, "users must be a list of ids"),
     ({"users": []}, 422, "users must be"), ({"users": "100"}, 422, "users must be"),
     ({"users": [True]}, 422, "users must be"), ({"users": [1.5]}, 422, "users must be"),
