@@ -67,8 +67,10 @@ def may_pass(error: BaseException | None) -> bool:
 def _http_status(error: BaseException) -> int:
     """Return the status of the answer that an error of a client's stands for, 0 where there is none."""
     answer = getattr(error, "response", None)
-    told = [answer.get("ResponseMetadata", {}).get("HTTPStatusCode")] if isinstance(answer, dict) else []
-    told += [getattr(place, name, None) for place in (error, answer) for name in ("status", "status_code", "code")]
+    if isinstance(answer, dict):  # of botocore's
+        return int(answer.get("ResponseMetadata", {}).get("HTTPStatusCode") or 0)
+    # One after the other: some clients have two of them, and warn of one.
+    told = (getattr(place, name, None) for name in ("status", "status_code", "code") for place in (error, answer))
     return next((status for status in told if isinstance(status, int)), 0)
 
 
