@@ -11,10 +11,10 @@ from diffmm_dist import storage
 from diffmm_dist.errors import UserError
 from diffmm_dist.stores import access
 from diffmm_dist.stores import s3 as s3_client
-from tests.support.processes import free_port
-from tests.support.recorder import Recorder, Roles, running
+from tests.support.processes import free_port, served
+from tests.support.recorder import Recorder, Roles
 from tests.support.s3 import KEY, RCLONE, SECRET
-from tests.support.stores import served
+from tests.support.web import running
 
 NAMES = ("AWS_ENDPOINT_URL", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY",
          "http_proxy", "https_proxy", "no_proxy", "AWS_CA_BUNDLE", "AWS_PROFILE")  # fmt: skip

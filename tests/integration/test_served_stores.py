@@ -15,7 +15,7 @@ from tests.contracts.storage_contract import (
     ReplacedContract,
     StorageContract,
 )
-from tests.support.builders import write_config
+from tests.support.builders import train_and_go_on
 from tests.support.s3 import FailingProxy
 from tests.support.stores import azure_server, gcs_server, http_server
 
@@ -84,14 +84,7 @@ class TestRcloneOverHttp(ReadingContract, ReplacedContract):
 def test_a_run_on_a_store_that_is_not_s3(gcs, run_cli, tmp_path):
     """Data, run, checkpoints, lease and bundle."""
     place = f"gs://bucket/{uuid.uuid4().hex}"
-    size = ("--users", 40, "--items", 20, "--interactions", 300)
-    assert run_cli("prepare", "synthetic", "--out", f"{place}/data", *size)[0] == 0
-    config = write_config(tmp_path / "c.yaml", data={"path": f"{place}/data"}, run={"path": f"{place}/run"},
-                          train={"epochs": 1})  # fmt: skip
-    for epochs in (1, 2):
-        status, _, err = run_cli("train", config, f"train.epochs={epochs}")
-        assert status == 0, err
-    assert "resuming" in err
+    err = train_and_go_on(run_cli, place, tmp_path)
     assert "does not honour conditional writes" not in err
     assert storage.read_json(f"{place}/run/lock")["released"]
     assert run_cli("evaluate", f"{place}/run")[0] == 0

@@ -215,3 +215,16 @@ class GivenRows:
 def whole(items):
     """All items' embeddings as the one block of one worker."""
     return [(torch.arange(len(items)), items)]
+
+
+def train_and_go_on(run_cli, place, folder):
+    """Prepare data on a store, train an epoch there and go on for another; return the log of the second command."""
+    size = ("--users", 40, "--items", 20, "--interactions", 300)
+    assert run_cli("prepare", "synthetic", "--out", f"{place}/data", *size)[0] == 0
+    config = write_config(folder / "c.yaml", data={"path": f"{place}/data"}, run={"path": f"{place}/run"},
+                          train={"epochs": 1})  # fmt: skip
+    for epochs in (1, 2):
+        status, _, err = run_cli("train", config, f"train.epochs={epochs}")
+        assert status == 0, err
+    assert "resuming" in err
+    return err

@@ -1,5 +1,6 @@
 """Programs that tests start, and what they wait for."""
 
+import contextlib
 import json
 import os
 import signal
@@ -58,3 +59,25 @@ def assert_same_result(run, other):
     for key in ("valid", "test", "best_epoch", "epochs", "seed", "protocol"):
         assert results[0][key] == results[1][key], key
     assert metrics_of(run) == metrics_of(other)
+
+
+@contextmanager
+def served(command, port):
+    """Run a server until the block ends."""
+    server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        deadline = time.monotonic() + 30
+        while not _answers(port):
+            assert server.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        yield
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            server.terminate()
+        server.wait(timeout=30)
+
+
+def _answers(port):
+    with socket.socket() as client:
+        return client.connect_ex(("127.0.0.1", port)) == 0

@@ -3,8 +3,6 @@
 import http.client
 import http.server
 import json
-import threading
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from urllib.parse import parse_qs, urlsplit
 
@@ -123,16 +121,3 @@ class Roles(_Server):
         given = {"AccessKeyId": self._key, "SecretAccessKey": self._secret, "Token": "of-the-role",
                  "Expiration": "2099-01-01T00:00:00Z"}  # fmt: skip
         return 200, {"Content-Type": "application/json"}, json.dumps(given).encode()
-
-
-@contextmanager
-def running(server):
-    """Serve until the block ends."""
-    thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
-    thread.start()
-    try:
-        yield server
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()

@@ -6,7 +6,6 @@ import os
 import shutil
 import socket
 import socketserver
-import subprocess
 import sys
 import threading
 import time
@@ -15,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import unquote
 
-from tests.support.processes import free_port
+from tests.support.processes import free_port, served
 
 # The development tools bring it; it lies beside the interpreter, which need not be on the PATH.
 RCLONE = shutil.which("rclone", path=os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]))
@@ -57,22 +56,8 @@ def s3_server(folder):
     port = free_port()
     command = [RCLONE, "serve", "s3", "--auth-key", f"{KEY},{SECRET}", "--addr", f"127.0.0.1:{port}", str(folder),
                "--vfs-cache-mode", "off"]  # fmt: skip
-    server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    try:
-        deadline = time.monotonic() + 30
-        while not _answers(port):
-            assert server.poll() is None
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
+    with served(command, port):
         yield S3Server(folder, port)
-    finally:
-        server.terminate()
-        server.wait(timeout=30)
-
-
-def _answers(port):
-    with socket.socket() as client:
-        return client.connect_ex(("127.0.0.1", port)) == 0
 
 
 class FailingProxy:

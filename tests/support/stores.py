@@ -1,11 +1,6 @@
 """Servers that speak the languages of the stores, on loopback: a fake of Google's, Azurite, and rclone over HTTP."""
 
-import contextlib
-import os
 import shutil
-import socket
-import subprocess
-import time
 import urllib.request
 from contextlib import contextmanager
 from importlib.util import find_spec
@@ -14,25 +9,14 @@ from pathlib import Path
 import fsspec
 import pytest
 
-from tests.support.processes import free_port
+from diffmm_dist.parallel.group import changed_environment
+from tests.support.processes import free_port, served
 from tests.support.s3 import RCLONE
 
 _AZURITE = shutil.which("azurite-blob")  # npm install -g azurite
 # Those of every Azurite, as its manual has them.
 _AZURE_ACCOUNT = "devstoreaccount1"
 _AZURE_KEY = "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw=="
-
-
-@contextmanager
-def variables(**values):
-    """Set variables of the environment until the block ends."""
-    before = {name: os.environ.get(name) for name in values}
-    os.environ.update(values)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            os.environ.pop(name, None) if value is None else os.environ.update({name: value})
 
 
 @contextmanager
@@ -46,7 +30,7 @@ def gcs_server():
     address = f"http://127.0.0.1:{port}"
     command = [program, "-scheme", "http", "-backend", "memory", "-host", "127.0.0.1", "-port", str(port),
                "-external-url", address]  # fmt: skip
-    with served(command, port), variables(STORAGE_EMULATOR_HOST=address):
+    with served(command, port), changed_environment({"STORAGE_EMULATOR_HOST": address}):
         bucket = urllib.request.Request(f"{address}/storage/v1/b?project=p", b'{"name": "bucket"}')
         urllib.request.urlopen(bucket).close()
         fsspec.config.conf["gs"] = {"token": "anon"}  # what FSSPEC_GS_TOKEN would have said at the start
@@ -68,7 +52,7 @@ def azure_server():
         f"DefaultEndpointsProtocol=http;AccountName={_AZURE_ACCOUNT};AccountKey={_AZURE_KEY};"
         f"BlobEndpoint=http://127.0.0.1:{port}/{_AZURE_ACCOUNT};"
     )
-    with served(command, port), variables(AZURE_STORAGE_CONNECTION_STRING=connection):
+    with served(command, port), changed_environment({"AZURE_STORAGE_CONNECTION_STRING": connection}):
         fsspec.filesystem("az").mkdir("bucket")
         yield connection
 
@@ -80,25 +64,3 @@ def http_server(folder):
     address = f"127.0.0.1:{port}"
     with served([RCLONE, "serve", "http", "--addr", address, "--dir-cache-time", "0s", str(folder)], port):
         yield f"http://{address}"
-
-
-@contextmanager
-def served(command, port):
-    """Run a server until the block ends."""
-    server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    try:
-        deadline = time.monotonic() + 30
-        while not _answers(port):
-            assert server.poll() is None
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
-        yield
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            server.terminate()
-        server.wait(timeout=30)
-
-
-def _answers(port):
-    with socket.socket() as client:
-        return client.connect_ex(("127.0.0.1", port)) == 0

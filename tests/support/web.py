@@ -61,13 +61,18 @@ class _Handler(http.server.SimpleHTTPRequestHandler):
 
 
 @contextmanager
+def running(server):
+    """Serve until the block ends."""
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
+    thread.start()
+    try:
+        yield server
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
 def web_server(folder):
     """Serve a folder."""
-    with Web(folder) as server:
-        thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
-        thread.start()
-        try:
-            yield server
-        finally:
-            server.shutdown()
-            thread.join()
+    return running(Web(folder))

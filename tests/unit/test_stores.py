@@ -20,7 +20,7 @@ from diffmm_dist.statuses import TRY_AGAIN
 from diffmm_dist.stores import access
 from diffmm_dist.stores.registry import store_of
 from diffmm_dist.stores.store import Store
-from tests.support.builders import ROOT, write_config
+from tests.support.builders import ROOT, train_and_go_on
 
 SHARED = [scheme for scheme in SCHEMES.values() if scheme.extra]
 
@@ -183,14 +183,7 @@ def test_a_run_in_memory(run_cli, tmp_path, monkeypatch):
     """Data, lease, checkpoints and metrics, on a store of which nothing but fsspec is known."""
     monkeypatch.setattr("diffmm_dist.runs.lease._SETTLE_S", 0.01)
     place = f"memory://{tmp_path.name}"
-    size = ("--users", 40, "--items", 20, "--interactions", 300)
-    assert run_cli("prepare", "synthetic", "--out", f"{place}/data", *size)[0] == 0
-    config = write_config(tmp_path / "c.yaml", data={"path": f"{place}/data"}, run={"path": f"{place}/run"},
-                          train={"epochs": 1})  # fmt: skip
-    for epochs in (1, 2):
-        status, _, err = run_cli("train", config, f"train.epochs={epochs}")
-        assert status == 0, err
-    assert "resuming" in err
+    err = train_and_go_on(run_cli, place, tmp_path)
     assert "does not honour conditional writes" in err
     assert storage.list_names(place) == ["data", "run"]
     assert [path.name for path in tmp_path.iterdir()] == ["c.yaml"]
