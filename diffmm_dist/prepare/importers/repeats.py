@@ -28,7 +28,7 @@ def check_repeats(column: pa.Array) -> None:
         size = int(_sizes(column).sum())
     else:
         return
-    if size > max(_MOST_BYTES, 2 * column.nbytes):
+    if size > max(_MOST_BYTES, 2 * column.get_total_buffer_size()):  # nbytes knows no views before pyarrow 25
         raise MalformedError(f"{len(column):,} rows repeat long values, {size:,} bytes in all, which is too much")
 
 
