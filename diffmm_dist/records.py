@@ -5,6 +5,7 @@ import json
 import re
 import secrets
 from collections.abc import Mapping
+from functools import cache
 from typing import Annotated, Any
 
 from pydantic import Field, TypeAdapter, ValidationError
@@ -41,13 +42,18 @@ def parse_record(uri: str, data: bytes, kind: Any, *, remedy: str, must_be_seale
     """
     try:
         content = json_text.parse(data)
-        record = TypeAdapter(kind).validate_python(unsealed(content))
+        record = _adapter(kind).validate_python(unsealed(content))
         check_seal(content, must_be_sealed=must_be_sealed)
         return record
     except ValidationError as error:
         raise DamagedError(f"{uri} {damage(kind, error)}; {remedy}") from error
     except ValueError as error:
         raise DamagedError(f"{uri} is damaged: {one_line(error)}; {remedy}") from error
+
+
+@cache
+def _adapter(kind: Any) -> TypeAdapter[Any]:
+    return TypeAdapter(kind)
 
 
 def sealed(record: Mapping[str, Any]) -> dict[str, Any]:

@@ -2,10 +2,12 @@
 
 from collections.abc import Iterator, Sequence
 from datetime import date
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Generic, NamedTuple, TypeVar
 
 from pydantic import TypeAdapter
+from pydantic.fields import FieldInfo
 
 from diffmm_dist.config import yaml_text
 from diffmm_dist.config.form import Form, Setting, variant_sections
@@ -292,15 +294,16 @@ def _converted(setting: Setting, value: Any) -> Any:
     """Return a value in the type of its setting; a ``ValueError`` if it cannot be."""
     if setting.field.annotation is not bool and _holds_truth(value):
         raise ValueError("true and false are no numbers")  # to Python they are 1 and 0
-    return _adapter(setting).validate_python(value)
+    return _adapter(setting.field).validate_python(value)
 
 
 def _holds_truth(value: Any) -> bool:
     return isinstance(value, bool) or (isinstance(value, list) and any(isinstance(member, bool) for member in value))
 
 
-def _adapter(setting: Setting) -> TypeAdapter[Any]:
-    kind: Any = Annotated[setting.field.annotation, setting.field]
+@cache
+def _adapter(field: FieldInfo) -> TypeAdapter[Any]:
+    kind: Any = Annotated[field.annotation, field]
     return TypeAdapter(kind)
 
 
@@ -312,5 +315,5 @@ def _refusal(setting: Setting, value: Any, error: ValueError) -> str:
 
 
 def _allowed(setting: Setting, value: Any) -> str:
-    words = allowed(_adapter(setting).json_schema())
+    words = allowed(_adapter(setting.field).json_schema())
     return f"{words}; put it in quotes" if words.startswith("text") and isinstance(value, int | float | date) else words

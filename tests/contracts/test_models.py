@@ -85,6 +85,22 @@ def sections(request):
     return CASES[request.param]
 
 
+@pytest.fixture(scope="module")
+def trained_once():
+    """The results and folders of runs that are only read, by case: each is trained by the first test that asks."""
+    return {}
+
+
+@pytest.fixture
+def trained_run(request, trained_once, dataset, tmp_path_factory, sections):
+    """The result and the folder of a whole run, which stays as it is."""
+    case = request.node.callspec.params["sections"]
+    if case not in trained_once:
+        folder = tmp_path_factory.mktemp("trained") / "run"
+        trained_once[case] = train(dataset, folder, sections), folder
+    return trained_once[case]
+
+
 def train(dataset, run, sections, stop_after=None, **more):
     polls = 0
 
@@ -107,18 +123,18 @@ def test_there_is_a_case_for_every_model():
     assert set(SETTINGS) == {case["model"]["name"] for case in CASES.values()}
 
 
-def test_result_and_run_folder(dataset, tmp_path, sections):
-    result = train(dataset, tmp_path / "run", sections)
+def test_result_and_run_folder(trained_run, sections):
+    result, run = trained_run
     assert list(result) == [
         "run", "protocol", "seed", "best_epoch", "epochs", "valid", "test", "seconds_per_epoch", "seconds_per_phase",
         "peak_rss_gib", "notes", "config", *(["stages"] if sections["model"]["name"] in ("toy", "promptmm") else []),
     ]  # fmt: skip
-    assert unsealed(json.loads((tmp_path / "run" / "result.json").read_text())) == result
+    assert unsealed(json.loads((run / "result.json").read_text())) == result
     names = {f"{name}@{k}" for name in ("recall", "ndcg", "precision", "hit_rate", "mrr", "coverage") for k in (5, 20)}
     for split in ("valid", "test"):
         assert set(result[split]) == names
         assert 0 < result[split]["recall@5"] <= result[split]["recall@20"] <= 1
-    records = metrics_of(tmp_path / "run")
+    records = metrics_of(run)
     scores = scores_of(records, "valid")
     assert result["best_epoch"] == max(scores, key=scores.get)
     assert result["valid"]["recall@20"] == max(scores.values())
@@ -126,18 +142,18 @@ def test_result_and_run_folder(dataset, tmp_path, sections):
     assert not scores_of(records, "test")  # nobody looks at test before the end
 
 
-def test_running_again_changes_nothing(dataset, tmp_path, sections):
-    result = train(dataset, tmp_path / "run", sections)
-    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*") if path.suffix != ".yaml"}
-    assert train(dataset, tmp_path / "run", sections) == result
+def test_running_again_changes_nothing(trained_run, dataset, sections):
+    result, run = trained_run
+    before = {path: path.stat().st_mtime_ns for path in run.rglob("*") if path.suffix != ".yaml"}
+    assert train(dataset, run, sections) == result
     unchanged = {path: path.stat().st_mtime_ns for path in before if path.exists() and path.name != "lock"}
     assert unchanged == {path: time for path, time in before.items() if path.name != "lock"}
 
 
-def test_stopped_anywhere_it_goes_on_with_the_same_bits(dataset, tmp_path, sections):
+def test_stopped_anywhere_it_goes_on_with_the_same_bits(trained_run, dataset, tmp_path, sections):
     if sections["model"]["name"] == "popularity":
         pytest.skip("popularity has no step to stop at")
-    whole = train(dataset, tmp_path / "whole", sections)
+    whole, run = trained_run
     stops = 0
     while True:  # after one step, then after two more, then after three more, ...
         stops += 1
@@ -149,8 +165,8 @@ def test_stopped_anywhere_it_goes_on_with_the_same_bits(dataset, tmp_path, secti
             assert len(kept) <= 2 + len(whole.get("stages", "1"))  # the newest two, and the best of each stage
     assert stops > 3
     assert (result["valid"], result["test"]) == (whole["valid"], whole["test"])
-    assert metrics_of(tmp_path / "parts") == metrics_of(tmp_path / "whole")
-    newest = [sorted((tmp_path / name / "checkpoints").iterdir())[-1] for name in ("whole", "parts")]
+    assert metrics_of(tmp_path / "parts") == metrics_of(run)
+    newest = [sorted((folder / "checkpoints").iterdir())[-1] for folder in (run, tmp_path / "parts")]
     assert newest[0].name == newest[1].name
     tensors = [checkpoint_tensors(path) for path in newest]
     assert set(tensors[0]) == set(tensors[1])
@@ -182,9 +198,9 @@ def test_published_protocol_is_stamped(dataset, tmp_path, sections):
     assert not scores_of(records, "valid")
 
 
-def test_export_and_recommend_agree_with_the_evaluation(dataset, tmp_path, sections):
-    result = train(dataset, tmp_path / "run", sections)
-    trained = load_trained(str(tmp_path / "run"))
+def test_export_and_recommend_agree_with_the_evaluation(trained_run, tmp_path):
+    result, run = trained_run
+    trained = load_trained(str(run))
     assert trained.evaluation([5, 20]).measure(trained.model, "test") == result["test"]
     export_bundle(trained, str(tmp_path / "bundle"))
     bundle = read_bundle(str(tmp_path / "bundle"))
@@ -206,9 +222,9 @@ def test_export_and_recommend_agree_with_the_evaluation(dataset, tmp_path, secti
     assert sum(recalls) / len(recalls) == pytest.approx(result["test"]["recall@20"])
 
 
-def test_the_bundle_is_readable_with_pyarrow_alone(dataset, tmp_path, sections):
-    train(dataset, tmp_path / "run", sections)
-    trained = load_trained(str(tmp_path / "run"))
+def test_the_bundle_is_readable_with_pyarrow_alone(trained_run, tmp_path):
+    _, run = trained_run
+    trained = load_trained(str(run))
     export_bundle(trained, str(tmp_path / "bundle"))
     tables = {}
     for path in Path(tmp_path / "bundle").glob("*.arrow"):

@@ -241,7 +241,7 @@ def test_a_profile_lists_the_operators_of_each_phase(tmp_path):
 def test_growth_is_measured_and_drawn(tmp_path, monkeypatch):
     pytest.importorskip("matplotlib", reason="matplotlib is not installed")
     monkeypatch.setattr(growth, "FACTORS", {"users": (1, 2), "modalities": (1, 2)})
-    config = small_config("none", tmp_path / "run", graph={"kernel": "csr"})
+    config = small_config("none", tmp_path / "run")
     base = growth.GrowthSize(users=40, items=30, interactions=90, modalities=1, hidden=8)
     out, plot = tmp_path / "g.json", tmp_path / "g.svg"
     growth.bench_growth(config, str(out), repeats=2, base=base, plot=str(plot))
@@ -253,11 +253,11 @@ def test_growth_is_measured_and_drawn(tmp_path, monkeypatch):
     assert result["exponent"] == pytest.approx(math.log2(seconds[1] / seconds[0]))
     assert "what grows" in markdown([str(out)])
     assert "</svg>" in plot.read_text()
-    lightgcn = small_config("none", tmp_path / "run", model={"name": "lightgcn"}, graph={"kernel": "csr"})
+    lightgcn = small_config("none", tmp_path / "run", model={"name": "lightgcn"})
     growth.bench_growth(lightgcn, str(out), repeats=1, base=base)
     assert list(json.loads(out.read_text())["growth"]) == ["users"]
     monkeypatch.setattr(growth, "FACTORS", {"entities": (1, 2), "facts": (1, 2), "modalities": (1, 2)})
-    diffkg = small_config("none", tmp_path / "run", model={"name": "diffkg"}, graph={"kernel": "csr"})
+    diffkg = small_config("none", tmp_path / "run", model={"name": "diffkg"})
     growth.bench_growth(diffkg, str(out), repeats=1, base=replace(base, entities=20, facts=50))
     measured = json.loads(out.read_text())["growth"]
     assert {name: one["values"] for name, one in measured.items()} == {"entities": [20, 40], "facts": [50, 100]}

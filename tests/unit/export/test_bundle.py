@@ -23,7 +23,7 @@ def run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("run")
     config = small_config(
         synthetic_dataset(folder / "data"), folder / "run", model={"name": "lightgcn"}, train={"epochs": 1},
-        graph={"kernel": "csr"}, monitoring={"tensorboard": False},
+        monitoring={"tensorboard": False},
     )  # fmt: skip
     run_worker(config, stop_requested=lambda: False, show_progress=False)
     return load_trained(str(folder / "run"))

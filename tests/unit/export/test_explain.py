@@ -73,7 +73,7 @@ def bundle(tmp_path_factory):
     data = synthetic_dataset(folder / "data", knowledge=True)
     for name in ("diffkg", "lightgcn"):
         config = small_config(
-            data, folder / name, model={"name": name}, train={"epochs": 1}, graph={"kernel": "csr"},
+            data, folder / name, model={"name": name}, train={"epochs": 1},
             monitoring={"tensorboard": False},
         )  # fmt: skip
         run_worker(config, stop_requested=lambda: False, show_progress=False)

@@ -15,7 +15,7 @@ from tests.support.builders import checkpoint_tensors, metrics_of, small_config,
 
 def config_of(folder, name, model, epochs):
     train = {"epochs": 1 if model == "popularity" else epochs}
-    settings = {"model": {"name": model}, "graph": {"kernel": "csr"}, "monitoring": {"tensorboard": False}}
+    settings = {"model": {"name": model}, "monitoring": {"tensorboard": False}}
     return small_config(folder / "data", folder / name, train=train, **settings)
 
 

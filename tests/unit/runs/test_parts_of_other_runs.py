@@ -34,7 +34,7 @@ def runs(tmp_path_factory):
 
 def config_of(folder, name, seed, epochs=EPOCHS):
     settings = {
-        "model": {"name": "lightgcn"}, "train": {"epochs": epochs, "learning_rate": 1e-9}, "graph": {"kernel": "csr"},
+        "model": {"name": "lightgcn"}, "train": {"epochs": epochs, "learning_rate": 1e-9},
         "monitoring": {"tensorboard": False}, "run": {"seed": seed, "path": str(folder / name)},
     }  # fmt: skip
     return small_config(folder / "data", folder / name, **settings)

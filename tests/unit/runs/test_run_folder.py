@@ -39,7 +39,7 @@ def test_which_changes_let_a_run_go_on(tmp_path):
     old = config(tmp_path)
     same = config(
         tmp_path, run={"path": "moved"}, data={"path": "moved"}, train={"epochs": 99}, checkpoint={"keep": 3},
-        cluster={"num_workers": 1}, graph={"kernel": "csr"},
+        cluster={"num_workers": 1}, graph={"kernel": "auto"},
     )  # fmt: skip
     assert blocking_differences(old, same) == []
     other = config(tmp_path, run={"seed": 1}, train={"learning_rate": 0.5})
@@ -74,7 +74,7 @@ def test_two_processes_do_not_share_a_folder(tmp_path):
 
 def test_what_it_was_started_with_stays(tmp_path):
     claim(tmp_path).release()
-    folder = claim(tmp_path, graph={"kernel": "csr"})
+    folder = claim(tmp_path, graph={"kernel": "auto"})
     folder.remember_writer()
     started_with = {"format": FORMAT, "run": folder.run, "dataset": "abc", "version": __version__}
     assert folder.identity() == {**started_with, "writer": 2}
@@ -117,8 +117,7 @@ def test_the_kernel_that_was_chosen_stays(tmp_path, monkeypatch):
 
     monkeypatch.setattr(recipe, "choose_kernel", choose)
     for epochs in (1, 2):
-        settings = small_config(dataset, tmp_path / "run", train={"epochs": epochs})
-        assert settings.graph.kernel == "auto"
+        settings = small_config(dataset, tmp_path / "run", train={"epochs": epochs}, graph={"kernel": "auto"})
         run_worker(settings, stop_requested=lambda: False)
     assert asked == ["auto", "csr"]
     assert RunFolder.existing(str(tmp_path / "run")).identity()["kernel"] == "csr"

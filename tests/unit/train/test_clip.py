@@ -80,7 +80,7 @@ def test_a_clipped_run_is_that_of_the_exact_values_bit_for_bit(dataset, tmp_path
             topk, nodes = of_model[name]
             contrast = {"max_nodes": nodes, "contrastive_anchor": "main"}
             settings |= {"diffusion": {"rebuild_topk": topk}, "contrast": contrast}
-        config = small_config(dataset, tmp_path / name, model=settings, graph={"kernel": "csr"}, **sections)
+        config = small_config(dataset, tmp_path / name, model=settings, **sections)
         results[name] = run_worker(config, stop_requested=lambda: False)
     assert results["exact"]["test"] == results["beyond"]["test"]
     assert metrics_of(tmp_path / "exact") == metrics_of(tmp_path / "beyond")

@@ -25,7 +25,6 @@ def manifest(dataset):
 
 
 def needs(dataset, manifest, num_workers=1, **sections):
-    sections.setdefault("graph", {"kernel": "csr"})
     config = small_config(dataset, "run", **sections)
     return estimate(config, manifest, num_workers=num_workers, program=PROGRAM)
 
@@ -94,7 +93,7 @@ def test_no_phase_shrinks_as_the_data_grow(dataset, manifest, model, what):
 )
 def test_no_phase_shrinks_as_a_setting_grows(dataset, manifest, section, key, values):
     grown = larger(manifest, 100, "num_users", "num_items", "interactions")
-    config = small_config(dataset, "run", model={"denoiser": {"products": "gram"}}, graph={"kernel": "csr"})
+    config = small_config(dataset, "run", model={"denoiser": {"products": "gram"}})
     values = [tuple(value) if isinstance(value, list) else value for value in values]
     configs = [changed(config, {f"{section}.{key}": value}) for value in values]
     totals = [estimate(one, grown, num_workers=1, program=PROGRAM).totals for one in configs]

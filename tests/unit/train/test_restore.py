@@ -23,7 +23,7 @@ EPOCHS = 4
 
 def config_of(folder, epochs, **sections):
     settings = {
-        "model": {"name": "lightgcn"}, "train": {"epochs": epochs}, "graph": {"kernel": "csr"},
+        "model": {"name": "lightgcn"}, "train": {"epochs": epochs},
         "monitoring": {"tensorboard": False}, "checkpoint": {"keep": 2},
     }  # fmt: skip
     return small_config(folder.parent / "data", folder, **(settings | sections))

@@ -29,7 +29,7 @@ from tests.support import damage
 from tests.support.builders import small_config, synthetic_dataset, train_alone
 
 MODELS = ["lightgcn", "popularity", "diffmm", "diffkg"]
-SECTIONS = {"train": {"epochs": 1}, "graph": {"kernel": "csr"}, "monitoring": {"tensorboard": False}}
+SECTIONS = {"train": {"epochs": 1}, "monitoring": {"tensorboard": False}}
 
 
 def run_of(dataset, run, model, **sections):
