@@ -159,7 +159,7 @@ def compare(
     k: Annotated[int, typer.Option(min=1, help="Cut-off.")] = 20,
 ) -> None:
     """Show the test figures of several runs side by side, and the settings in which they differ."""
-    from diffmm_dist.train.comparison import compare_runs
+    from diffmm_dist.training.comparison import compare_runs
 
     comparison = compare_runs(runs, k=k)
     print_table("", comparison.columns, comparison.rows)
@@ -181,8 +181,8 @@ def evaluate(
     if split not in splits:
         raise UserError(f"--split {split} is neither valid nor test")
     cutoffs = positive_numbers(k, "--k")
-    from diffmm_dist.train.trained import load_trained
-    from diffmm_dist.train.worker import prepare_process
+    from diffmm_dist.training.trained import load_trained
+    from diffmm_dist.training.worker import prepare_process
 
     prepare_process(0)
     trained = load_trained(run)
@@ -200,7 +200,7 @@ def export(run: Run, out: Out, force: Force = False) -> None:
     from diffmm_dist.export.bundle import export_bundle
     from diffmm_dist.runs.bundle_files import MARKER
     from diffmm_dist.storage import check_place
-    from diffmm_dist.train.trained import load_trained
+    from diffmm_dist.training.trained import load_trained
 
     check_place(out, marker=MARKER, force=force, sources=[run])  # before the run is read
     trained = load_trained(run)

@@ -13,9 +13,9 @@ from diffmm_dist.monitoring.log import print_table, say
 if TYPE_CHECKING:
     from diffmm_dist.data.dataset import Dataset as _Dataset
     from diffmm_dist.data.schema import Partition
-    from diffmm_dist.prepare.importers.features import FeatureSource
-    from diffmm_dist.prepare.importers.knowledge_tables import KnowledgeSource
-    from diffmm_dist.prepare.importers.report import ImportReport
+    from diffmm_dist.preparation.importers.features import FeatureSource
+    from diffmm_dist.preparation.importers.knowledge_tables import KnowledgeSource
+    from diffmm_dist.preparation.importers.report import ImportReport
 
 # Commands import what they need when they run, as those of cli.py do.
 
@@ -36,7 +36,7 @@ def prepare_published(
     force: Force = False,
 ) -> None:
     """Import a folder in the form published with DiffMM, AdaGCL, DiffKG or PromptMM; pickles may hold matrices only."""
-    from diffmm_dist.prepare.importers.published import import_published
+    from diffmm_dist.preparation.importers.published import import_published
 
     _check_out(out, force, folder)
     report = import_published(folder, out, force=force)
@@ -50,7 +50,7 @@ def prepare_mmrec(
     force: Force = False,
 ) -> None:
     """Import a folder of the MMRec toolbox."""
-    from diffmm_dist.prepare.importers.mmrec import import_mmrec
+    from diffmm_dist.preparation.importers.mmrec import import_mmrec
 
     _check_out(out, force, folder)
     report = import_mmrec(folder, out, force=force)
@@ -104,10 +104,10 @@ def prepare_tables(
     force: Force = False,
 ) -> None:
     """Import tables of interactions, of item features and of facts about the items."""
-    from diffmm_dist.prepare.importers import tables
-    from diffmm_dist.prepare.importers.cleaning import InteractionColumns
-    from diffmm_dist.prepare.importers.report import Mistakes
-    from diffmm_dist.prepare.importers.splits import SplitRule
+    from diffmm_dist.preparation.importers import tables
+    from diffmm_dist.preparation.importers.cleaning import InteractionColumns
+    from diffmm_dist.preparation.importers.report import Mistakes
+    from diffmm_dist.preparation.importers.splits import SplitRule
 
     mistakes = Mistakes()
     settings = tables.TableImport(
@@ -135,7 +135,7 @@ def _feature_sources(
     tables: list[str] | None, items: list[str] | None, columns: list[str] | None, mistakes: list[str], *, item: str
 ) -> "tuple[FeatureSource, ...]":
     """Return where the features of each modality are, from --features, --feature-item and --feature-columns."""
-    from diffmm_dist.prepare.importers.features import FeatureSource
+    from diffmm_dist.preparation.importers.features import FeatureSource
 
     sources = _named(tables, "--features", mistakes)
     patterns = _named(columns, "--feature-columns", mistakes)
@@ -162,7 +162,7 @@ def _knowledge_source(
     entity: str,
 ) -> "KnowledgeSource | None":
     """Return where the facts are, from --knowledge and the options that belong to it."""
-    from diffmm_dist.prepare.importers.knowledge_tables import KnowledgeSource
+    from diffmm_dist.preparation.importers.knowledge_tables import KnowledgeSource
 
     head, relation, tail = columns
     if table is None:
@@ -231,9 +231,9 @@ def prepare_synthetic(
     force: Force = False,
 ) -> None:
     """Generate a dataset whose modality features, and facts, carry the users' tastes."""
-    from diffmm_dist.prepare.importers.report import Mistakes
-    from diffmm_dist.prepare.synthetic import SyntheticSpec, generate
-    from diffmm_dist.prepare.synthetic_knowledge import KnowledgeSpec
+    from diffmm_dist.preparation.importers.report import Mistakes
+    from diffmm_dist.preparation.synthetic import SyntheticSpec, generate
+    from diffmm_dist.preparation.synthetic_knowledge import KnowledgeSpec
 
     mistakes = Mistakes()
     widths = _widths(modality or ["visual:64", "textual:32"], mistakes)
@@ -271,7 +271,7 @@ def partition(
     force: Force = False,
 ) -> None:
     """Reorder a dataset so that neighbours lie in the same part and workers exchange less."""
-    from diffmm_dist.prepare.partitioning import partition_dataset
+    from diffmm_dist.preparation.partitioning import partition_dataset
 
     _check_out(out, force, dataset)
     methods: tuple[Literal["metis", "random"], ...] = ("metis", "random")

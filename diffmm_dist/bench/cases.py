@@ -15,7 +15,7 @@ from diffmm_dist.graph.hetero import REAL, HeteroGraph, Kernel
 from diffmm_dist.graph.propagate import propagate
 from diffmm_dist.graph.relation import Edges, Relation
 from diffmm_dist.monitoring.timing import take_turns
-from diffmm_dist.train.allocator import keep_freed_memory
+from diffmm_dist.training.allocator import keep_freed_memory
 
 _REPEATS = 15
 

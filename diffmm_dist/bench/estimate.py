@@ -23,20 +23,20 @@ from diffmm_dist.monitoring.log import logger
 from diffmm_dist.parallel.group import run_group
 from diffmm_dist.parallel.world import World
 from diffmm_dist.precision import matmul_precision
-from diffmm_dist.prepare.synthetic import SyntheticSpec, generate
-from diffmm_dist.prepare.synthetic_knowledge import KnowledgeSpec
+from diffmm_dist.preparation.synthetic import SyntheticSpec, generate
+from diffmm_dist.preparation.synthetic_knowledge import KnowledgeSpec
 from diffmm_dist.runs.checkpoint import Checkpoints
 from diffmm_dist.runs.config import Config
 from diffmm_dist.runs.run_folder import RunFolder
 from diffmm_dist.staging import scratch_folder
-from diffmm_dist.train.build import build_evaluation, build_recipe, load_training_data, open_dataset
-from diffmm_dist.train.clip import clipped
-from diffmm_dist.train.estimate import Estimate, estimate, program_bytes
-from diffmm_dist.train.restore import restore
-from diffmm_dist.train.selection import Evaluation
-from diffmm_dist.train.state import TrainState
-from diffmm_dist.train.teacher import teacher_of
-from diffmm_dist.train.worker import prepare_process, run_worker
+from diffmm_dist.training.build import build_evaluation, build_recipe, load_training_data, open_dataset
+from diffmm_dist.training.clip import clipped
+from diffmm_dist.training.estimate import Estimate, estimate, program_bytes
+from diffmm_dist.training.restore import restore
+from diffmm_dist.training.selection import Evaluation
+from diffmm_dist.training.state import TrainState
+from diffmm_dist.training.teacher import teacher_of
+from diffmm_dist.training.worker import prepare_process, run_worker
 
 _CONTRASTED = 128  # nodes of a batch where a shape does not say: all of a large one would take most of the time
 _STEPS = 3  # of each phase, in the second process

@@ -16,8 +16,8 @@ from diffmm_dist.data.dataset import Dataset
 from diffmm_dist.models.common.work import Traffic
 from diffmm_dist.parallel.world import World
 from diffmm_dist.runs.config import Config
-from diffmm_dist.train.build import load_training_data, model_entry, open_dataset
-from diffmm_dist.train.estimate import needs_of
+from diffmm_dist.training.build import load_training_data, model_entry, open_dataset
+from diffmm_dist.training.estimate import needs_of
 
 
 @dataclass(frozen=True)

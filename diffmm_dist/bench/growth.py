@@ -26,8 +26,8 @@ from diffmm_dist.parallel.ranges import Ownership
 from diffmm_dist.parallel.shard import AllRows, Shard
 from diffmm_dist.parallel.world import World
 from diffmm_dist.runs.config import Config
-from diffmm_dist.train.build import build_recipe, model_entry, reads_features
-from diffmm_dist.train.worker import prepare_process
+from diffmm_dist.training.build import build_recipe, model_entry, reads_features
+from diffmm_dist.training.worker import prepare_process
 
 _FEATURE_WIDTH = 32
 _TEACHER_WIDTH = 64

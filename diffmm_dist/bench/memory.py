@@ -6,7 +6,7 @@ from collections.abc import Callable
 import torch
 
 from diffmm_dist.monitoring.timing import status_kib
-from diffmm_dist.train.allocator import give_back_freed_memory
+from diffmm_dist.training.allocator import give_back_freed_memory
 
 _MIB = 2**20
 

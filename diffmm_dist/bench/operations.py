@@ -27,7 +27,7 @@ from diffmm_dist.bench.memory import extra_mib
 from diffmm_dist.config.section import LARGEST_COUNT
 from diffmm_dist.errors import UserError, closest
 from diffmm_dist.monitoring.timing import take_turns
-from diffmm_dist.train.worker import prepare_process
+from diffmm_dist.training.worker import prepare_process
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance

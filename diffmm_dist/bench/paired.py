@@ -16,7 +16,7 @@ from diffmm_dist.errors import UserError
 from diffmm_dist.evaluation.evaluator import rank_items
 from diffmm_dist.evaluation.metrics import NAMES, MetricSums
 from diffmm_dist.monitoring.log import print_table
-from diffmm_dist.train.trained import TrainedRun, load_trained
+from diffmm_dist.training.trained import TrainedRun, load_trained
 
 Masked = Literal["seen", "train"]
 MASKED: dict[Masked, tuple[Split, ...]] = {"seen": ("train", "valid"), "train": ("train",)}

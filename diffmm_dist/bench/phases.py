@@ -4,7 +4,7 @@ from diffmm_dist.errors import UserError
 from diffmm_dist.models.base import Recommender
 from diffmm_dist.models.recipe import Recipe
 from diffmm_dist.runs.config import Config
-from diffmm_dist.train.build import model_entry
+from diffmm_dist.training.build import model_entry
 
 
 def check_has_phases(config: Config) -> None:

@@ -13,9 +13,9 @@ from diffmm_dist.models.base import Phase, PhaseContext
 from diffmm_dist.parallel.world import World
 from diffmm_dist.precision import matmul_precision
 from diffmm_dist.runs.config import Config
-from diffmm_dist.train.build import build_recipe, choose_device, load_training_data, open_dataset
-from diffmm_dist.train.teacher import teacher_of
-from diffmm_dist.train.worker import prepare_process
+from diffmm_dist.training.build import build_recipe, choose_device, load_training_data, open_dataset
+from diffmm_dist.training.teacher import teacher_of
+from diffmm_dist.training.worker import prepare_process
 
 _OPERATORS = 15  # of each phase that are listed
 

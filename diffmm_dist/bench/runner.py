@@ -18,8 +18,8 @@ from diffmm_dist.parallel.group import new_processes
 from diffmm_dist.runs.config import Config
 from diffmm_dist.runs.protocol import SELECTION_SPLIT
 from diffmm_dist.runs.run_folder import RunFolder
-from diffmm_dist.train.build import model_entry
-from diffmm_dist.train.worker import prepare_process, run_worker
+from diffmm_dist.training.build import model_entry
+from diffmm_dist.training.worker import prepare_process, run_worker
 
 
 def bench_seeds(config: Config, seeds: Sequence[int], out: str) -> None:

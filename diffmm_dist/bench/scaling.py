@@ -16,9 +16,9 @@ from diffmm_dist.parallel.collectives import any_worker
 from diffmm_dist.parallel.group import run_group
 from diffmm_dist.parallel.world import World
 from diffmm_dist.runs.config import Config
-from diffmm_dist.train.build import build_recipe, load_training_data, open_dataset
-from diffmm_dist.train.teacher import teacher_of
-from diffmm_dist.train.worker import prepare_process
+from diffmm_dist.training.build import build_recipe, load_training_data, open_dataset
+from diffmm_dist.training.teacher import teacher_of
+from diffmm_dist.training.worker import prepare_process
 
 
 def bench_scaling(

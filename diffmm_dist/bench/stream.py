@@ -11,7 +11,7 @@ from diffmm_dist.bench.machine import command, machine
 from diffmm_dist.data.dataset import Cursor, Dataset
 from diffmm_dist.data.stream import Reading
 from diffmm_dist.monitoring.timing import peak_rss_gib, take_turns
-from diffmm_dist.train.worker import prepare_process
+from diffmm_dist.training.worker import prepare_process
 
 _MIB = 2**20
 _UNCHECKED = "unchecked "

@@ -21,8 +21,8 @@ from diffmm_dist.monitoring.log import print_table
 from diffmm_dist.monitoring.timing import take_turns
 from diffmm_dist.runs.run_folder import RunFolder
 from diffmm_dist.runs.run_records import Result
-from diffmm_dist.train.trained import load_trained
-from diffmm_dist.train.worker import prepare_process
+from diffmm_dist.training.trained import load_trained
+from diffmm_dist.training.worker import prepare_process
 
 METRICS = ("recall@20", "ndcg@20")
 _LISTED = 20

@@ -21,8 +21,8 @@ from diffmm_dist.bench.operations import Operation, Variant, measure, write_resu
 from diffmm_dist.bench.phases import check_has_phases
 from diffmm_dist.cores import tell_libraries, usable_cores
 from diffmm_dist.runs.config import Config
-from diffmm_dist.train.build import open_dataset
-from diffmm_dist.train.worker import prepare_process
+from diffmm_dist.training.build import open_dataset
+from diffmm_dist.training.worker import prepare_process
 
 _LOOKS = 1_000_000  # of a busy loop between two looks at whether the process that started it is still there
 _OWN = ("OMP_NUM_THREADS", "OMP_WAIT_POLICY", "GOMP_SPINCOUNT")

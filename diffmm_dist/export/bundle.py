@@ -35,7 +35,7 @@ from diffmm_dist.runs.bundle_files import (
     write_table,
 )
 from diffmm_dist.sparse import CSR
-from diffmm_dist.train.trained import TrainedRun
+from diffmm_dist.training.trained import TrainedRun
 
 SEEN, CONFIG, WEIGHTS = "seen.arrow", "config.arrow", "weights.safetensors"
 _SEEN_SCHEMA = pa.schema([pa.field("user", pa.int64()), pa.field("item", pa.int64())])

@@ -19,7 +19,7 @@ from diffmm_dist.data.schema import ID_TYPES
 from diffmm_dist.errors import UserError
 from diffmm_dist.runs.bundle_files import embedding_schemas, embedding_table, read_marker, read_table
 from diffmm_dist.storage import join
-from diffmm_dist.train.trained import TrainedRun
+from diffmm_dist.training.trained import TrainedRun
 
 ENTITY_FILE, RELATION_FILE, FACT_FILE = "entities.arrow", "relations.arrow", "facts.arrow"
 FACTS = pa.schema(

@@ -9,9 +9,9 @@ import pyarrow.compute as pc
 from diffmm_dist import storage
 from diffmm_dist.errors import UserError, one_line
 from diffmm_dist.export.bundle import Bundle
-from diffmm_dist.prepare.importers.arrow_tables import Table
-from diffmm_dist.prepare.importers.columns import as_text, id_array
-from diffmm_dist.prepare.importers.table_files import is_table
+from diffmm_dist.preparation.importers.arrow_tables import Table
+from diffmm_dist.preparation.importers.columns import as_text, id_array
+from diffmm_dist.preparation.importers.table_files import is_table
 from diffmm_dist.words import shown
 
 COLUMN = "user"

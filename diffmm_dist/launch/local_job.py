@@ -5,7 +5,7 @@ from diffmm_dist.launch.signals import StopSignals
 from diffmm_dist.runs.config import Config
 from diffmm_dist.runs.run_folder import RunFolder
 from diffmm_dist.runs.run_records import Result
-from diffmm_dist.train.worker import run_worker
+from diffmm_dist.training.worker import run_worker
 
 
 def run_here(config: Config) -> Result:

@@ -30,9 +30,9 @@ from diffmm_dist.runs.config import Config, config_from_tree, places
 from diffmm_dist.runs.run_folder import RunFolder
 from diffmm_dist.runs.run_records import Result
 from diffmm_dist.staging import scratch_folder
-from diffmm_dist.train.build import open_dataset
-from diffmm_dist.train.teacher import check_teacher
-from diffmm_dist.train.worker import run_worker
+from diffmm_dist.training.build import open_dataset
+from diffmm_dist.training.teacher import check_teacher
+from diffmm_dist.training.worker import run_worker
 
 _POLL_SECONDS = 0.2
 _PATIENCE_S = 60.0  # for the workers of an earlier attempt to be gone

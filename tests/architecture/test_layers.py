@@ -76,7 +76,7 @@ def test_what_serves_every_model_names_none(path):
 def test_the_core_imports_without_the_large_packages():
     """The worker, and all that it stands on, imports where nothing of the cluster or the graph is installed."""
     missing = "sys.modules.update(dict.fromkeys(['ray', 'dgl', 's3fs', 'tensorboard']))"
-    code = f"import sys; {missing}; import diffmm_dist.train.worker, diffmm_dist.cli"
+    code = f"import sys; {missing}; import diffmm_dist.training.worker, diffmm_dist.cli"
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, timeout=120)
 
 

@@ -11,8 +11,8 @@ from diffmm_dist.bench.gpus import Assumptions, bench_gpus
 from diffmm_dist.data.dataset import Dataset
 from diffmm_dist.models.registry import SETTINGS, entry_of
 from diffmm_dist.parallel.world import World
-from diffmm_dist.train.build import build_recipe, load_training_data
-from diffmm_dist.train.estimate import needs_of
+from diffmm_dist.training.build import build_recipe, load_training_data
+from diffmm_dist.training.estimate import needs_of
 from tests.support.builders import small_config, synthetic_dataset
 
 MODELS = [name for name in SETTINGS if entry_of(name).measures.work]

@@ -13,8 +13,8 @@ from diffmm_dist.export.recommend import recommend
 from diffmm_dist.models.common import denoising
 from diffmm_dist.models.registry import FOLDERS, SETTINGS
 from diffmm_dist.records import unsealed
-from diffmm_dist.train.trained import load_trained
-from diffmm_dist.train.worker import run_worker
+from diffmm_dist.training.trained import load_trained
+from diffmm_dist.training.worker import run_worker
 from tests.support.builders import checkpoint_tensors, metrics_of, small_config, synthetic_dataset
 
 # Name, and overrides that exercise another path through the model.

@@ -11,9 +11,9 @@ from diffmm_dist import cli
 from diffmm_dist.errors import StoppedError, UserError
 from diffmm_dist.models.recipe import Recipe, Stage
 from diffmm_dist.models.registry import FOLDERS
-from diffmm_dist.train import worker
-from diffmm_dist.train.trained import load_trained
-from diffmm_dist.train.worker import run_worker
+from diffmm_dist.training import worker
+from diffmm_dist.training.trained import load_trained
+from diffmm_dist.training.worker import run_worker
 from tests.contracts.toy.model import Toy
 from tests.contracts.toy.training import config_of, register, stopped, train_in_pieces
 from tests.support import damage

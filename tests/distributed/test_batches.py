@@ -14,7 +14,7 @@ from diffmm_dist.models.recipe import Recipe, Stage
 from diffmm_dist.parallel.collectives import all_reduce_sum
 from diffmm_dist.parallel.world import World
 from diffmm_dist.runs.checkpoint import Checkpoints
-from diffmm_dist.train.state import TrainState
+from diffmm_dist.training.state import TrainState
 from tests.support.builders import RUN_ID, checkpoint_of, random_pairs, random_rows
 from tests.support.workers import cuts, on_workers, shard_with
 

@@ -13,7 +13,7 @@ from diffmm_dist.bench.scaling import bench_scaling, efficiency
 from diffmm_dist.cores import usable_cores
 from diffmm_dist.errors import UserError
 from diffmm_dist.parallel import group
-from diffmm_dist.prepare.partitioning import partition_dataset
+from diffmm_dist.preparation.partitioning import partition_dataset
 from tests.support.builders import small_config, synthetic_dataset
 from tests.support.forked import START
 

@@ -11,11 +11,11 @@ from diffmm_dist.data.training import shard_of
 from diffmm_dist.errors import UserError
 from diffmm_dist.export.bundle import export_bundle, read_bundle
 from diffmm_dist.parallel.collectives import all_reduce_sum
-from diffmm_dist.prepare.partitioning import partition_dataset
+from diffmm_dist.preparation.partitioning import partition_dataset
 from diffmm_dist.runs import bundle_files
-from diffmm_dist.train import teacher
-from diffmm_dist.train.teacher import load_teacher
-from diffmm_dist.train.trained import load_trained
+from diffmm_dist.training import teacher
+from diffmm_dist.training.teacher import load_teacher
+from diffmm_dist.training.trained import load_trained
 from tests.support import damage
 from tests.support.builders import small_config, synthetic_dataset, train_alone
 from tests.support.workers import on_workers

@@ -12,7 +12,7 @@ import torch
 from diffmm_dist.errors import LostWorkerError, StoppedError, TakenOverError, UserError
 from diffmm_dist.models.common import denoising
 from diffmm_dist.models.diffmm.recipe import item_shards
-from diffmm_dist.train.worker import run_worker
+from diffmm_dist.training.worker import run_worker
 from tests.support.builders import checkpoint_tensors, metrics_of, small_config, synthetic_dataset
 from tests.support.damage import flip
 from tests.support.workers import on_workers

@@ -38,7 +38,7 @@ def start(config, run, *overrides):
 
 def test_ten_million_interactions_in_bounded_memory(tmp_path):
     code = (
-        "import sys; from diffmm_dist.prepare.synthetic import SyntheticSpec, generate;"
+        "import sys; from diffmm_dist.preparation.synthetic import SyntheticSpec, generate;"
         "from diffmm_dist.monitoring.timing import peak_rss_gib, status_kib;"
         "before = status_kib('VmRSS') / 2**20;"
         "generate(SyntheticSpec(400_000, 100_000, 10_000_000, {'visual': 16}, 7), sys.argv[1]);"

@@ -9,7 +9,7 @@ import pytest
 
 from diffmm_dist import storage
 from diffmm_dist.errors import UserError
-from diffmm_dist.prepare.importers.arrow_tables import Table
+from diffmm_dist.preparation.importers.arrow_tables import Table
 from diffmm_dist.stores.s3 import file_system
 
 ROWS = [{"who": f"u{number}", "what": number} for number in range(5)]

@@ -14,7 +14,7 @@ import yaml
 from diffmm_dist.errors import UserError
 from diffmm_dist.export.bundle import export_bundle, read_bundle
 from diffmm_dist.export.recommend import recommend, user_rows_of
-from diffmm_dist.train.trained import load_trained
+from diffmm_dist.training.trained import load_trained
 from tests.support.kubernetes import FOLDER, objects
 from tests.support.processes import free_port
 from tests.support.sockets import descendants, listening

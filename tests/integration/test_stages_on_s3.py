@@ -12,8 +12,8 @@ from diffmm_dist.export.bundle import export_bundle
 from diffmm_dist.models.registry import FOLDERS
 from diffmm_dist.parallel.world import World
 from diffmm_dist.runs.run_folder import RunFolder
-from diffmm_dist.train.teacher import load_teacher
-from diffmm_dist.train.trained import load_trained
+from diffmm_dist.training.teacher import load_teacher
+from diffmm_dist.training.trained import load_trained
 from tests.contracts.toy.training import config_of, register, stopped
 from tests.support.builders import train_alone
 

@@ -17,14 +17,14 @@ from diffmm_dist.losses.contrastive import BatchNodes
 from diffmm_dist.parallel.ranges import Ownership
 from diffmm_dist.parallel.shard import Shard
 from diffmm_dist.parallel.world import World
-from diffmm_dist.prepare.synthetic import SyntheticSpec, generate
-from diffmm_dist.prepare.synthetic_knowledge import KnowledgeSpec
+from diffmm_dist.preparation.synthetic import SyntheticSpec, generate
+from diffmm_dist.preparation.synthetic_knowledge import KnowledgeSpec
 from diffmm_dist.runs.checkpoint import Checkpoints
 from diffmm_dist.runs.config import Config
 from diffmm_dist.runs.progress import Cursor, Progress
 from diffmm_dist.runs.run_folder import RunFolder
 from diffmm_dist.sparse import CSR
-from diffmm_dist.train.worker import run_worker
+from diffmm_dist.training.worker import run_worker
 
 ROOT = Path(__file__).parents[2]
 

@@ -25,7 +25,7 @@ import yaml
 from diffmm_dist import cli
 from diffmm_dist.data import stream
 from diffmm_dist.data.dataset import Dataset
-from diffmm_dist.prepare.partitioning import partition_dataset
+from diffmm_dist.preparation.partitioning import partition_dataset
 from tests.support.builders import ROOT, SMALL, metrics_of, published_folder, synthetic_dataset
 from tests.support.changes import ARROW_MUTATIONS, MUTATIONS, OF_ANOTHER
 

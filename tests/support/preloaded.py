@@ -10,10 +10,10 @@ from diffmm_dist.graph.dgl_package import import_dgl
 
 for name in (
     "duckdb", "s3fs", "torch._dynamo", "torch.distributed.checkpoint", "tensorboard.summary.writer.record_writer",
-    "diffmm_dist.cli", "diffmm_dist.prepare.importers.published", "diffmm_dist.prepare.importers.tables",
-    "diffmm_dist.prepare.synthetic",
+    "diffmm_dist.cli", "diffmm_dist.preparation.importers.published", "diffmm_dist.preparation.importers.tables",
+    "diffmm_dist.preparation.synthetic",
     "diffmm_dist.export.bundle", "diffmm_dist.export.recommend", "diffmm_dist.launch.local_job",
-    "diffmm_dist.prepare.partitioning", "diffmm_dist.train.trained", "diffmm_dist.train.worker",
+    "diffmm_dist.preparation.partitioning", "diffmm_dist.training.trained", "diffmm_dist.training.worker",
 ):  # fmt: skip
     import_module(name)
 torch.set_num_threads(1)

@@ -7,8 +7,8 @@ import pyarrow.ipc as ipc
 import pyarrow.parquet as parquet
 
 from diffmm_dist.data.dataset import Dataset
-from diffmm_dist.prepare.importers.cleaning import InteractionColumns
-from diffmm_dist.prepare.importers.tables import TableImport, import_tables
+from diffmm_dist.preparation.importers.cleaning import InteractionColumns
+from diffmm_dist.preparation.importers.tables import TableImport, import_tables
 
 COLUMNS = InteractionColumns("who", "what")
 WRITERS = {

@@ -9,8 +9,8 @@ from packaging.requirements import Requirement
 
 from diffmm_dist.data.schema import InteractionFile, Manifest, Modality
 from diffmm_dist.runs.config import load_config
-from diffmm_dist.train.clip import clipped
-from diffmm_dist.train.estimate import GIB, estimate
+from diffmm_dist.training.clip import clipped
+from diffmm_dist.training.estimate import GIB, estimate
 from tests.support.builders import ROOT
 from tests.support.kubernetes import FOLDER, definition, mistakes, objects, ray_cluster
 

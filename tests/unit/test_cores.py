@@ -8,7 +8,7 @@ import pytest
 
 from diffmm_dist import cores
 from diffmm_dist.cores import Cores, choose_threads, started_with, tell_libraries, usable_cores
-from diffmm_dist.prepare.importers import database
+from diffmm_dist.preparation.importers import database
 from tests.support.builders import ROOT
 
 V2 = "31 23 0:28 / /sys/fs/cgroup rw,relatime - cgroup2 cgroup2 rw"
@@ -184,7 +184,7 @@ def test_the_database_of_an_import_has_as_many_threads(tmp_path, monkeypatch):
 PROBE = (
     "import os, sys; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))});"
     "from diffmm_dist.cores import tell_libraries, usable_cores; tell_libraries();"
-    "import torch, pyarrow; from diffmm_dist.train.worker import prepare_process; before = torch.get_num_threads();"
+    "import torch, pyarrow; from diffmm_dist.training.worker import prepare_process; before = torch.get_num_threads();"
     "line = prepare_process(0).line; print(before, torch.get_num_threads(), pyarrow.cpu_count(), line)"
 )
 

@@ -19,9 +19,9 @@ from hypothesis import strategies as st
 from diffmm_dist.data.dataset import Dataset
 from diffmm_dist.errors import UserError
 from diffmm_dist.monitoring.jsonl import JsonlRecorder, read_jsonl
-from diffmm_dist.prepare.importers.arrays import open_rows
-from diffmm_dist.prepare.importers.arrow_tables import Table
-from diffmm_dist.prepare.importers.sparse_pickle import read_pattern
+from diffmm_dist.preparation.importers.arrays import open_rows
+from diffmm_dist.preparation.importers.arrow_tables import Table
+from diffmm_dist.preparation.importers.sparse_pickle import read_pattern
 from diffmm_dist.runs.checkpoint_reading import State
 from diffmm_dist.runs.config import config_from_text, load_config
 from diffmm_dist.runs.run_records import Result

@@ -13,7 +13,7 @@ from diffmm_dist import storage
 from diffmm_dist.data.arrow_files import Promise, read_arrow
 from diffmm_dist.errors import TryAgainError, UserError
 from diffmm_dist.launch.ray_job import run_on_ray
-from diffmm_dist.prepare.importers.report import Mistakes
+from diffmm_dist.preparation.importers.report import Mistakes
 from diffmm_dist.runs.config import load_config
 from diffmm_dist.schemes import SCHEMES
 from diffmm_dist.statuses import TRY_AGAIN

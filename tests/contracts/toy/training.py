@@ -2,7 +2,7 @@
 
 from diffmm_dist.errors import StoppedError
 from diffmm_dist.models.registry import FOLDERS
-from diffmm_dist.train.worker import run_worker
+from diffmm_dist.training.worker import run_worker
 from tests.support.builders import small_config
 
 TOY = {

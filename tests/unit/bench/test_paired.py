@@ -6,9 +6,9 @@ import pytest
 
 from diffmm_dist.bench.paired import bench_paired, user_metrics
 from diffmm_dist.errors import UserError
-from diffmm_dist.prepare.partitioning import partition_dataset
-from diffmm_dist.train.trained import load_trained
-from diffmm_dist.train.worker import run_worker
+from diffmm_dist.preparation.partitioning import partition_dataset
+from diffmm_dist.training.trained import load_trained
+from diffmm_dist.training.worker import run_worker
 from tests.support.builders import small_config, synthetic_dataset
 
 

@@ -12,7 +12,7 @@ from diffmm_dist.data.arrow_messages import check_sizes, messages
 from diffmm_dist.data.schema import INTERACTIONS, ROWS_PER_BATCH, feature_schema, id_schema
 from diffmm_dist.errors import DamagedError, UserError
 from diffmm_dist.export import bundle
-from diffmm_dist.prepare.importers.arrow_tables import Table
+from diffmm_dist.preparation.importers.arrow_tables import Table
 from diffmm_dist.records import sealed, unsealed
 from tests.support import damage
 

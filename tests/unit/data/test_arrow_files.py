@@ -14,7 +14,7 @@ from diffmm_dist.data.dataset import Cursor, Dataset
 from diffmm_dist.data.stream import Reading
 from diffmm_dist.data.writer import dataset_writer
 from diffmm_dist.errors import UserError
-from diffmm_dist.prepare.partitioning import partition_dataset
+from diffmm_dist.preparation.partitioning import partition_dataset
 from diffmm_dist.records import sealed, unsealed
 from tests.support import damage
 from tests.support.builders import synthetic_dataset

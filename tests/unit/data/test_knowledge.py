@@ -11,7 +11,7 @@ from diffmm_dist.parallel.random import RandomStream
 from diffmm_dist.parallel.ranges import Ownership
 from diffmm_dist.parallel.shard import AllRows, joined
 from diffmm_dist.parallel.world import World
-from diffmm_dist.prepare.partitioning import partition_dataset
+from diffmm_dist.preparation.partitioning import partition_dataset
 from tests.support.builders import synthetic_dataset, write_config
 from tests.support.optional import metis_or_skip
 

@@ -8,7 +8,7 @@ import pytest
 
 from diffmm_dist.data.dataset import Dataset
 from diffmm_dist.errors import UserError
-from diffmm_dist.prepare.partitioning import partition_dataset
+from diffmm_dist.preparation.partitioning import partition_dataset
 from tests.support.builders import synthetic_dataset
 
 

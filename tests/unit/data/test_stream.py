@@ -12,7 +12,7 @@ from diffmm_dist.data.dataset import Cursor, Dataset
 from diffmm_dist.data.stream import Reading, fetched_ahead
 from diffmm_dist.errors import UserError
 from diffmm_dist.parallel.ranges import Range
-from diffmm_dist.prepare.partitioning import partition_dataset
+from diffmm_dist.preparation.partitioning import partition_dataset
 from diffmm_dist.stores import blocks
 from diffmm_dist.stores.blocks import BlockReader
 from tests.support import damage

@@ -13,7 +13,7 @@ from diffmm_dist.data.writer import dataset_writer
 from diffmm_dist.errors import UserError
 from diffmm_dist.parallel.ranges import Range
 from diffmm_dist.parallel.world import World
-from diffmm_dist.prepare.partitioning import partition_dataset
+from diffmm_dist.preparation.partitioning import partition_dataset
 from tests.support.builders import synthetic_dataset
 
 NUM_USERS, NUM_ITEMS, NUM_ENTITIES, NUM_RELATIONS, NUM_TRIPLES = 30, 20, 25, 3, 200

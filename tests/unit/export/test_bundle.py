@@ -10,8 +10,8 @@ import torch
 
 from diffmm_dist.errors import UserError
 from diffmm_dist.export.bundle import MARKER, export_bundle, read_bundle
-from diffmm_dist.train.trained import load_trained
-from diffmm_dist.train.worker import run_worker
+from diffmm_dist.training.trained import load_trained
+from diffmm_dist.training.worker import run_worker
 from tests.support import damage
 from tests.support.builders import small_config, synthetic_dataset
 

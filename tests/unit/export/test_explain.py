@@ -13,8 +13,8 @@ from diffmm_dist.export.bundle import Bundle, export_bundle, read_bundle
 from diffmm_dist.export.explain import explain, picture
 from diffmm_dist.export.knowledge import BundledKnowledge, read_knowledge
 from diffmm_dist.sparse import CSR
-from diffmm_dist.train.trained import load_trained
-from diffmm_dist.train.worker import run_worker
+from diffmm_dist.training.trained import load_trained
+from diffmm_dist.training.worker import run_worker
 from tests.support.builders import small_config, synthetic_dataset
 
 

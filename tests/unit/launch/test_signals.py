@@ -13,11 +13,11 @@ from diffmm_dist.evaluation import evaluator
 from diffmm_dist.export import bundle
 from diffmm_dist.export import knowledge as bundled_knowledge
 from diffmm_dist.launch.signals import StopSignals, at_once
-from diffmm_dist.prepare import partitioning
+from diffmm_dist.preparation import partitioning
 from diffmm_dist.runs.run_folder import RunFolder
-from diffmm_dist.train import trained
-from diffmm_dist.train.selection import Evaluation
-from diffmm_dist.train.worker import run_worker
+from diffmm_dist.training import trained
+from diffmm_dist.training.selection import Evaluation
+from diffmm_dist.training.worker import run_worker
 from tests.support.builders import metrics_of, small_config, synthetic_dataset
 
 SIGNALS = [signal.SIGINT, signal.SIGTERM]

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from diffmm_dist.records import sealed, unsealed
-from diffmm_dist.train.trained import load_trained
+from diffmm_dist.training.trained import load_trained
 from tests.support import damage
 from tests.support.builders import checkpoint_tensors, metrics_of, small_config, synthetic_dataset, train_alone
 

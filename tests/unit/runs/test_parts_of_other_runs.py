@@ -7,7 +7,7 @@ import pytest
 
 from diffmm_dist.errors import DamagedError, UserError
 from diffmm_dist.runs.run_folder import RunFolder
-from diffmm_dist.train.trained import load_trained
+from diffmm_dist.training.trained import load_trained
 from tests.support import damage
 from tests.support.builders import (
     metrics_of,

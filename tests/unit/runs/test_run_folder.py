@@ -14,7 +14,7 @@ from diffmm_dist.models import recipe
 from diffmm_dist.records import sealed, unsealed
 from diffmm_dist.runs.run_folder import RunFolder, blocking_differences
 from diffmm_dist.runs.run_records import FORMAT
-from diffmm_dist.train.worker import run_worker
+from diffmm_dist.training.worker import run_worker
 from tests.support import damage
 from tests.support.builders import small_config, synthetic_dataset
 
