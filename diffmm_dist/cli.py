@@ -9,7 +9,9 @@ import typer
 
 from diffmm_dist import __version__
 from diffmm_dist.cli_bench import bench_app
+from diffmm_dist.cli_completion import ShowCompletion, answer
 from diffmm_dist.cli_data import inspect, partition, prepare_app
+from diffmm_dist.cli_doctor import doctor
 from diffmm_dist.cli_options import (
     ConfigFile,
     Force,
@@ -18,11 +20,13 @@ from diffmm_dist.cli_options import (
     Run,
     configured,
     file_and_overrides,
-    file_to_write,
     local_place,
+    one_of,
     place,
     positive_numbers,
 )
+from diffmm_dist.cli_serve import serve
+from diffmm_dist.cli_take import explain, recommend, similar
 from diffmm_dist.cli_usage import UsageError, usage_sentence
 from diffmm_dist.config.render import to_yaml
 from diffmm_dist.cores import tell_libraries
@@ -57,10 +61,11 @@ app.add_typer(config_app, name="config")
 app.add_typer(bench_app, name="bench")
 app.command()(partition)
 app.command()(inspect)
+app.command()(doctor)
 
 
-def _show_version(wanted: bool) -> None:
-    if wanted:
+def _show_version(context: typer.Context, wanted: bool) -> None:
+    if wanted and not context.resilient_parsing:
         say(f"diffmm-dist {__version__}")
         raise typer.Exit
 
@@ -70,6 +75,7 @@ def _program(
     version: Annotated[
         bool, typer.Option("--version", help="Print the version and end.", is_eager=True, callback=_show_version)
     ] = False,
+    show_completion: ShowCompletion = None,
 ) -> None:
     pass
 
@@ -195,122 +201,34 @@ def evaluate(
 
 
 @app.command()
-def export(run: Run, out: Out, force: Force = False) -> None:
+def export(
+    run: Run,
+    out: Out,
+    index: Annotated[str | None, typer.Option(help="Build an approximate index of the items too: ivf or hnsw.")] = None,
+    force: Force = False,
+) -> None:
     """Write the best epoch's embeddings, ids, settings and weights as a bundle."""
-    from diffmm_dist.export.bundle import export_bundle
-    from diffmm_dist.runs.bundle_files import MARKER
+    from diffmm_dist.bundles.files import MARKER
+    from diffmm_dist.bundles.index import KINDS
+    from diffmm_dist.exports.bundle import export_bundle
     from diffmm_dist.storage import check_place
     from diffmm_dist.training.trained import load_trained
 
+    kind = None if index is None else one_of(index, KINDS, "--index")
     check_place(out, marker=MARKER, force=force, sources=[run])  # before the run is read
     trained = load_trained(run)
-    export_bundle(trained, out, force=force)
+    export_bundle(trained, out, force=force, index=kind)
     say(f"{out}: {trained.config.model.name}, epoch {trained.best_epoch} of {run}")
+    if kind is not None:
+        from diffmm_dist.bundles.recommender import recall_of_index
+
+        say(recall_of_index(out))
 
 
-@app.command()
-def recommend(
-    bundle: Annotated[str, typer.Argument(help="A bundle written by `export`.", callback=place)],
-    users: Annotated[str | None, typer.Option(help="Original user ids, comma-separated.")] = None,
-    users_from: Annotated[
-        str | None,
-        typer.Option(
-            help="File with an id on each line, or a table with a column `user`; - is standard input.", callback=place
-        ),
-    ] = None,
-    every_user: Annotated[bool, typer.Option("--all", help="Recommend to every user.")] = False,
-    k: Annotated[int, typer.Option(min=1, help="Recommendations per user.")] = 20,
-    include_seen: Annotated[bool, typer.Option("--include-seen", help="Recommend known items too.")] = False,
-    raw_ids: Annotated[bool, typer.Option("--raw-ids", help="No apostrophe in .csv before ids such as =1.")] = False,
-    out: Annotated[
-        str | None,
-        typer.Option(
-            help="File to write, in the format of its ending: .csv, .parquet, .arrow, .feather or .jsonl; a table is "
-            "printed without it.",
-            callback=file_to_write,
-        ),
-    ] = None,
-) -> None:
-    """Recommend items, in original ids."""
-    if (users is not None) + (users_from is not None) + every_user != 1:
-        raise UserError("give either --users ID,ID or --all, or --users-from FILE, and one of them only")
-    if every_user and out is None:
-        raise UserError("--all needs --out FILE, such as recs.parquet or recs.csv")
-    import torch
-
-    from diffmm_dist.export.bundle import read_bundle
-    from diffmm_dist.export.recommend import file_format, num_formulas, user_rows_of, write_recommendations
-    from diffmm_dist.export.recommend import recommend as recommend_blocks
-    from diffmm_dist.export.users import read_users
-    from diffmm_dist.storage import check_apart
-
-    if out is not None:
-        file_format(out)
-        check_apart(out, [bundle, *([users_from] if users_from is not None else [])])
-    source = read_bundle(bundle)
-    if every_user:
-        rows = torch.arange(len(source.user_ids))
-    else:
-        rows = user_rows_of(source, _ids(users) if users is not None else read_users(str(users_from), source))
-    tables = recommend_blocks(source, rows, k=k, include_seen=include_seen)
-    if out is not None:
-        count = write_recommendations(tables, out, raw_ids=raw_ids)
-        say(f"{out}: {count:,} recommendations to {rows.numel():,} users")
-        _say_formulas(0 if raw_ids or file_format(out) != "csv" else num_formulas(source))
-        return
-    cells = [
-        [str(row["user"]), str(row["rank"]), str(row["item"]), f"{row['score']:.4f}"]
-        for table in tables
-        for row in table.to_pylist()
-    ]
-    print_table("", ["user", "rank", "item", "score"], cells)
-
-
-@app.command()
-def explain(
-    bundle: Annotated[str, typer.Argument(help="A bundle of a model with a knowledge graph.", callback=place)],
-    user: Annotated[str, typer.Option(help="The user's id.")],
-    item: Annotated[str, typer.Option(help="The recommended item's id.")],
-    paths: Annotated[int, typer.Option(min=1, max=50, help="How many paths to show.")] = 10,
-    picture: Annotated[str | None, typer.Option(help="An .svg file to draw them in.")] = None,
-) -> None:
-    """Show the facts that lead from what a user knows to an item, those with the highest attention first."""
-    from diffmm_dist.export.bundle import read_bundle
-    from diffmm_dist.export.explain import explain as explained
-    from diffmm_dist.export.explain import picture as drawn
-    from diffmm_dist.export.knowledge import read_knowledge
-    from diffmm_dist.storage import check_apart, write_bytes
-
-    if picture is not None:
-        if not picture.lower().endswith(".svg"):
-            raise UserError(f"--picture {picture} must end in .svg, which is what is drawn")
-        check_apart(picture, [bundle])
-    facts = read_knowledge(bundle)
-    found = explained(read_bundle(bundle), facts, user, item, most=paths)
-    title = f"user {user}, item {item}: score {found.score:.4f}, {found.num_paths:,} paths from {found.num_known} items"
-    rows = [
-        [f"{path.attention:.4f}", path.known, path.shared or "", *map(str, path.steps), *[""] * (2 - len(path.steps))]
-        for path in found.paths
-    ]
-    print_table(title, ["attention", "known item", "shared entity", "item's fact", "known item's fact"], rows)
-    if not rows:
-        say("no fact of the item leads to anything that the user knows")
-    if picture is not None:
-        write_bytes(picture, drawn(found).encode())
-        say(f"{picture}: drawn")
-
-
-def _say_formulas(count: int) -> None:
-    if count:
-        say(f"note: {count:,} ids look like formulas and have an apostrophe before them; --raw-ids leaves it out")
-
-
-def _ids(text: str) -> list[str]:
-    """Split comma-separated ids, each once."""
-    ids = list(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
-    if not ids:
-        raise UserError("--users names no user; give ids such as --users 17,42")
-    return ids
+app.command()(recommend)
+app.command()(similar)
+app.command()(explain)
+app.command()(serve)
 
 
 @config_app.command("show")
@@ -338,6 +256,7 @@ def main() -> None:
     Whatever is wrong is one sentence and an exit status of statuses.py.
     """
     _prepare()
+    answer(app)
     try:
         _check_words()
         _run()

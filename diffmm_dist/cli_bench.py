@@ -5,7 +5,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from diffmm_dist.cli_options import ConfigFile, JsonOut, Overrides, configured, file_to_write, place, positive_numbers
+from diffmm_dist.cli_options import (
+    ConfigFile,
+    JsonOut,
+    Overrides,
+    configured,
+    file_and_overrides,
+    file_to_write,
+    local_place,
+    place,
+    positive_numbers,
+)
 from diffmm_dist.errors import UserError
 from diffmm_dist.monitoring.log import say
 
@@ -268,6 +278,43 @@ def bench_stream(
 
     run(datasets, out, repeats=repeats, batches_ahead=batches_ahead, threads=threads)
     say(out)
+
+
+@bench_app.command("serve")
+def bench_serve(
+    bundle: Annotated[str, typer.Argument(help="A bundle written by `export`.", callback=place)],
+    out: JsonOut,
+    replicas: Annotated[str, typer.Option(help="Numbers of replicas, comma-separated.")] = "1,2",
+    clients: Annotated[int, typer.Option(min=1, max=1000, help="Connections, one request under way in each.")] = 8,
+    seconds: Annotated[float, typer.Option(min=0.1, max=600, help="For how long to ask each server.")] = 10.0,
+    seed: Annotated[int, typer.Option(min=0, help="Of the users that are drawn.")] = 421,
+) -> None:
+    """Ask servers on loopback for recommendations: requests per second, and how long clients wait."""
+    from diffmm_dist.bench.report import markdown
+    from diffmm_dist.bench.serve import bench_serve as run
+
+    numbers = positive_numbers(replicas, "--replicas")
+    run(bundle, replicas=numbers, clients=clients, seconds=seconds, seed=seed, out=out)
+    say(markdown([out]), end="")
+
+
+@bench_app.command("coldstart")
+def bench_coldstart(
+    out: JsonOut,
+    folder: Annotated[str, typer.Option(help="Folder for datasets, runs and bundles.", callback=local_place)],
+    users: Annotated[float, typer.Option(min=0.001, max=0.5, help="Share of the users that are left out.")] = 0.1,
+    items: Annotated[float, typer.Option(min=0.001, max=0.5, help="Share of the items that are left out.")] = 0.1,
+    seed: Annotated[int, typer.Option(min=0, help="Of what is left out.")] = 1,
+    overrides: Overrides = None,
+    config: ConfigFile = None,
+) -> None:
+    """Train with everything, without some users and without some items, and measure lists for what was left out."""
+    from diffmm_dist.bench.coldstart import bench_coldstart as run
+    from diffmm_dist.bench.report import markdown
+
+    file, words = file_and_overrides(config, overrides)
+    run(file, words, users=users, items=items, seed=seed, folder=folder, out=out)
+    say(markdown([out]), end="")
 
 
 @bench_app.command("report")

@@ -7,6 +7,7 @@ from typing import Annotated, TypeVar
 
 import typer
 
+from diffmm_dist.cli_completion import files_and_settings, yaml_files
 from diffmm_dist.cli_usage import UsageError
 from diffmm_dist.config.section import LARGEST_COUNT
 from diffmm_dist.errors import UserError, closest
@@ -41,8 +42,10 @@ def folder_to_write(parameter: typer.CallbackParam, value: Value) -> Value:
     return _settled(parameter, value, partial(settle, to_write=True))
 
 
-def file_to_write(parameter: typer.CallbackParam, value: Value) -> Value:
+def file_to_write(context: typer.Context, parameter: typer.CallbackParam, value: Value) -> Value:
     """Settle where a file is to be made, and find out before any work whether it can be."""
+    if context.resilient_parsing:  # a shell asks what the next word may be
+        return value
     from diffmm_dist.storage import check_file
 
     value = _settled(parameter, value, partial(settle, to_write=True))
@@ -60,13 +63,15 @@ Dataset = Annotated[str, typer.Argument(help="A prepared dataset.", callback=pla
 Run = Annotated[str, typer.Argument(help="Run folder.", callback=place)]
 Force = Annotated[bool, typer.Option("--force", help="Replace what is there.")]
 ConfigFile = Annotated[
-    str | None, typer.Option("--config", help="YAML file, if not given as FILE.", callback=local_place)
+    str | None,
+    typer.Option("--config", help="YAML file, if not given as FILE.", callback=local_place, autocompletion=yaml_files),
 ]
 Overrides = Annotated[
     list[str] | None,
     typer.Argument(
         metavar="[FILE] [section.key=value]...",
         help="YAML file, and settings that win over it; see docs/configuration.md.",
+        autocompletion=files_and_settings,
     ),
 ]
 

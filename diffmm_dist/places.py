@@ -36,6 +36,17 @@ def _known_scheme(address: str) -> Scheme:
     return scheme
 
 
+def as_text(place: object) -> str:
+    """Return a path or an address as text.
+
+    Raises:
+        UserError: it is neither text nor a path.
+    """
+    if isinstance(place, str | os.PathLike):
+        return str(os.fspath(place))
+    raise UserError(f"{place!r} is no place: give a path, or an address such as s3://BUCKET/PREFIX")
+
+
 def settle(place: str, *, to_write: bool = False, pattern: bool = False) -> str:
     """Return the one form of a place that a user wrote.
 

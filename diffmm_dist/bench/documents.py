@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from typing_extensions import TypedDict
+from typing_extensions import NotRequired, TypedDict
 
 
 class TrainingBenchmark(TypedDict):
@@ -105,6 +105,32 @@ class StudentsBenchmark(TypedDict):
     groups: dict[str, dict[str, Any]]
 
 
+class ServingBenchmark(TypedDict):
+    """What `bench serve` writes; times in ms, memory in MiB."""
+
+    command: str
+    machine: dict[str, Any]
+    bundle: dict[str, Any]
+    clients: int
+    seconds: float
+    k: int
+    seed: int
+    serving: dict[str, dict[str, Any]]
+
+
+class ColdStartBenchmark(TypedDict):
+    """What `bench coldstart` writes."""
+
+    command: str
+    machine: dict[str, Any]
+    config: dict[str, Any]
+    dataset: dict[str, Any]
+    seed: int
+    k: int
+    fold_in: dict[str, Any]
+    cold_items: NotRequired[dict[str, Any]]
+
+
 Document = (
     TrainingBenchmark
     | PropagationBenchmark
@@ -116,4 +142,6 @@ Document = (
     | GrowthBenchmark
     | MemoryBenchmark
     | StudentsBenchmark
+    | ServingBenchmark
+    | ColdStartBenchmark
 )

@@ -7,6 +7,7 @@ from typing import Any
 
 from diffmm_dist import storage
 from diffmm_dist.bench.documents import (
+    ColdStartBenchmark,
     Document,
     GpuPrediction,
     GrowthBenchmark,
@@ -14,6 +15,7 @@ from diffmm_dist.bench.documents import (
     OperationBenchmark,
     PropagationBenchmark,
     ScalingBenchmark,
+    ServingBenchmark,
     StreamBenchmark,
     StudentsBenchmark,
     TrafficBenchmark,
@@ -66,7 +68,9 @@ def _tables(files: Sequence[str], documents: Sequence[Any]) -> str:
     memory = [_memory(document) for document in documents if "memory" in document]
     operations = [_operations(document) for document in documents if "case" in document]
     students = [_students(document) for document in documents if "groups" in document]
-    for tables in (of_workers, gpus, streams, growth, memory, operations, students):
+    serving = [_serving(document) for document in documents if "serving" in document]
+    cold = [_coldstart(document) for document in documents if "fold_in" in document]
+    for tables in (of_workers, gpus, streams, growth, memory, operations, students, serving, cold):
         lines += [line for table in tables for line in table]
     lines += _commands(files, documents)
     return "\n".join(lines) + "\n"
@@ -323,6 +327,44 @@ def _memory(document: MemoryBenchmark) -> list[str]:
 def _students(document: StudentsBenchmark) -> list[str]:
     """Return what each group of runs takes to deploy."""
     return table(["runs", *COLUMNS[1:]], [row_of(name, group) for name, group in document["groups"].items()])
+
+
+def _serving(document: ServingBenchmark) -> list[str]:
+    """Return how often and how fast each number of replicas has answered."""
+    rows = []
+    for count, entry in document["serving"].items():
+        times = [f"{entry[name]:.1f}" for name in ("p50_ms", "p90_ms", "p99_ms")]
+        memory = [f"{mean(one[name] for one in entry['memory']):.0f}" for name in ("resident_mib", "share_mib")]
+        rows.append(
+            [count, f"{entry['requests']:,}", str(entry["errors"]), f"{entry['requests_per_s']:.0f}", *times, *memory]
+        )
+    columns = ["replicas", "requests", "errors", "requests per second", "p50, ms", "p90, ms", "p99, ms"]
+    bundle, machine = document["bundle"], document["machine"]
+    facts = (
+        f"* {bundle['model']}, {bundle['users']:,} users, {bundle['items']:,} items, width {bundle['width']}; "
+        f"{document['clients']} clients for {document['seconds']:g} s, {document['k']} items for a user in a request; "
+        f"{machine['usable_cores']} cores of {machine['processor']}"
+    )
+    return [*table([*columns, "resident, MiB a replica", "of it its own share"], rows), facts, ""]
+
+
+def _coldstart(document: ColdStartBenchmark) -> list[str]:
+    """Return how good the lists are for users, and of items, that a run has never seen."""
+    metrics = [f"{name}@{document['k']}" for name in ("recall", "ndcg")]
+    lines = []
+    for part, what in (("fold_in", "users held out"), ("cold_items", "items held out")):
+        found: Mapping[str, Any] = document.get(part) or {}  # type: ignore[assignment]
+        rows = [[name, *(f"{figures[one]:.4f}" for one in metrics)] for name, figures in found.get("lists", {}).items()]
+        lines += table([what, *metrics], rows)
+        if "share of lists of all items" in found:
+            share = found["share of lists of all items"]
+            lines += [f"* among all items, the {found['items']:,} held out take {share:.0%} of the places in lists", ""]
+        for name, ratio in found.items():
+            if isinstance(ratio, Mapping) and "ratio" in ratio:
+                interval = f"{ratio['low']:.2f} to {ratio['high']:.2f}"
+                lines += [f"* {name}: {metrics[0]} {ratio['ratio']:.3f} times ({interval} in 95 % of resamples of "
+                          f"{found['users']:,} users)", ""]  # fmt: skip
+    return lines
 
 
 def _size(document: PropagationBenchmark) -> str:

@@ -7,16 +7,17 @@ from pathlib import Path
 from statistics import mean, median, stdev
 from typing import Any
 
-import torch
+import numpy as np
 
 from diffmm_dist import storage
 from diffmm_dist.bench.calibration import PRODUCT, ProductTimer
 from diffmm_dist.bench.machine import command, machine
 from diffmm_dist.bench.plots import pyplot, save
+from diffmm_dist.bundles.bundle import Bundle, read_bundle
+from diffmm_dist.bundles.recommender import Recommender
 from diffmm_dist.config.render import flatten
 from diffmm_dist.errors import UserError
-from diffmm_dist.evaluation.evaluator import rank_items
-from diffmm_dist.export.bundle import Bundle, export_bundle, read_bundle
+from diffmm_dist.exports.bundle import export_bundle
 from diffmm_dist.monitoring.log import print_table
 from diffmm_dist.monitoring.timing import take_turns
 from diffmm_dist.runs.run_folder import RunFolder
@@ -26,7 +27,6 @@ from diffmm_dist.training.worker import prepare_process
 
 METRICS = ("recall@20", "ndcg@20")
 _LISTED = 20
-_USERS_RANKED = 1024
 _MARKERS = "oDvs^<>pXP"
 
 
@@ -145,16 +145,9 @@ def _seconds_per_epoch(result: Result) -> float:
 
 def _rank_all(bundle: Bundle) -> int:
     """Rank all items for all users, but for what they know; return how many users there were."""
-    rows = torch.arange(bundle.user_embeddings.shape[0])
-    blocks = rank_items(
-        bundle.user_embeddings,
-        bundle.item_embeddings,
-        rows,
-        masked=[bundle.seen],
-        k=_LISTED,
-        batch_size=_USERS_RANKED,
-    )
-    return sum(len(users) for users, _, _ in blocks)
+    recommender = Recommender(bundle)
+    users = np.arange(len(bundle.user_rows))
+    return len(recommender.lists(users, _LISTED, exclude_seen=True, rule=None).rows)
 
 
 COLUMNS = ["", *(f"test {metric}" for metric in METRICS), "seeds", "width", "parameters", "bundle MiB", "epoch s",

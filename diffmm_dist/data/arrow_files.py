@@ -53,7 +53,23 @@ def read_arrow(
         UserError: the file is missing.
         DamagedError: it is no Arrow file, or not what is promised.
     """
-    held: tuple[int, pa.RecordBatch] | None = None
+    for index, _, batch in _checked_batches(uri, promise, place=place, skip=skip):
+        yield index, batch
+
+
+def read_placed(uri: str, promise: Promise) -> Iterator[tuple[int | None, pa.RecordBatch]]:
+    """Yield the record batches of a file as ``read_arrow`` does, each with where the values of its last column lie.
+
+    That is a number of bytes from the file's start, or None where they are compressed and lie nowhere.
+    """
+    for _, message, batch in _checked_batches(uri, promise):
+        yield message.place_of_last_buffer(), batch
+
+
+def _checked_batches(
+    uri: str, promise: Promise, *, place: str | None = None, skip: int = 0
+) -> Iterator[tuple[int, Message, pa.RecordBatch]]:
+    held: tuple[int, Message, pa.RecordBatch] | None = None
     seen = 0
     with ExitStack() as opened, _explained(uri, promise.remedy):
         source = opened.enter_context(storage.open_input(place or uri))
@@ -66,7 +82,7 @@ def read_arrow(
             seen += message.rows
             if seen > promise.rows:
                 break
-            held = index, _decoded(message, schema)
+            held = index, message, _decoded(message, schema)
         if seen != promise.rows and (skip == 0 or seen > promise.rows):
             raise _Unlike(f"holds {seen} rows but {promise.source} says {promise.rows}")
         if hashed is not None and hashed.hexdigest() != promise.sha256:

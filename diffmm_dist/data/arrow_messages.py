@@ -71,6 +71,11 @@ class Message(NamedTuple):
         self.file.seek(self.place)
         return pa.py_buffer(self.framed + _exactly(self.file, self.size))
 
+    def place_of_last_buffer(self) -> int | None:
+        """Return where the last buffer of a checked record batch begins in the file, None if it is compressed."""
+        batch = self.table.table(2)
+        return None if batch.has(3) else self.place + batch.structs(2, "<qq")[-1][0]
+
     def sizes(self) -> tuple[int, int]:
         """Return how many rows a message of any kind has, and how many bytes its compressed buffers say they hold."""
         kind = self.table.number(1, "<B")

@@ -3,7 +3,6 @@
 import json
 import math
 import os
-import socket
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -28,6 +27,7 @@ from diffmm_dist.launch.cluster_room import (
     waiting,
 )
 from diffmm_dist.launch.private_places import private_places
+from diffmm_dist.launch.ray_package import check_answers, imported, is_local
 from diffmm_dist.launch.signals import at_once
 from diffmm_dist.monitoring.log import logger
 from diffmm_dist.runs.config import ClusterConfig
@@ -36,11 +36,6 @@ _POLL_SECONDS = 0.5
 _SAY_AGAIN_S = 60.0
 _ANSWER_S = 60.0  # for the head to start a process and say what its autoscaler is told
 _CONNECT_S = 10.0
-
-
-def is_local() -> bool:
-    """Return whether Ray is started for the run, on this machine alone."""
-    return not os.environ.get("RAY_ADDRESS")
 
 
 @contextmanager
@@ -55,30 +50,13 @@ def ray_cluster() -> Iterator[Any]:
     """
     address = None if is_local() else os.environ["RAY_ADDRESS"]
     with private_places(local=not address) as temp:
-        ray = _imported(local=not address)
+        ray = imported(local=not address)
         try:
             if not ray.is_initialized():
                 _join(ray, address) if address else _start(ray, temp)
             yield ray
         finally:
             ray.shutdown()
-
-
-def _imported(*, local: bool) -> Any:
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    if local:
-        # Without the cluster support that this variable is named for, every server of Ray's binds to loopback; Ray
-        # reads it when it is imported.
-        os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
-        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # the workers' exchanges stay on this machine too
-    try:
-        import ray
-    except ImportError as error:
-        raise UserError(
-            f"Ray cannot be imported ({one_line(error)}); install ray[default,train], or set cluster.num_workers=0 to "
-            "train in this process"
-        ) from error
-    return ray
 
 
 def _start(ray: Any, temp: str | None) -> None:
@@ -94,15 +72,7 @@ def _start(ray: Any, temp: str | None) -> None:
 
 def _join(ray: Any, address: str) -> None:
     where = f"the cluster at RAY_ADDRESS={address}"
-    host, _, port = address.removeprefix("ray://").rpartition(":")
-    try:
-        if host and port.isdecimal():  # Ray itself would try for two minutes
-            socket.create_connection((host.strip("[]"), int(port)), timeout=_CONNECT_S).close()
-    except OSError as error:
-        raise TryAgainError(
-            f"{where} does not answer ({one_line(error)}); give the address of its head, such as HEAD:6379, or unset "
-            "RAY_ADDRESS to train on this machine"
-        ) from error
+    check_answers(address, timeout_s=_CONNECT_S, where=where)  # Ray itself would try for two minutes
     try:
         ray.init(logging_level="WARNING")
     except (ray.exceptions.RayError, OSError, ValueError, RuntimeError) as error:

@@ -21,7 +21,8 @@ from diffmm_dist.errors import (
     system_sentence,
 )
 from diffmm_dist.launch.cluster_room import Request
-from diffmm_dist.launch.ray_cluster import is_local, ray_cluster, room_for
+from diffmm_dist.launch.ray_cluster import ray_cluster, room_for
+from diffmm_dist.launch.ray_package import is_local
 from diffmm_dist.launch.signals import StopSignals
 from diffmm_dist.monitoring.log import set_up_logging
 from diffmm_dist.monitoring.recorder import Recorder

@@ -3,136 +3,253 @@
 A further question is one more method of ``Answers`` and one more entry of ``ROUTES``.
 """
 
-from collections.abc import Mapping
-from typing import Any
+import json
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from itertools import pairwise
+from typing import Any, NamedTuple
 
-from diffmm_dist.errors import UserError, closest, one_line
-from diffmm_dist.export.bundle import Bundle
-from diffmm_dist.export.recommend import recommend, user_rows_of
-from diffmm_dist.json_text import parse
-from diffmm_dist.safe_text import visible
-from diffmm_dist.words import shown
+import numpy as np
 
-MOST_USERS = 1000
-MOST_ITEMS = 1000
-LARGEST_BYTES = 1 << 20
-_FORM = '{"users": ["ID", ...], "k": 20}'
-_KEYS = ("users", "k", "include_seen")
+from diffmm_dist.bundles.files import Ints
+from diffmm_dist.bundles.ids import Ids
+from diffmm_dist.bundles.ranking import Lists
+from diffmm_dist.bundles.recommender import Filter, Kind, Recommender
+from diffmm_dist.errors import UserError, one_line
+from diffmm_dist.serve import pages
+from diffmm_dist.serve.forms import (
+    FoldInRequest,
+    Form,
+    RecommendRequest,
+    RequestError,
+    SimilarRequest,
+    one_of,
+    read,
+)
+from diffmm_dist.serve.routes import JSON, ROUTES, find
+
+_ENTRIES = 100_000  # of lists that are held as objects at a time: some 20 MB
 
 
-class RequestError(UserError):
-    """What a client has to put right, as one sentence.
+class Reply(NamedTuple):
+    """What a client gets.
 
-    Args:
+    Attributes:
         status: of HTTP.
-        text: the sentence.
+        body: the answer.
+        media: its type.
     """
 
-    def __init__(self, status: int, text: str) -> None:
-        super().__init__(text)
-        self.status = status
+    status: int
+    body: bytes
+    media: str = JSON
+
+
+class _Asked(NamedTuple):
+    place: int
+    asked: RecommendRequest
+    users: Ints
 
 
 class Answers:
-    """Answers from a bundle in memory.
+    """Answers from a bundle.
 
     Args:
-        bundle: the bundle.
+        recommender: of the bundle.
+        served: what else ``/healthz`` says of it: model, sha256, since.
     """
 
-    def __init__(self, bundle: Bundle) -> None:
-        self._bundle = bundle
+    def __init__(self, recommender: Recommender, served: Mapping[str, str]) -> None:
+        self._recommender = recommender
+        self._served = served
+        self._examples = _examples(recommender)
 
-    def answer(self, method: str, path: str, body: bytes) -> dict[str, Any]:
-        """Return what is asked for, as JSON holds it.
+    def reply(self, method: str, path: str, body: bytes = b"", address: str = "") -> Reply:
+        """Answer a request; what is wrong with it is one sentence under ``error``.
 
         Args:
             method: of HTTP.
             path: without a query.
-            body: at most ``LARGEST_BYTES``.
-
-        Raises:
-            RequestError: it asks for nothing that is here, or cannot be read.
+            body: no more than is needed to tell that it is longer than ``LARGEST_BYTES``.
+            address: where the server was asked, for the page.
         """
         try:
-            of_path = ROUTES[path]
-        except KeyError as error:
-            places = ", ".join(f"{verb} {place}" for place, verbs in ROUTES.items() for verb in verbs)
-            raise RequestError(404, f"there is nothing at {shown(path)}; ask for {places}") from error
-        if method not in of_path:
-            raise RequestError(405, f"{path} takes {' and '.join(of_path)}, not {shown(method)}")
-        answered: dict[str, Any] = getattr(self, of_path[method])(body)
-        return answered
+            route = find(method, path)
+            if route.name == "page":
+                return Reply(200, self.page(address).encode(), route.media)
+            if route.asks is None:
+                return Reply(200, _json(getattr(self, route.name)()))
+            reply: Reply = getattr(self, route.name)(body)
+            return reply
+        except RequestError as error:
+            return _refused(error)
 
-    def health(self, body: bytes = b"") -> dict[str, Any]:
-        """Return that requests are answered, and of how many users and items."""
-        return {"status": "ok", "users": len(self._bundle.user_ids), "items": len(self._bundle.item_ids)}
+    def page(self, address: str) -> str:
+        """Return the page about the routes."""
+        return pages.page(address, f"Recommendations: {self._served['model']}", self._examples)
 
-    def recommend(self, body: bytes) -> dict[str, Any]:
-        """Return the best items of each user that the body names, in original ids, best first.
+    def health(self) -> dict[str, Any]:
+        """Return that requests are answered, and from which bundle."""
+        sizes = {"users": len(self._recommender.users), "items": len(self._recommender.items)}
+        return {"status": "ok", "model": self._served["model"], **sizes,
+                "sha256": self._served["sha256"], "since": self._served["since"]}  # fmt: skip
 
-        Raises:
-            RequestError: the body cannot be read, or the bundle does not have a user.
+    def openapi(self) -> dict[str, Any]:
+        """Return the OpenAPI document."""
+        return pages.openapi(self._examples)
+
+    def recommend(self, body: bytes) -> Reply:
+        """Answer a request for the best items of known users."""
+        return self.recommend_all([body])[0]
+
+    def recommend_all(self, bodies: Sequence[bytes]) -> list[Reply]:
+        """Answer requests for the best items of known users; those that differ in users alone are ranked together.
+
+        Whatever is wrong with one of them is its own answer.
         """
-        asked = _read(body)
-        users, k, include_seen = _users(asked), _count(asked, "k", 20), _flag(asked, "include_seen")
+        replies: list[Reply | None] = [None] * len(bodies)
+        groups: dict[Hashable, list[_Asked]] = {}
+        for place, body in enumerate(bodies):
+            try:
+                asked = self._read("recommend", body, RecommendRequest)
+                rows = _rows(self._recommender.users, asked.users)
+            except RequestError as error:
+                replies[place] = _refused(error)
+                continue
+            groups.setdefault(_question(asked), []).append(_Asked(place, asked, rows))
+        for group in groups.values():
+            for part in _parts(group):
+                found = self._recommended(part[0].asked, [one.users for one in part])
+                for one, reply in zip(part, found, strict=True):
+                    replies[one.place] = reply
+        return [reply for reply in replies if reply is not None]
+
+    def similar(self, body: bytes) -> Reply:
+        """Answer a request for what is the most similar to items or to users."""
+        asked = self._read("similar", body, SimilarRequest)
+        kind: Kind = "items" if one_of(asked, "items", "users", self._example("similar")) == "items" else "users"
+        ids = self._recommender.items if kind == "items" else self._recommender.users
+        rows = _rows(ids, asked.items or asked.users or [])
+        lists = _listed(ids, self._recommender.similar(kind, rows, asked.k))
+        found = [
+            {ids.kind: name, kind: of_one, "scores": scores}
+            for name, (of_one, scores) in zip(ids.of(rows).to_pylist(), lists, strict=True)
+        ]
+        return Reply(200, _json({"similar": found}))
+
+    def fold_in(self, body: bytes) -> Reply:
+        """Answer a request for the best items of histories."""
+        asked = self._read("fold_in", body, FoldInRequest)
+        one_of(asked, "histories", "items", self._example("fold_in"))
+        histories = [[str(item) for item in one] for one in asked.histories or [asked.items or []]]
+        options: dict[str, Any] = {"exclude_seen": not asked.include_seen, "filter": _filter(asked)}
+        with _refusing():
+            found = self._recommender.fold_in(histories, asked.k, **options)
+        lengths = np.isfinite(found.scores).sum(axis=1).tolist()
+        lists = [
+            {"items": items[:length], "scores": scores[:length]}
+            for items, scores, length in zip(found.ids.tolist(), found.scores.tolist(), lengths, strict=True)
+        ]
+        return Reply(200, _json({"recommendations": lists}))
+
+    def _recommended(self, asked: RecommendRequest, users: Sequence[Ints]) -> list[Reply]:
+        """Answer requests that differ in their users alone, given as rows."""
         try:
-            rows = user_rows_of(self._bundle, users)
-        except UserError as error:
-            raise RequestError(422, one_line(error)) from error
-        ids = self._bundle.user_ids.take(rows.numpy()).to_pylist()
-        found: dict[Any, dict[str, Any]] = {user: {"user": user, "items": [], "scores": []} for user in ids}
-        for table in recommend(self._bundle, rows, k=k, include_seen=include_seen):
-            for row in table.to_pylist():
-                found[row["user"]]["items"].append(row["item"])
-                found[row["user"]]["scores"].append(row["score"])
-        return {"recommendations": list(found.values())}
+            with _refusing():
+                rule = self._recommender.rule(_filter(asked))
+        except RequestError as error:
+            return [_refused(error)] * len(users)
+        rows = np.concatenate(users)
+        lists = self._recommender.lists(rows, asked.k, exclude_seen=not asked.include_seen, rule=rule)
+        names = self._recommender.users.of(rows).to_pylist()
+        found = [
+            {"user": name, "items": items, "scores": scores}
+            for name, (items, scores) in zip(names, _listed(self._recommender.items, lists), strict=True)
+        ]
+        ends = np.cumsum([0, *map(len, users)]).tolist()
+        return [Reply(200, _json({"recommendations": found[start:stop]})) for start, stop in pairwise(ends)]
+
+    def _read(self, name: str, body: bytes, kind: type[Form]) -> Form:
+        return read(body, kind, self._example(name))
+
+    def _example(self, name: str) -> str:
+        return json.dumps(self._examples[name], ensure_ascii=False)
 
 
-ROUTES: Mapping[str, Mapping[str, str]] = {"/healthz": {"GET": "health"}, "/recommend": {"POST": "recommend"}}
+def _question(asked: RecommendRequest) -> Hashable:
+    """Return what two requests must have in common to be ranked together: everything but their users."""
+    rules = (None if ids is None else tuple(ids) for ids in (asked.allowed, asked.excluded))
+    return asked.k, asked.include_seen, *rules
 
 
-def _read(body: bytes) -> dict[str, Any]:
-    if len(body) > LARGEST_BYTES:
-        raise RequestError(413, f"the body has more than {LARGEST_BYTES >> 20} MiB; ask for fewer users at a time")
+def _parts(group: Sequence[_Asked]) -> Iterator[list[_Asked]]:
+    """Yield parts of a group whose lists are few enough to be held at a time; one request is never divided."""
+    part: list[_Asked] = []
+    entries = 0
+    for one in group:
+        more = len(one.users) * one.asked.k
+        if part and entries + more > _ENTRIES:
+            yield part
+            part, entries = [], 0
+        part.append(one)
+        entries += more
+    yield part
+
+
+def _rows(ids: Ids, asked: Sequence[str | int]) -> Ints:
+    """Return the row of each id, each once and in the order asked for."""
+    with _refusing():
+        rows = ids.rows(list(dict.fromkeys(map(str, asked))))
+    return np.array(list(dict.fromkeys(rows.tolist())), np.int64)
+
+
+def _filter(asked: RecommendRequest | FoldInRequest) -> Filter | None:
+    if asked.allowed is None and asked.excluded is None:
+        return None
+    allowed, excluded = (None if ids is None else list(map(str, ids)) for ids in (asked.allowed, asked.excluded))
+    return Filter(allowed=allowed, excluded=excluded)
+
+
+def _listed(ids: Ids, lists: Lists) -> Iterator[tuple[list[Any], list[float]]]:
+    """Yield the ids and the scores of each list."""
+    is_there = lists.rows >= 0
+    names, scores = ids.of(lists.rows[is_there]).to_pylist(), lists.scores[is_there].tolist()
+    ends = np.cumsum([0, *is_there.sum(axis=1)]).tolist()
+    for start, stop in pairwise(ends):
+        yield names[start:stop], scores[start:stop]
+
+
+def _examples(recommender: Recommender) -> dict[str, dict[str, Any]]:
+    """Return a body for each route that takes one, with ids that the bundle has."""
+    first = {
+        word: [value.as_py() for value in ids.values[:2]]
+        for word, ids in (("USER", recommender.users), ("ITEM", recommender.items))
+    }
+
+    def filled(value: Any) -> Any:
+        if not isinstance(value, list):
+            return value
+        return [name for word in dict.fromkeys(value) for name in first[word][: value.count(word)]]
+
+    return {
+        route.name: {key: filled(value) for key, value in route.example.items()}
+        for route in ROUTES
+        if route.example is not None
+    }
+
+
+@contextmanager
+def _refusing() -> Iterator[None]:
+    """Make of what the bundle cannot answer a mistake of the client's."""
     try:
-        asked = parse(body)
-    except ValueError as error:
-        raise RequestError(
-            400, f"the body is not JSON that can be read ({visible(one_line(error))}); send {_FORM}"
-        ) from error
-    if not isinstance(asked, dict):
-        raise RequestError(400, f"the body is no JSON object; send {_FORM}")
-    for key in asked:
-        if key not in _KEYS:
-            raise RequestError(422, f"there is no {shown(key)}, only {', '.join(_KEYS)}{closest(key, list(_KEYS))}")
-    return asked
+        yield
+    except UserError as error:
+        raise RequestError(422, one_line(error)) from error
 
 
-def _users(asked: Mapping[str, Any]) -> list[str]:
-    users = asked.get("users")
-    if not isinstance(users, list) or not users or not all(_is_id(user) for user in users):
-        raise RequestError(422, f"users must be a list of ids, which are text or whole numbers; send {_FORM}")
-    if len(users) > MOST_USERS:
-        raise RequestError(422, f"users names {len(users):,} users; ask for at most {MOST_USERS:,} at a time")
-    return [str(user) for user in users]
+def _refused(error: RequestError) -> Reply:
+    return Reply(error.status, _json({"error": str(error)}))
 
 
-def _is_id(value: Any) -> bool:
-    if isinstance(value, str):
-        return not any("\ud800" <= character <= "\udfff" for character in value)  # halves of characters are no text
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _count(asked: Mapping[str, Any], key: str, default: int) -> int:
-    value = asked.get(key, default)
-    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= MOST_ITEMS:
-        raise RequestError(422, f"{key} must be a whole number from 1 to {MOST_ITEMS:,}")
-    return value
-
-
-def _flag(asked: Mapping[str, Any], key: str) -> bool:
-    value = asked.get(key, False)
-    if not isinstance(value, bool):
-        raise RequestError(422, f"{key} must be true or false")
-    return value
+def _json(value: Any) -> bytes:
+    return json.dumps(value, ensure_ascii=False).encode()

@@ -3,15 +3,17 @@
 import os
 from collections.abc import Iterator
 from pathlib import Path
-
-import torch
+from typing import TYPE_CHECKING
 
 from diffmm_dist.cgroups import own_groups, text_of
+
+if TYPE_CHECKING:
+    import torch
 
 _RECLAIMABLE = ("inactive_file", "active_file")  # page cache, which the kernel gives up for whoever needs memory
 
 
-def available_memory(device: torch.device, *, root: Path = Path("/")) -> int:
+def available_memory(device: "torch.device", *, root: Path = Path("/")) -> int:
     """Return the bytes that processes can still get here: on this machine, in their control groups, or on the GPU.
 
     What others on the machine or in the groups use is taken off; page cache that the kernel can give up is not. Swap
@@ -22,7 +24,14 @@ def available_memory(device: torch.device, *, root: Path = Path("/")) -> int:
         root: where ``proc`` and the mounted control groups are.
     """
     if device.type == "cuda":
+        import torch
+
         return torch.cuda.mem_get_info(device)[0]
+    return available_here(root=root)
+
+
+def available_here(*, root: Path = Path("/")) -> int:
+    """Return the same of this machine's memory, also where torch cannot be imported."""
     return max(0, min([_of_machine(root), *_of_groups(root)]))
 
 

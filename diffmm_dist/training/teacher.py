@@ -8,6 +8,7 @@ from typing import Literal
 import torch
 
 from diffmm_dist import storage
+from diffmm_dist.bundles import files as bundle_files
 from diffmm_dist.data.checks import first_not_finite
 from diffmm_dist.data.dataset import Dataset
 from diffmm_dist.errors import UserError
@@ -18,7 +19,6 @@ from diffmm_dist.parallel.shard import Shard
 from diffmm_dist.parallel.world import World
 from diffmm_dist.places import target_of
 from diffmm_dist.precision import matmul_precision
-from diffmm_dist.runs import bundle_files
 from diffmm_dist.runs.config import Config
 from diffmm_dist.runs.run_folder import CONFIG
 from diffmm_dist.training.allocator import give_back_freed_memory
@@ -127,7 +127,9 @@ def _of_bundle(address: str, dataset: Dataset, shard: Shard) -> TeacherTables:
         bundle_files.ITEMS: (dataset.num_items, shard.own_item_ids),
     }
     users, items = (
-        bundle_files.read_embeddings(address, name, marker, total, ids).to(shard.world.device)
+        torch.from_numpy(bundle_files.read_embeddings(address, name, marker, total, ids.cpu().numpy())).to(
+            shard.world.device
+        )
         for name, (total, ids) in wanted.items()
     )
     return TeacherTables(

@@ -60,7 +60,22 @@ WITHOUT_MODELS = [
     path
     for path in SOURCES
     if path.relative_to(PACKAGE).parts[0]
-    in ("train", "config", "export", "cli", "cli.py", "cli_options.py", "cli_usage.py")
+    in (
+        "training",
+        "config",
+        "exports",
+        "bundles",
+        "serve",
+        "doctor",
+        "api.py",
+        "cli.py",
+        "cli_completion.py",
+        "cli_doctor.py",
+        "cli_options.py",
+        "cli_serve.py",
+        "cli_take.py",
+        "cli_usage.py",
+    )
     or path in (PACKAGE / "models" / "base.py", PACKAGE / "models" / "recipe.py")
 ]
 # Also what one model alone is made of; prefixes of temporary folders bear the package's name.

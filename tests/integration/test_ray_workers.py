@@ -19,7 +19,7 @@ from tests.support.sockets import descendants, listening
 pytest.importorskip("ray", reason="Ray is not installed")
 
 SEED = int(os.environ.get("DIFFMM_TEST_SEED", "0")) or random.SystemRandom().randrange(1, 10**6)
-KILLED = ["worker"] * 4 + ["driver", "both"]
+KILLED = ["worker"] * 2 + ["driver", "both"]
 TWO = ["cluster.num_workers=2", "cluster.threads_per_worker=1", f"cluster.max_failures={len(KILLED)}"]
 
 

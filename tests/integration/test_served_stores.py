@@ -6,8 +6,8 @@ import uuid
 import pytest
 
 from diffmm_dist import storage
+from diffmm_dist.bundles.bundle import read_bundle
 from diffmm_dist.errors import UserError
-from diffmm_dist.export.bundle import read_bundle
 from diffmm_dist.stores import s3 as s3_client
 from tests.contracts.storage_contract import (
     ConditionsContract,
@@ -89,7 +89,7 @@ def test_a_run_on_a_store_that_is_not_s3(gcs, run_cli, tmp_path):
     assert storage.read_json(f"{place}/run/lock")["released"]
     assert run_cli("evaluate", f"{place}/run")[0] == 0
     assert run_cli("export", f"{place}/run", "--out", f"{place}/bundle")[0] == 0
-    assert read_bundle(f"{place}/bundle").user_embeddings.shape == (40, 8)
+    assert read_bundle(f"{place}/bundle").user_rows.array().shape == (40, 8)
     assert storage.list_names(place) == ["bundle", "data", "run"]
 
 

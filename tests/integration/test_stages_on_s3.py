@@ -8,7 +8,7 @@ import torch
 from diffmm_dist import storage
 from diffmm_dist.data.training import shard_of
 from diffmm_dist.errors import UserError
-from diffmm_dist.export.bundle import export_bundle
+from diffmm_dist.exports.bundle import export_bundle
 from diffmm_dist.models.registry import FOLDERS
 from diffmm_dist.parallel.world import World
 from diffmm_dist.runs.run_folder import RunFolder

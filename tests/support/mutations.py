@@ -216,6 +216,7 @@ KINDS = [
     Kind("users of a bundle", "bundle", "users.arrow", _recommended),
     Kind("items of a bundle", "bundle", "items.arrow", _recommended),
     Kind("seen of a bundle", "bundle", "seen.arrow", _recommended),
+    Kind("features of a bundle", "bundle", "content.arrow", _recommended),
     Kind("pickle", "published", "trnMat.pkl", _imported("published", "{folder}"), checked=False),
     Kind(".npy", "published", "image_feat.npy", _imported("published", "{folder}"), checked=False),
     Kind("Parquet table", "tables", "t.parquet", _table("t.parquet"), checked=False),

@@ -12,7 +12,7 @@ for name in (
     "duckdb", "s3fs", "torch._dynamo", "torch.distributed.checkpoint", "tensorboard.summary.writer.record_writer",
     "diffmm_dist.cli", "diffmm_dist.preparation.importers.published", "diffmm_dist.preparation.importers.tables",
     "diffmm_dist.preparation.synthetic",
-    "diffmm_dist.export.bundle", "diffmm_dist.export.recommend", "diffmm_dist.launch.local_job",
+    "diffmm_dist.exports.bundle", "diffmm_dist.bundles.tables", "diffmm_dist.launch.local_job",
     "diffmm_dist.preparation.partitioning", "diffmm_dist.training.trained", "diffmm_dist.training.worker",
 ):  # fmt: skip
     import_module(name)

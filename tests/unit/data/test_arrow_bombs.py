@@ -7,11 +7,12 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from diffmm_dist.bundles import recommender
+from diffmm_dist.bundles.files import FORMAT_NAME
 from diffmm_dist.data.arrow_files import Promise, read_arrow
 from diffmm_dist.data.arrow_messages import check_sizes, messages
 from diffmm_dist.data.schema import INTERACTIONS, ROWS_PER_BATCH, feature_schema, id_schema
 from diffmm_dist.errors import DamagedError, UserError
-from diffmm_dist.export import bundle
 from diffmm_dist.preparation.importers.arrow_tables import Table
 from diffmm_dist.records import sealed, unsealed
 from tests.support import damage
@@ -147,7 +148,7 @@ def test_a_table_of_anybody_that_says_it_is_large(tmp_path, new, name):
 
 def test_a_bundle_says_how_many_pairs_are_seen(tmp_path, run_cli, monkeypatch):
     marker = {
-        "format": bundle.FORMAT_NAME, "version": 1, "model": "m", "best_epoch": 0, "num_users": 2, "num_items": 2,
+        "format": FORMAT_NAME, "version": 1, "model": "m", "best_epoch": 0, "num_users": 2, "num_items": 2,
         "num_seen": 3, "embedding_dim": 1, "dataset": "", "files": {},
     }  # fmt: skip
     names = ("users.arrow", "items.arrow")
@@ -176,11 +177,11 @@ def test_memory_that_is_not_there_is_one_sentence(tmp_path, run_cli, monkeypatch
     def read_bundle(_):
         raise error
 
-    monkeypatch.setattr(bundle, "read_bundle", read_bundle)
+    monkeypatch.setattr(recommender, "read_bundle", read_bundle)
     status, _, err = run_cli("recommend", tmp_path, "--users", "1")
     assert status == 1
     assert err == "error: this takes more memory than there is; use smaller data or settings, or a larger machine\n"
-    monkeypatch.setattr(bundle, "read_bundle", lambda _: [][0])
+    monkeypatch.setattr(recommender, "read_bundle", lambda _: [][0])
     with pytest.raises(IndexError):
         run_cli("recommend", tmp_path, "--users", "1")
 

@@ -8,10 +8,11 @@ from contextlib import suppress
 
 import pytest
 
+from diffmm_dist.bundles import ranking
 from diffmm_dist.errors import StoppedEarlyError, StoppedError, UserError
 from diffmm_dist.evaluation import evaluator
-from diffmm_dist.export import bundle
-from diffmm_dist.export import knowledge as bundled_knowledge
+from diffmm_dist.exports import bundle
+from diffmm_dist.exports import knowledge as bundled_knowledge
 from diffmm_dist.launch.signals import StopSignals, at_once
 from diffmm_dist.preparation import partitioning
 from diffmm_dist.runs.run_folder import RunFolder
@@ -47,7 +48,7 @@ def run(tmp_path_factory):
 COMMANDS = {
     "evaluate": (["evaluate", "{run}/run"], evaluator, "merge_topk"),
     "export": (["export", "{run}/run", "--out", "{run}/bundle", "--force"], bundle, "write_table"),
-    "recommend": (["recommend", "{run}/bundle", "--all", "--out", "{run}/recs.parquet"], evaluator, "merge_topk"),
+    "recommend": (["recommend", "{run}/bundle", "--all", "--out", "{run}/recs.parquet"], ranking, "topk"),
     "partition": (["partition", "{run}/d", "--num-parts", "2", "--out", "{run}/parts"], partitioning, "metis_parts"),
     "explain": (["explain", "{run}/bundle", "--user", "user_1", "--item", "item_1"], bundled_knowledge, "read_marker"),
     "inspect": (["inspect", "{run}/d"], partitioning.Dataset, "interactions"),

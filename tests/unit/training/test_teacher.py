@@ -11,14 +11,16 @@ import pyarrow as pa
 import pytest
 import torch
 
+from diffmm_dist.bundles import files as bundle_files
+from diffmm_dist.bundles.bundle import read_bundle
+from diffmm_dist.bundles.files import MARKER
 from diffmm_dist.data.dataset import Dataset
 from diffmm_dist.data.training import shard_of
 from diffmm_dist.errors import UserError
-from diffmm_dist.export.bundle import MARKER, export_bundle, read_bundle
+from diffmm_dist.exports.bundle import export_bundle
 from diffmm_dist.models.registry import FOLDERS
 from diffmm_dist.parallel.world import World
 from diffmm_dist.preparation.partitioning import partition_dataset
-from diffmm_dist.runs import bundle_files
 from diffmm_dist.runs.run_folder import RunFolder
 from diffmm_dist.training import teacher, trained, worker
 from diffmm_dist.training.build import model_entry
@@ -120,8 +122,8 @@ def test_rows_of_a_partitioned_dataset_are_found_by_their_ids(dataset, tmp_path)
     by_id = read_bundle(str(tmp_path / "bundle"))
     for address in (tmp_path / "run", tmp_path / "bundle"):
         found = load(address, parted)
-        assert torch.equal(found.users, by_id.user_embeddings[shard.user_ids])
-        assert torch.equal(found.items, by_id.item_embeddings[shard.own_item_ids])
+        assert torch.equal(found.users, torch.from_numpy(by_id.user_rows.take(shard.user_ids.numpy())))
+        assert torch.equal(found.items, torch.from_numpy(by_id.item_rows.take(shard.own_item_ids.numpy())))
 
 
 @pytest.mark.parametrize("wanted", [[], [41], [40, 3, 12, 0, 59, 31, 30, 29], list(range(60))])
@@ -131,8 +133,8 @@ def test_a_bundle_is_read_a_record_batch_at_a_time(runs, tmp_path, wanted, monke
     export_bundle(load_trained(str(runs / "lightgcn")), address)
     marker = bundle_files.read_marker(address)
     ids = torch.tensor(wanted, dtype=torch.int64)
-    found = bundle_files.read_embeddings(address, "users.arrow", marker, 60, ids)
-    assert torch.equal(found, read_bundle(address).user_embeddings[ids])
+    found = bundle_files.read_embeddings(address, "users.arrow", marker, 60, ids.numpy())
+    assert np.array_equal(found, read_bundle(address).user_rows.take(ids.numpy()))
 
 
 def test_the_recipe_gets_it_to_call_when_it_needs_it(runs, dataset, tmp_path, monkeypatch):

@@ -13,11 +13,11 @@ import numpy.typing as npt
 import pyarrow as pa
 import torch
 
+from diffmm_dist.bundles.files import embedding_schemas, embedding_table, read_marker, read_table
 from diffmm_dist.data.checks import check_ids
 from diffmm_dist.data.knowledge import RELATIONS
 from diffmm_dist.data.schema import ID_TYPES
 from diffmm_dist.errors import UserError
-from diffmm_dist.runs.bundle_files import embedding_schemas, embedding_table, read_marker, read_table
 from diffmm_dist.storage import join
 from diffmm_dist.training.trained import TrainedRun
 
@@ -62,7 +62,7 @@ def knowledge_tables(run: TrainedRun) -> dict[str, pa.Table]:
     for axis, rows in run.model.further_embeddings().items():
         order = torch.argsort(shard.further[axis].ids).cpu()
         ids = run.dataset.original_ids(axis).take(order.numpy())
-        tables[f"{axis}.arrow"] = embedding_table(ids, rows.cpu()[order])
+        tables[f"{axis}.arrow"] = embedding_table(ids, rows.cpu()[order].numpy())
     tables[RELATION_FILE] = pa.table({"id": run.dataset.original_ids(RELATIONS)})
     columns = [column.cpu().numpy() for column in facts]
     places = np.lexsort((-columns[3], columns[0]))  # the most attended fact of each head first

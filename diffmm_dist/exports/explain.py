@@ -13,9 +13,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from diffmm_dist.bundles.bundle import Bundle
 from diffmm_dist.errors import UserError
-from diffmm_dist.export.bundle import Bundle
-from diffmm_dist.export.knowledge import BundledKnowledge
+from diffmm_dist.exports.knowledge import BundledKnowledge
 from diffmm_dist.words import shown
 
 
@@ -94,7 +94,7 @@ def explain(bundle: Bundle, facts: BundledKnowledge, user: str, item: str, *, mo
         UserError: there is no such user or item.
     """
     user_row, item_row = _row(bundle.user_ids, user, "user"), _row(bundle.item_ids, item, "item")
-    known = bundle.seen.indices[bundle.seen.indptr[user_row] : bundle.seen.indptr[user_row + 1]].numpy()
+    known = bundle.seen.of_row(user_row)
     known = known[known != item_row]
     names = _Names(bundle.item_ids, facts)
     own = np.flatnonzero(facts.heads == item_row)
@@ -105,7 +105,10 @@ def explain(bundle: Bundle, facts: BundledKnowledge, user: str, item: str, *, mo
         for second in of_known[facts.tails[of_known] == facts.tails[first]].tolist():
             found.append(((first, second), float(facts.attention[first]) * float(facts.attention[second])))
     found.sort(key=lambda path: (-path[1], path[0]))
-    score = float(bundle.user_embeddings[user_row] @ bundle.item_embeddings[item_row])
+    user_row_D, item_row_D = (
+        rows.take(np.array([row]))[0] for rows, row in ((bundle.user_rows, user_row), (bundle.item_rows, item_row))
+    )
+    score = float(user_row_D @ item_row_D)
     paths = [names.path(edges) for edges, _ in found[:most]]
     return Explanation(user, item, score, len(known), paths, len(found))
 

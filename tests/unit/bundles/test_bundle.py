@@ -8,8 +8,10 @@ import pyarrow as pa
 import pytest
 import torch
 
+from diffmm_dist.bundles.bundle import read_bundle
+from diffmm_dist.bundles.files import MARKER
 from diffmm_dist.errors import UserError
-from diffmm_dist.export.bundle import MARKER, export_bundle, read_bundle
+from diffmm_dist.exports.bundle import export_bundle
 from diffmm_dist.training.trained import load_trained
 from diffmm_dist.training.worker import run_worker
 from tests.support import damage
@@ -44,7 +46,7 @@ def path(intact, tmp_path):
 def content(path):
     bundle = read_bundle(str(path))
     ids = bundle.user_ids.to_pylist(), bundle.item_ids.to_pylist()
-    return ids, bundle.user_embeddings.tolist(), bundle.item_embeddings.tolist(), bundle.seen.keys.tolist()
+    return ids, bundle.user_rows.array().tolist(), bundle.item_rows.array().tolist(), bundle.seen.rows().tolist()
 
 
 @pytest.mark.parametrize("name", READ)

@@ -5,9 +5,7 @@ from typing import Annotated
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import torch
 from pydantic import Field
-from torch import Tensor
 from typing_extensions import NotRequired, TypedDict
 
 from diffmm_dist import storage
@@ -16,11 +14,14 @@ from diffmm_dist.data.schema import ID_TYPES, ROWS_PER_BATCH, Natural
 from diffmm_dist.errors import DamagedError, UserError
 
 MARKER = "bundle.json"
-USERS, ITEMS = "users.arrow", "items.arrow"
+USERS, ITEMS, SEEN = "users.arrow", "items.arrow", "seen.arrow"
+SEEN_SCHEMA = pa.schema([pa.field("user", pa.int64()), pa.field("item", pa.int64())])
 FORMAT_NAME = "diffmm_dist bundle"
 FORMAT_VERSIONS = (1, 2)  # a bundle has the first version that can hold it, so that older programs read what they can
 REMEDY = "export the run again"
 Count = Annotated[int, Field(ge=1, lt=2**31)]
+Floats = npt.NDArray[np.float32]
+Ints = npt.NDArray[np.int64]
 
 
 class Marker(TypedDict):
@@ -55,9 +56,9 @@ def read_marker(uri: str) -> Marker:
     return marker
 
 
-def embedding_table(ids: pa.ChunkedArray, rows: Tensor) -> pa.Table:
+def embedding_table(ids: pa.ChunkedArray, rows: Floats) -> pa.Table:
     """Return a table of ids and embeddings (rows, d)."""
-    flat = pa.array(rows.cpu().numpy().reshape(-1))
+    flat = pa.array(rows.reshape(-1))
     embeddings = pa.FixedSizeListArray.from_arrays(flat, rows.shape[1])
     return pa.table({"id": ids, "embedding": embeddings})
 
@@ -70,9 +71,9 @@ def embedding_schemas(width: int) -> list[pa.Schema]:
     ]
 
 
-def write_table(uri: str, table: pa.Table) -> None:
-    """Write a table as a compressed Arrow file that appears when it is complete."""
-    options = pa.ipc.IpcWriteOptions(compression="zstd")
+def write_table(uri: str, table: pa.Table, *, compressed: bool = True) -> None:
+    """Write a table as an Arrow file that appears when it is complete; one that is not compressed can be mapped."""
+    options = pa.ipc.IpcWriteOptions(compression="zstd" if compressed else None)
     with (
         storage.replacing_file(uri) as file,
         pa.PythonFile(file, mode="w") as sink,
@@ -83,11 +84,11 @@ def write_table(uri: str, table: pa.Table) -> None:
 
 def read_table(uri: str, name: str, marker: Marker, schemas: list[pa.Schema], rows: int) -> pa.Table:
     """Read a file of a bundle, which has one of some schemas and so many rows, comparing it with its checksum."""
-    batches = [batch for _, batch in read_arrow(storage.join(uri, name), _promise(uri, name, marker, schemas, rows))]
+    batches = [batch for _, batch in read_arrow(storage.join(uri, name), promise(uri, name, marker, schemas, rows))]
     return pa.Table.from_batches(batches, schema=batches[0].schema if batches else schemas[0])
 
 
-def read_embeddings(uri: str, name: str, marker: Marker, rows: int, wanted: Tensor) -> Tensor:
+def read_embeddings(uri: str, name: str, marker: Marker, rows: int, wanted: Ints) -> Floats:
     """Return some rows of a file of embeddings, which is compared with its checksum: float32 (wanted, d).
 
     No more than a record batch of the others is held.
@@ -104,20 +105,21 @@ def read_embeddings(uri: str, name: str, marker: Marker, rows: int, wanted: Tens
         DamagedError: it is not what was exported.
     """
     width = marker["embedding_dim"]
-    order = torch.argsort(wanted).cpu().numpy()
-    ascending = wanted.cpu().numpy()[order]
-    found: npt.NDArray[np.float32] = np.empty((len(order), width), np.float32)
+    order = np.argsort(wanted)
+    ascending = wanted[order]
+    found: Floats = np.empty((len(order), width), np.float32)
     start = 0
-    promise = _promise(uri, name, marker, embedding_schemas(width), rows)
-    for _, batch in read_arrow(storage.join(uri, name), promise):
+    promised = promise(uri, name, marker, embedding_schemas(width), rows)
+    for _, batch in read_arrow(storage.join(uri, name), promised):
         low, high = np.searchsorted(ascending, (start, start + batch.num_rows))
         values = batch.column("embedding").flatten().to_numpy().reshape(batch.num_rows, width)
         found[order[low:high]] = values[ascending[low:high] - start]
         start += batch.num_rows
-    return torch.from_numpy(found)
+    return found
 
 
-def _promise(uri: str, name: str, marker: Marker, schemas: list[pa.Schema], rows: int) -> Promise:
+def promise(uri: str, name: str, marker: Marker, schemas: list[pa.Schema], rows: int) -> Promise:
+    """Return what bundle.json says of a file, and which schemas it may have."""
     if name not in marker["files"]:
         raise DamagedError(f"{storage.join(uri, MARKER)} has no checksum of {name}; {REMEDY}")
     return Promise(schemas, rows, marker["files"][name], MARKER, REMEDY)

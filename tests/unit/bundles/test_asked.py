@@ -6,23 +6,27 @@ import json
 import sys
 from types import SimpleNamespace
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet as pq
 import pytest
-import torch
 
+from diffmm_dist.bundles import ranking
+from diffmm_dist.bundles.asked import read_ids
+from diffmm_dist.bundles.tables import file_format, recommend, write_recommendations
 from diffmm_dist.errors import UserError
-from diffmm_dist.export import recommend as module
-from diffmm_dist.export.recommend import file_format, recommend, user_rows_of, write_recommendations
-from diffmm_dist.export.users import read_users
-from tests.unit.export.test_recommend import bundle
+from tests.support.bundles import recommender
 
 IDS = ["a,b", "c d", 'e"f', "g\\h", "ü'i", "0042", "a\u2028b"]
 
 
 def texts():
-    return bundle(len(IDS), ids=pa.array(IDS))
+    return recommender(len(IDS), ids=pa.array(IDS)).users
+
+
+def numbers(count=5, ids=None):
+    return recommender(count, ids=ids).users
 
 
 def write_table(path, columns):
@@ -44,43 +48,43 @@ def write_table(path, columns):
 def test_a_line_holds_an_id_whatever_is_in_it(tmp_path):
     path = tmp_path / "users.txt"
     path.write_bytes(("\ufeff" + "\r\n".join([IDS[0], "", *IDS, "  ", IDS[1]])).encode())
-    assert read_users(str(path), texts()) == IDS
-    assert user_rows_of(texts(), IDS).tolist() == list(range(len(IDS)))
+    assert read_ids(str(path), texts()) == IDS
+    assert texts().rows(IDS).tolist() == list(range(len(IDS)))
 
 
 def test_standard_input_is_read_like_a_text_file(monkeypatch):
     monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(b"c d\na,b\n")))
-    assert read_users("-", texts()) == ["c d", "a,b"]
+    assert read_ids("-", texts()) == ["c d", "a,b"]
 
 
 @pytest.mark.parametrize("ending", ["csv", "parquet", "arrow", "feather", "jsonl", "CSV", "Parquet"])
 def test_tables_have_a_column_of_users_or_one_column(tmp_path, ending):
     several = write_table(tmp_path / f"a.{ending}", {"age": list(range(len(IDS) + 1)), "user": [*IDS, IDS[0]]})
-    assert read_users(several, texts()) == IDS
-    assert read_users(write_table(tmp_path / f"b.{ending}", {"id": IDS}), texts()) == IDS
+    assert read_ids(several, texts()) == IDS
+    assert read_ids(write_table(tmp_path / f"b.{ending}", {"id": IDS}), texts()) == IDS
     without = write_table(tmp_path / f"c.{ending}", {"age": [1], "id": ["a,b"]})
     with pytest.raises(UserError, match=f"c.{ending}.* has the columns age, id; call that of the users 'user'"):
-        read_users(without, texts())
+        read_ids(without, texts())
 
 
 @pytest.mark.parametrize("ending", ["parquet", "arrow", "jsonl", "csv"])
 def test_whole_numbers_are_ids_of_either_kind(tmp_path, ending):
     path = write_table(tmp_path / f"a.{ending}", {"user": [104, 100, 104]})
-    assert user_rows_of(bundle(), read_users(path, bundle())).tolist() == [4, 0]
-    assert user_rows_of(bundle(2, ids=pa.array(["100", "104"])), read_users(path, bundle())).tolist() == [1, 0]
+    assert numbers().rows(read_ids(path, numbers())).tolist() == [4, 0]
+    assert numbers(2, ids=pa.array(["100", "104"])).rows(read_ids(path, numbers())).tolist() == [1, 0]
 
 
 @pytest.mark.parametrize("ending", ["parquet", "arrow", "jsonl"])
 def test_missing_ids_are_blank_and_others_are_no_ids(tmp_path, ending):
-    assert read_users(write_table(tmp_path / f"a.{ending}", {"user": ["c d", None]}), texts()) == ["c d"]
+    assert read_ids(write_table(tmp_path / f"a.{ending}", {"user": ["c d", None]}), texts()) == ["c d"]
     with pytest.raises(UserError, match="holds an id that does not fit"):
-        read_users(write_table(tmp_path / f"b.{ending}", {"user": [1.5]}), texts())
+        read_ids(write_table(tmp_path / f"b.{ending}", {"user": [1.5]}), texts())
 
 
 def test_a_table_without_a_header_loses_no_user(tmp_path):
     (tmp_path / "users.csv").write_text("0042\nc d\n")
     with pytest.raises(UserError, match="has no line with the name of its column: the first holds the user '0042'"):
-        read_users(str(tmp_path / "users.csv"), texts())
+        read_ids(str(tmp_path / "users.csv"), texts())
 
 
 @pytest.mark.parametrize(
@@ -99,19 +103,19 @@ def test_a_table_without_a_header_loses_no_user(tmp_path):
 def test_files_that_list_no_users_are_one_sentence(tmp_path, name, content, part):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(UserError, match=part):
-        read_users(str(tmp_path / name), texts())
+        read_ids(str(tmp_path / name), texts())
     with pytest.raises(UserError, match="does not exist"):
-        read_users(str(tmp_path / "nowhere.txt"), texts())
+        read_ids(str(tmp_path / "nowhere.txt"), texts())
 
 
 def test_many_unknown_users_are_named_shortly():
     with pytest.raises(UserError, match="no user 'no 0', .*, 'no 4' and 995 more; its ids look like 'a,b'"):
-        user_rows_of(texts(), ["c d", *(f"no {number}" for number in range(1000))])
+        texts().rows(["c d", *(f"no {number}" for number in range(1000))])
     with pytest.raises(UserError, match="whole numbers, not 'x y', '1.5', '9223372036854775808'"):
-        user_rows_of(bundle(), ["100", "x y", "1.5", "9223372036854775808"])
-    assert user_rows_of(bundle(1, ids=pa.array([2**63 - 1])), ["9223372036854775807"]).tolist() == [0]
+        numbers().rows(["100", "x y", "1.5", "9223372036854775808"])
+    assert numbers(1, ids=pa.array([2**63 - 1])).rows(["9223372036854775807"]).tolist() == [0]
     with pytest.raises(UserError, match="the bundle has no user 7; its ids look like 100"):
-        user_rows_of(bundle(), ["007"])
+        numbers().rows(["007"])
 
 
 def read_back(path):
@@ -129,10 +133,10 @@ def read_back(path):
 
 @pytest.mark.parametrize("ending", ["csv", "parquet", "arrow", "feather", "jsonl", "CSV", "Parquet", "JSONL"])
 def test_recommendations_are_written_as_the_ending_says(tmp_path, monkeypatch, ending):
-    monkeypatch.setattr(module, "_USERS_PER_BLOCK", 2)
-    source, path = bundle(6, ids=pa.array(IDS[:6])), tmp_path / f"recs.{ending}"
-    assert write_recommendations(recommend(source, torch.arange(6), k=3), str(path)) == 18
-    expected = pa.concat_tables(recommend(source, torch.arange(6), k=3))
+    monkeypatch.setattr(ranking, "_SCORES", 8)
+    source, path = recommender(6, ids=pa.array(IDS[:6])), tmp_path / f"recs.{ending}"
+    assert write_recommendations(recommend(source, np.arange(6), k=3), str(path)) == 18
+    expected = pa.concat_tables(recommend(source, np.arange(6), k=3))
     found = read_back(path)
     assert found.column_names == ["user", "rank", "item", "score"]
     for name in ("user", "rank", "item"):
@@ -144,7 +148,7 @@ def test_recommendations_are_written_as_the_ending_says(tmp_path, monkeypatch, e
 @pytest.mark.parametrize("ending", ["csv", "parquet", "arrow", "jsonl"])
 def test_what_fails_on_the_way_leaves_the_old_file(tmp_path, ending):
     def failing():
-        yield from recommend(bundle(), torch.arange(5), k=3)
+        yield from recommend(recommender(), np.arange(5), k=3)
         raise RuntimeError
 
     path = tmp_path / f"recs.{ending}"

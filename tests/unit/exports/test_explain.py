@@ -6,23 +6,25 @@ import xml.etree.ElementTree as ET
 import numpy as np
 import pyarrow as pa
 import pytest
-import torch
 
+from diffmm_dist.bundles.bundle import Bundle, read_bundle
+from diffmm_dist.bundles.rows import Rows
 from diffmm_dist.errors import DamagedError, UserError
-from diffmm_dist.export.bundle import Bundle, export_bundle, read_bundle
-from diffmm_dist.export.explain import explain, picture
-from diffmm_dist.export.knowledge import BundledKnowledge, read_knowledge
-from diffmm_dist.sparse import CSR
+from diffmm_dist.exports.bundle import export_bundle
+from diffmm_dist.exports.explain import explain, picture
+from diffmm_dist.exports.knowledge import BundledKnowledge, read_knowledge
 from diffmm_dist.training.trained import load_trained
 from diffmm_dist.training.worker import run_worker
 from tests.support.builders import small_config, synthetic_dataset
+from tests.support.bundles import pairs_of
 
 
 def by_hand():
     """Users a and b, films 0 to 2, a person and <a place>; a knows film 0, b none."""
     ids = [pa.chunked_array([pa.array(names)]) for names in (["a", "b"], ["film 0", "film 1", "film 2"])]
-    seen = CSR.from_pairs(torch.tensor([0]), torch.tensor([0]), num_rows=2, num_columns=3)
-    bundle = Bundle(*ids, torch.tensor([[1.0, 2.0], [0.0, 0.0]]), torch.tensor([[1.0, 1.0], [2.0, 0.5], [0, 0]]), seen)
+    tables = (np.array([[1, 2], [0, 0]], np.float32), np.array([[1, 1], [2, 0.5], [0, 0]], np.float32))
+    seen = pairs_of([0], [0], num_rows=2, num_items=3)
+    bundle = Bundle(*ids, *(Rows([table], 2) for table in tables), seen)
     facts = [(0, 0, 3, 0.5), (0, 1, 4, 0.5), (1, 0, 3, 0.6), (1, 1, 4, 0.1), (1, 2, 0, 0.3), (3, 2, 0, 1.0)]
     heads, relations, tails, attention = (np.array(column) for column in zip(*facts, strict=True))
     names = [pa.chunked_array([pa.array(names)]) for names in (["person", "<a place>"], ["by", "in"])]
@@ -88,14 +90,13 @@ def test_a_bundle_has_entities_relations_and_facts(bundle):
     sums = np.bincount(facts.heads, facts.attention)
     assert sums[np.unique(facts.heads)] == pytest.approx(1, rel=1e-5)
     assert json.loads((bundle / "bundle.json").read_text())["version"] == 2
-    assert read_bundle(str(bundle)).item_embeddings.shape == (40, 8)
+    assert read_bundle(str(bundle)).item_rows.array().shape == (40, 8)
     table = pa.ipc.open_file(bundle / "entities.arrow").read_all()
     assert table.schema.field("embedding").type == pa.list_(pa.float32(), 8)
 
 
-def test_a_bundle_without_a_knowledge_graph_is_of_version_1(bundle, run_cli):
+def test_a_bundle_without_a_knowledge_graph_explains_nothing(bundle, run_cli):
     plain = bundle.parent / "lightgcn-bundle"
-    assert json.loads((plain / "bundle.json").read_text())["version"] == 1
     status, _, err = run_cli("explain", plain, "--user", "user_1", "--item", "item_1")
     assert status == 1
     assert "has no knowledge graph, since its model.name=lightgcn reads none" in err

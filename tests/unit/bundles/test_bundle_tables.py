@@ -1,69 +1,46 @@
+"""Lists as tables, and the files that they are written to."""
+
 import csv
 import json
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as parquet
 import pytest
-import torch
 
-from diffmm_dist.errors import UserError
-from diffmm_dist.export import recommend as module
-from diffmm_dist.export.bundle import Bundle
-from diffmm_dist.export.recommend import recommend, user_rows_of, write_recommendations
-from diffmm_dist.sparse import CSR
-from tests.support.builders import random_pairs, random_rows
-
-
-def bundle(num_users=5, num_items=4, seen=None, ids=None):
-    return Bundle(
-        pa.chunked_array([ids or pa.array(range(100, 100 + num_users))]),
-        pa.chunked_array([pa.array([f"item {i}" for i in range(num_items)])]),
-        random_rows(num_users, 3, 1),
-        random_rows(num_items, 3, 2),
-        seen or random_pairs(num_users, num_items, share=0),
-    )
+from diffmm_dist.bundles import ranking
+from diffmm_dist.bundles.tables import recommend, write_recommendations
+from tests.support.bundles import pairs_of, recommender
 
 
 def test_original_ids_in_the_order_asked_for():
-    source = bundle()
-    rows = user_rows_of(source, ["104", "100"])
+    source = recommender()
+    rows = source.users.rows(["104", "100"])
     assert rows.tolist() == [4, 0]
     table = pa.concat_tables(recommend(source, rows, k=2)).to_pylist()
-    scores = source.user_embeddings @ source.item_embeddings.T
-    best = scores.argsort(dim=1, descending=True)
+    scores = source.bundle.user_rows.array() @ source.bundle.item_rows.array().T
+    best = (-scores).argsort(axis=1)
     assert [(row["user"], row["rank"], row["item"]) for row in table] == [
-        (user + 100, rank + 1, f"item {int(best[user, rank])}") for user in (4, 0) for rank in (0, 1)
+        (user + 100, rank + 1, f"item {best[user, rank]}") for user in (4, 0) for rank in (0, 1)
     ]
-    assert table[0]["score"] == pytest.approx(scores[4].max().item(), abs=1e-6)
+    assert table[0]["score"] == pytest.approx(scores[4].max(), abs=1e-6)
 
 
 def test_lists_end_early_for_users_who_know_nearly_everything():
-    seen = CSR.from_pairs(
-        torch.tensor([0, 0, 0, 1, 1, 1, 1]), torch.tensor([0, 1, 3, 0, 1, 2, 3]), num_rows=5, num_columns=4
-    )
-    table = pa.concat_tables(recommend(bundle(seen=seen), torch.arange(2), k=3)).to_pylist()
+    source = recommender(seen=pairs_of([0, 0, 0, 1, 1, 1, 1], [0, 1, 3, 0, 1, 2, 3], num_rows=5, num_items=4))
+    table = pa.concat_tables(recommend(source, np.arange(2), k=3)).to_pylist()
     assert [(row["user"], row["item"]) for row in table] == [(100, "item 2")]
-    everything = pa.concat_tables(recommend(bundle(seen=seen), torch.arange(2), k=3, include_seen=True))
+    everything = pa.concat_tables(recommend(source, np.arange(2), k=3, include_seen=True))
     assert everything.num_rows == 6
 
 
 def test_blocks_make_one_file(tmp_path, monkeypatch):
-    import pyarrow.parquet as pq
-
-    monkeypatch.setattr(module, "_USERS_PER_BLOCK", 2)
+    monkeypatch.setattr(ranking, "_SCORES", 8)
     out = tmp_path / "recs.parquet"
-    assert write_recommendations(recommend(bundle(), torch.arange(5), k=3), str(out)) == 15
-    table = pq.read_table(out)
+    assert write_recommendations(recommend(recommender(), np.arange(5), k=3), str(out)) == 15
+    table = parquet.read_table(out)
     assert table.column("user").to_pylist() == [user for user in range(100, 105) for _ in range(3)]
-    assert pq.ParquetFile(out).num_row_groups == 3
-
-
-def test_unknown_and_unreadable_ids():
-    with pytest.raises(UserError, match="the bundle has no user 7, 8; its ids look like 100"):
-        user_rows_of(bundle(), ["101", "7", "8"])
-    with pytest.raises(UserError, match="whole numbers, not 'bob'"):
-        user_rows_of(bundle(), ["bob"])
-    assert user_rows_of(bundle(2, ids=pa.array(["bob", "eve"])), ["eve"]).tolist() == [1]
+    assert parquet.ParquetFile(out).num_row_groups == 3
 
 
 FORMULAS = ["=1+1", "+1", "-1", "@SUM(A1)", "\t=1", "\r=1", " =1", "\uff1d1", "'=1", "'", '=HYPERLINK("http://x","y")']

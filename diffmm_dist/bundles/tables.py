@@ -1,87 +1,84 @@
-"""Top-K recommendations from a bundle, in original ids, block by block."""
+"""Lists as tables in original ids, block by block, and the files that they go to."""
 
 import json
-import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import chain
-from typing import IO, Any
+from typing import IO, Any, Literal
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv as csv
 import pyarrow.parquet as pq
-import torch
-from torch import Tensor
 
 from diffmm_dist import storage
+from diffmm_dist.bundles.asked import Histories
+from diffmm_dist.bundles.files import Ints
+from diffmm_dist.bundles.ids import Ids
+from diffmm_dist.bundles.ranking import Lists, Rule, blocks_of
+from diffmm_dist.bundles.recommender import Recommender
 from diffmm_dist.errors import UserError
-from diffmm_dist.evaluation.evaluator import rank_items
-from diffmm_dist.export.bundle import Bundle
-from diffmm_dist.words import shown
 
-_USERS_PER_BLOCK = 1024
 # What makes a spreadsheet compute a cell, in both widths of East Asian characters, also behind blanks.
 _FORMULA = "^[\\s\\x00]*[=+\\-@\\t\\r\\n\uff1d\uff0b\uff0d\uff20]|^[\\t\\r\\n']"
-_MOST_NAMED = 5  # ids that a message repeats
 
 
-def user_rows_of(bundle: Bundle, wanted: Sequence[str]) -> Tensor:
-    """Return the row of each user, once each, int64.
-
-    Args:
-        bundle: the bundle.
-        wanted: original ids as text.
-
-    Raises:
-        UserError: naming the ids that the bundle does not have.
-    """
-    known = bundle.user_ids
-    if pa.types.is_integer(known.type):
-        others = [text for text in wanted if not _is_id(text)]
-        if others:
-            raise UserError(f"user ids of this bundle are whole numbers, not {_named(others)}")
-    ids = pa.array(wanted, pa.string()).cast(known.type)
-    rows = pc.index_in(ids, value_set=known).to_pylist()
-    unknown = [one for one, row in zip(ids.to_pylist(), rows, strict=True) if row is None]
-    if unknown:
-        raise UserError(f"the bundle has no user {_named(unknown)}; its ids look like {shown(known[0].as_py())}")
-    return torch.tensor(list(dict.fromkeys(rows)), dtype=torch.int64)
-
-
-def _is_id(text: str) -> bool:
-    """Tell a whole number that fits 64 bits."""
-    return re.fullmatch(r"-?[0-9]{1,19}", text) is not None and -(2**63) <= int(text) < 2**63
-
-
-def _named(ids: Sequence[str | int]) -> str:
-    more = f" and {len(ids) - _MOST_NAMED:,} more" if len(ids) > _MOST_NAMED else ""
-    return ", ".join(shown(one) for one in ids[:_MOST_NAMED]) + more
-
-
-def recommend(bundle: Bundle, users: Tensor, *, k: int, include_seen: bool = False) -> Iterator[pa.Table]:
+def recommend(
+    recommender: Recommender, users: Ints, *, k: int, include_seen: bool = False, rule: Rule | None = None
+) -> Iterator[pa.Table]:
     """Yield tables of recommendations: user, rank (from 1), item, score; ids as in the raw data.
 
     Args:
-        bundle: the bundle.
+        recommender: of a bundle.
         users: int64 rows.
         k: recommendations per user; a user who has seen nearly everything gets fewer.
         include_seen: recommend known items too.
+        rule: what may be recommended.
     """
-    masked = [] if include_seen else [bundle.seen]
-    users_UD, items_ID = bundle.user_embeddings, bundle.item_embeddings
-    blocks = rank_items(users_UD, items_ID, users, masked=masked, k=k, batch_size=_USERS_PER_BLOCK)
-    for block, scores, items in blocks:
-        listed = items >= 0
-        ranks = torch.arange(1, items.shape[1] + 1).expand_as(items)
-        yield pa.table(
-            {
-                "user": bundle.user_ids.take(block[:, None].expand_as(items)[listed].numpy()),
-                "rank": pa.array(ranks[listed].numpy(), pa.int32()),
-                "item": bundle.item_ids.take(items[listed].numpy()),
-                "score": scores[listed].numpy(),
-            }
-        )
+    for block in blocks_of(len(users), len(recommender.items)):
+        lists = recommender.lists(users[block], k, exclude_seen=not include_seen, rule=rule)
+        yield ranked_table("user", recommender.users.of(users[block]), recommender.items, lists)
+
+
+def fold_in(
+    recommender: Recommender, histories: Histories, *, k: int, include_seen: bool = False, rule: Rule | None = None
+) -> Iterator[pa.Table]:
+    """Yield tables of recommendations to users who are only lists of items, as ``recommend`` does."""
+    for block in blocks_of(len(histories.users), len(recommender.items)):
+        pairs = histories.pairs.take(np.arange(block.start, block.stop))
+        lists = recommender.folded(pairs, k, exclude_seen=not include_seen, rule=rule)
+        yield ranked_table("user", histories.users[block], recommender.items, lists)
+
+
+def similar(recommender: Recommender, kind: Literal["items", "users"], rows: Ints, *, k: int) -> Iterator[pa.Table]:
+    """Yield tables of what is the most alike: item, rank (from 1), similar item, score; or the same of users."""
+    ids = recommender.items if kind == "items" else recommender.users
+    for block in blocks_of(len(rows), len(ids)):
+        lists = recommender.similar(kind, rows[block], k)
+        yield ranked_table(ids.kind, ids.of(rows[block]), ids, lists, found=f"similar {ids.kind}")
+
+
+def ranked_table(kind: str, asked: pa.Array, ids: Ids, lists: Lists, *, found: str = "item") -> pa.Table:
+    """Return lists as a table: who asks, rank (from 1), what was found, score.
+
+    Args:
+        kind: the name of the column of who asks.
+        asked: ids of who asks, one for each list.
+        ids: those of what was found.
+        lists: rows of these.
+        found: the name of the column of what was found.
+    """
+    listed = lists.rows >= 0
+    places, ranks = np.nonzero(listed)
+    return pa.table(
+        {
+            kind: asked.take(pa.array(places)),
+            "rank": pa.array(ranks + 1, pa.int32()),
+            found: ids.of(lists.rows[listed]),
+            "score": lists.scores[listed],
+        }
+    )
 
 
 def file_format(out: str) -> str:
@@ -120,9 +117,9 @@ def write_recommendations(tables: Iterator[pa.Table], out: str, *, raw_ids: bool
     return rows
 
 
-def num_formulas(bundle: Bundle) -> int:
-    """Return how many ids of a bundle a spreadsheet would take for formulas, and so have an apostrophe in CSV."""
-    texts = (ids for ids in (bundle.user_ids, bundle.item_ids) if pa.types.is_string(ids.type))
+def num_formulas(*columns: pa.ChunkedArray) -> int:
+    """Return how many ids a spreadsheet would take for formulas, and so have an apostrophe in CSV."""
+    texts = (ids for ids in columns if pa.types.is_string(ids.type))
     return sum(pc.sum(pc.match_substring_regex(ids, _FORMULA)).as_py() or 0 for ids in texts)
 
 
