@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from typing_extensions import TypedDict, Unpack
@@ -93,12 +94,13 @@ def prepare(
     rule: dict[str, Any] = {name: given.pop(name) for name in ("valid_share", "test_share", "seed") if name in given}
     if "split" in given:
         rule["method"] = given.pop("split")
-    with _as_places({"interactions": interactions, **(features or {})}) as places:
+    tables = features or {}
+    with _as_places([("interactions", interactions), *tables.items()]) as (place, *of_features):
         settings = TableImport(
-            places["interactions"],
+            place,
             InteractionColumns(**columns, split=given.pop("split_column", None)),
             SplitRule(**rule),
-            tuple(FeatureSource(name, places[name], columns["item"]) for name in features or {}),
+            tuple(FeatureSource(name, one, columns["item"]) for name, one in zip(tables, of_features, strict=True)),
             **given,
         )
         return import_tables(settings, settle(as_text(out), to_write=True), force=force).notes
@@ -192,23 +194,23 @@ def _as_settings(tree: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
         if isinstance(value, Mapping):
             yield from _as_settings(value, f"{prefix}{key}.")
         else:
-            text = yaml.safe_dump(
-                list(value) if isinstance(value, tuple) else value, default_flow_style=True, width=1e9
-            )
+            plain = value.item() if isinstance(value, np.generic) else value
+            plain = list(plain) if isinstance(plain, tuple) else plain
+            text = yaml.safe_dump(plain, default_flow_style=True, width=1e9)
             yield f"{prefix}{key}={text.strip().removesuffix('...').strip()}"
 
 
 @contextmanager
-def _as_places(tables: Mapping[str, Any]) -> Iterator[dict[str, str]]:
+def _as_places(tables: Sequence[tuple[str, Any]]) -> Iterator[list[str]]:
     """Yield where each table is; one in memory is written to a folder that goes with the block."""
     with tempfile.TemporaryDirectory(prefix="diffmm_dist-") as folder:
-        places = {}
-        for number, (name, table) in enumerate(tables.items()):
+        places = []
+        for number, (name, table) in enumerate(tables):
             if isinstance(table, str | os.PathLike):
-                places[name] = os.fspath(table)
+                places.append(as_text(table))
             else:
-                places[name] = os.path.join(folder, f"{number}.parquet")
-                pq.write_table(_as_arrow(name, table), places[name])
+                places.append(os.path.join(folder, f"{number}.parquet"))
+                pq.write_table(_as_arrow(name, table), places[-1])
         yield places
 
 

@@ -79,12 +79,15 @@ def recommend(
         raise UserError("--categories FILE and --at-most N belong together; give both or neither")
     from diffmm_dist.bundles.asked import read_ids
 
-    recommender = _loaded(bundle, out, [users_from, fold_in, items, exclude, categories], index)
-    recommender, new = _with_new_items(recommender, cold, only_cold)
+    places = _new_places(cold, only_cold)
+    sources = [users_from, fold_in, items, exclude, categories, *places.values()]
+    recommender, new = _with_new_items(_loaded(bundle, out, sources, index), places, only_cold)
     rule = _rule(recommender, items, exclude, categories, at_most, only=new)
     options: dict[str, Any] = {"k": k, "include_seen": include_seen, "rule": rule}
+    folded: pa.Array | None = None
     if fold_in is not None:
-        tables, count = _folded(recommender, fold_in, options)
+        tables, folded = _folded(recommender, fold_in, options)
+        count = len(folded)
     else:
         import numpy as np
 
@@ -93,9 +96,9 @@ def recommend(
         rows = np.arange(len(recommender.users))
         if not every_user:
             asked = _ids(users, "--users") if users is not None else read_ids(str(users_from), recommender.users)
-            rows = recommender.users.rows(list(dict.fromkeys(asked)))
+            rows = recommender.users.rows_once(asked)
         tables, count = recommend_blocks(recommender, rows, **options), len(rows)
-    _give(tables, recommender, out, raw_ids, f"recommendations to {count:,} users")
+    _give(tables, recommender, out, raw_ids, f"recommendations to {count:,} users", asked=folded)
 
 
 def similar(
@@ -123,7 +126,7 @@ def similar(
     known = recommender.items if kind == "items" else recommender.users
     file = items_from or users_from
     asked = read_ids(file, known) if file is not None else _ids(str(users if items is None else items), f"--{kind}")
-    rows = known.rows(list(dict.fromkeys(asked)))
+    rows = known.rows_once(asked)
     _give(similar_blocks(recommender, kind, rows, k=k), recommender, out, raw_ids, f"similar {kind} of {len(rows):,}")
 
 
@@ -173,22 +176,27 @@ def _loaded(bundle: str, out: str | None, sources: list[str | None], index: str 
     return Recommender.load(bundle, index=one_of(index, kinds, "--index"))
 
 
-def _with_new_items(
-    recommender: "Recommender", cold: list[str] | None, only: bool
-) -> tuple["Recommender", "pa.Array | None"]:
-    """Return a recommender that has further items, and the ids of these if they are to be recommended alone."""
-    if cold is None:
-        if only:
-            raise UserError("--only-cold needs --cold MODALITY=TABLE, the features of the new items")
-        return recommender, None
-    from diffmm_dist.bundles.asked import read_new_items
-
+def _new_places(cold: list[str] | None, only: bool) -> dict[str, str]:
+    """Return where the features of new items are, by modality."""
+    if cold is None and only:
+        raise UserError("--only-cold needs --cold MODALITY=TABLE, the features of the new items")
     places: dict[str, str] = {}
-    for text in cold:
+    for text in cold or []:
         name, _, table = text.partition("=")
         if not (name and table) or name in places:
             raise UserError(f"--cold {text} must be MODALITY=TABLE, each modality once, such as visual=new.parquet")
         places[name] = settle(table)
+    return places
+
+
+def _with_new_items(
+    recommender: "Recommender", places: dict[str, str], only: bool
+) -> tuple["Recommender", "pa.Array | None"]:
+    """Return a recommender that has further items, and the ids of these if they are to be recommended alone."""
+    if not places:
+        return recommender, None
+    from diffmm_dist.bundles.asked import read_new_items
+
     new = read_new_items(places, recommender.items)
     return recommender.cold_items(new.features, new.ids), new.ids if only else None
 
@@ -221,8 +229,8 @@ def _rule(
     )
 
 
-def _folded(recommender: "Recommender", place: str, options: dict[str, Any]) -> tuple[Iterator["pa.Table"], int]:
-    """Return recommendations to users who are lists of items, and how many they are; say what was left out."""
+def _folded(recommender: "Recommender", place: str, options: dict[str, Any]) -> tuple[Iterator["pa.Table"], "pa.Array"]:
+    """Return recommendations to users who are lists of items, and their ids; say what was left out."""
     from diffmm_dist.bundles.asked import read_histories
     from diffmm_dist.bundles.tables import fold_in
 
@@ -230,18 +238,29 @@ def _folded(recommender: "Recommender", place: str, options: dict[str, Any]) -> 
     if histories.num_unknown:
         empty = f"; {histories.num_empty:,} users have no other and get no list" if histories.num_empty else ""
         say(f"note: {histories.num_unknown:,} rows of {place} name items that are not in the bundle{empty}")
-    return fold_in(recommender, histories, **options), len(histories.users)
+    return fold_in(recommender, histories, **options), histories.users
 
 
-def _give(tables: Iterator["pa.Table"], recommender: "Recommender", out: str | None, raw_ids: bool, what: str) -> None:
-    """Write tables to a file, or print them."""
+def _give(
+    tables: Iterator["pa.Table"],
+    recommender: "Recommender",
+    out: str | None,
+    raw_ids: bool,
+    what: str,
+    *,
+    asked: "pa.Array | None" = None,
+) -> None:
+    """Write tables to a file, or print them; who asks are the bundle's users unless others are given."""
+    import pyarrow as pa
+
     from diffmm_dist.bundles.tables import file_format, num_formulas, write_recommendations
 
     if out is not None:
         count = write_recommendations(tables, out, raw_ids=raw_ids)
         say(f"{out}: {count:,} {what}")
         if not raw_ids and file_format(out) == "csv":
-            _say_formulas(num_formulas(recommender.users.values, recommender.items.values))
+            users = recommender.users.values if asked is None else pa.chunked_array([asked])
+            _say_formulas(num_formulas(users, recommender.items.values))
         return
     names: list[str] = []
     cells = []

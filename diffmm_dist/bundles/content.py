@@ -110,7 +110,8 @@ class ContentMap:
     def _rows(self, name: str, values: Any) -> Floats:
         width = len(self.modalities[name].mean)
         try:
-            rows = np.asarray(values, np.float32)
+            rows = np.asarray(values)
+            rows = rows.astype(np.float32, casting="same_kind" if rows.dtype.kind in "fc" else "unsafe")
         except (TypeError, ValueError) as error:
             raise UserError(f"modality '{name}': {shown(type(values).__name__)} is no array of numbers") from error
         if rows.ndim != 2 or rows.shape[1] != width:

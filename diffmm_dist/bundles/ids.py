@@ -75,8 +75,21 @@ class Ids:
         found: Ints = rows.to_numpy(zero_copy_only=False).astype(np.int64)
         return found
 
+    def rows_once(self, ids: Any) -> Ints:
+        """Return the rows of ids, each once, in the order of the ids; the errors are those of ``rows``."""
+        return np.array(list(dict.fromkeys(self.rows(ids).tolist())), np.int64)
+
     def known(self, ids: Any) -> tuple[pa.Array, Ints]:
-        """Return the row of each id, minus one for those that the bundle does not have, beside the ids themselves."""
+        """Return the row of each id, minus one for those that the bundle does not have, beside the ids themselves.
+
+        Texts that are no whole numbers are none of the ids of a bundle whose ids are.
+        """
+        column = _as_arrow(ids, self.kind)
+        if self.are_numbers and pa.types.is_string(column.type):
+            texts = column
+            column = pa.array([text if _is_whole(text) else None for text in texts.to_pylist()], pa.string())
+            rows = pc.index_in(column.cast(pa.int64()), value_set=self.values, skip_nulls=True)
+            return texts, pc.fill_null(rows, -1).to_numpy(zero_copy_only=False).astype(np.int64)
         column = self.column(ids)
         rows = pc.fill_null(pc.index_in(column, value_set=self.values), -1)
         return column, rows.to_numpy(zero_copy_only=False).astype(np.int64)

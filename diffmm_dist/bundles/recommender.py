@@ -182,7 +182,7 @@ class Recommender:
             return None
         if not isinstance(filter, Filter):
             raise UserError(f"filter is {type(filter).__name__}: give a Filter, such as Filter(allowed=ids)")
-        if isinstance(filter.at_most, bool) or not isinstance(filter.at_most, int) or filter.at_most < 1:
+        if isinstance(filter.at_most, bool) or not isinstance(filter.at_most, int | np.integer) or filter.at_most < 1:
             raise UserError(f"at_most is {filter.at_most!r}: it must be a whole number of at least 1")
         allowed = np.full(len(self.items), filter.allowed is None)
         if filter.allowed is not None:
@@ -251,6 +251,7 @@ class Recommender:
         try:
             items, names = zip(*categories.items(), strict=True) if isinstance(categories, Mapping) else categories
             labels = pa.array(names) if not isinstance(names, pa.ChunkedArray) else names.combine_chunks()
+            codes = labels.dictionary_encode().indices.fill_null(-1).to_numpy(zero_copy_only=False)
         except (TypeError, ValueError, pa.ArrowException) as error:
             raise UserError(
                 "categories must be a mapping of items, or two columns (items, categories), of one type of category"
@@ -259,16 +260,19 @@ class Recommender:
         if len(labels) != len(rows):
             raise UserError(f"{len(rows):,} items have {len(labels):,} categories; give one for each")
         of_item = np.full(len(self.items), -1)
-        of_item[rows] = labels.dictionary_encode().indices.fill_null(-1).to_numpy(zero_copy_only=False)
+        of_item[rows[::-1]] = codes[::-1]  # an item of several categories is one of the first
         return of_item
 
     def _new_ids(self, ids: Any, count: int) -> pa.Array:
         if ids is None:
             if self.items.are_numbers:
                 first = int(np.max(self.items.values.to_numpy(), initial=-1)) + 1
+                if first + count > 2**63:
+                    raise UserError("there are no whole numbers left for the ids of new items; give them ids")
                 return pa.array(range(first, first + count), self.items.values.type)
             ids = [f"cold_{place}" for place in range(count)]
-        column, rows = self.items.known(ids)
+        column = self.items.column(ids)
+        rows = self.items.known(column)[1]
         if len(column) != count:
             raise UserError(f"{count:,} items have features and {len(column):,} have ids; give one for each")
         taken = column.filter(pa.array(rows >= 0)).to_pylist()

@@ -42,7 +42,7 @@ def test_a_table_of_any_library_makes_the_same_dataset(tmp_path):
                                    as_polars)):  # fmt: skip
         (tmp_path / f"in-{number}").mkdir()
         given = [kind(columns, tmp_path / f"in-{number}") for columns in ({"user": USERS, "item": ITEMS}, PICTURES)]
-        notes = prepare(given[0], str(tmp_path / str(number)), features={"visual": given[1]})
+        notes = prepare(given[0], tmp_path / str(number), features={"visual": given[1]}, seed=7)
         assert "visual: p0 .. p3, 4 columns" in notes
         dataset = Dataset.open(str(tmp_path / str(number)))
         counts = dataset.num_users, dataset.num_items, dataset.manifest.num_interactions("train")
@@ -82,7 +82,7 @@ def test_settings_are_those_of_the_command_line(tmp_path):
     with pytest.raises(UserError, match="model.num_layer.*did you mean.*train.epochs"):
         train("configs/demo.yaml", "train.epochs=0", data="x", run=str(tmp_path / "r"), model={"num_layer": 3})
     with pytest.raises(UserError, match="'run.path' is missing"):
-        train(data="x")
+        train(data="x", train={"epochs": np.int64(3), "learning_rate": np.float32(0.5)})
     with pytest.raises(UserError, match="unknown key 'eval.k.a nested'"):
         train(run=str(tmp_path / "r"), data="x", eval={"k": {"a nested": 3}})
 

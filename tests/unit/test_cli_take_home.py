@@ -172,6 +172,22 @@ def test_an_item_in_a_message_has_the_users_own_id(run_cli, tmp_path):
     assert """the features of item "B00'Y" (row 1) hold NaN""" in err
 
 
+def test_no_table_that_is_read_is_written_over(run_cli, made, tmp_path):
+    tables = {}
+    for name, width in (("visual", 6), ("textual", 4)):
+        tables[name] = tmp_path / f"{name}.parquet"
+        columns = {"item": ["new_1", "new_2"], **{f"f{place}": [0.5, 1.0 + place] for place in range(width)}}
+        pq.write_table(pa.table(columns), tables[name])
+    cold = [word for name, place in tables.items() for word in ("--cold", f"{name}={place}")]
+    before = tables["visual"].read_bytes()
+    outcome = run_cli("recommend", made / "bundle", *cold, "--users", "user_1", "--out", tables["visual"])
+    one_sentence(outcome, "visual.parquet")
+    assert tables["visual"].read_bytes() == before
+    status, out, err = run_cli("recommend", made / "bundle", *cold, "--only-cold", "--users", "user_1")
+    assert (status, err) == (0, "")
+    assert {"new_1", "new_2"} <= set(out.split())
+
+
 def test_libraries_write_nothing_of_their_own(made, tmp_path):
     """DGL and METIS have words for both streams, from C++ too, and torch where Python collects its files."""
     metis_or_skip()

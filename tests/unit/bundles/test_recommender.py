@@ -5,6 +5,7 @@ import pyarrow as pa
 import pytest
 
 from diffmm_dist import Filter
+from diffmm_dist.bundles.asked import read_histories
 from diffmm_dist.bundles.content import ContentMap, Modality
 from diffmm_dist.errors import UserError
 from tests.support.bundles import pairs_of, random_array, random_pairs, recommender
@@ -80,12 +81,30 @@ def test_rules_are_in_original_ids(source):
     assert similar.tolist()[:2] == ["item 1", None]
 
 
+def test_an_item_of_several_categories_is_one_of_the_first(source):
+    twice = Filter(categories=(["item 1", "item 1", "item 2"], ["a", "b", "b"]), at_most=np.int64(1))
+    rule = source.rule(twice)
+    assert rule.categories[1] != rule.categories[2]
+
+
+def test_texts_that_are_no_numbers_are_unknown_to_a_bundle_of_numbers(tmp_path):
+    source = recommender(6, 30, item_ids=NUMBERS)
+    (tmp_path / "h.csv").write_text("user,item\nann,208\nann,abc\nbob,\n")
+    found = read_histories(str(tmp_path / "h.csv"), source.items)
+    assert (found.users.to_pylist(), found.pairs.items.tolist(), found.num_unknown) == (["ann"], [8], 1)
+    assert recommender(6).users.rows_once(["105", "0105", "100"]).tolist() == [5, 0]
+    last = recommender(1, 1, item_ids=pa.array([2**63 - 1]), content=CONTENT)
+    with pytest.raises(UserError, match="no whole numbers left for the ids of new items"):
+        last.cold_items(random_array(2, 4))
+
+
 @pytest.mark.parametrize(
     ("more", "said"),
     [
         ({"filter": Filter(allowed=["item 99"])}, "no item 'item 99'"), ({"filter": Filter(excluded=3.5)}, "no column"),
         ({"filter": {"allowed": ["item 1"]}}, "filter is dict: give a Filter"),
         ({"filter": Filter(categories={"item 1": 1, "item 2": "a"})}, "of one type of category"),
+        ({"filter": Filter(categories={"item 1": ["a"]})}, "categories must be"),
         ({"filter": Filter(at_most=0)}, "at_most is 0"), ({"filter": Filter(categories=3)}, "categories must be"),
         ({"filter": Filter(categories=(["item 1"], ["a", "b"]))}, "1 items have 2 categories"),
         ({"k": 0}, "k is 0: it must be"), ({"k": 2.5}, "k is 2.5"), ({"k": True}, "k is True"),
@@ -162,7 +181,8 @@ def test_cold_items_are_ranked_beside_the_others(item_ids, names):
         ({}, None, "features of visual are needed"),
         (random_array(2, 4), ["x", "x"], "an id is given twice"), (random_array(2, 4), ["x"], "2 items .* 1 have ids"),
         ({"visual": random_array(2, 4), "text": random_array(2, 4)}, None, "and visual, text are given"),
-        (np.full((1, 4), np.nan), None, "hold NaN"), ([["a"] * 4], None, "is no array of numbers"),
+        (np.full((1, 4), np.nan), None, "hold NaN"),
+        (np.full((1, 4), 1j), None, "is no array of numbers"), ([["a"] * 4], None, "is no array of numbers"),
     ],
 )  # fmt: skip
 def test_what_is_no_cold_item_is_one_sentence(features, ids, said):
