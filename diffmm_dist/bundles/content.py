@@ -64,10 +64,10 @@ def unit(rows: Floats) -> Floats:
     """Return rows divided by their lengths; a row of zeros stays as it is."""
     largest = np.abs(rows).max(axis=1, keepdims=True, initial=0)  # first by this, for squares to be neither inf nor 0
     largest[largest == 0] = 1
-    scaled: Floats = rows / largest
+    scaled: Floats = np.divide(rows, largest, dtype=np.float32)
     lengths: Floats = np.linalg.norm(scaled, axis=1, keepdims=True)
     lengths[lengths == 0] = 1
-    found: Floats = scaled / lengths
+    found: Floats = np.divide(scaled, lengths, dtype=np.float32)
     return found
 
 
