@@ -126,6 +126,7 @@ def train(
         UserError: naming every mistake in the configuration at once, or what else is wrong.
         StoppedError: Ctrl-C; a checkpoint is saved.
     """
+    from diffmm_dist.launch.job import run_job
     from diffmm_dist.runs.config import load_config
 
     given: dict[str, Any] = dict(sections)
@@ -133,10 +134,6 @@ def train(
         if value is not None:
             given[section] = {**given.get(section, {}), "path": as_text(value)}
     resolved = load_config(None if config is None else as_text(config), [*settings, *_as_settings(given)])
-    if resolved.cluster.num_workers == 0:
-        from diffmm_dist.launch.local_job import run_here as run_job
-    else:
-        from diffmm_dist.launch.ray_job import run_on_ray as run_job
     return run_job(resolved)
 
 
@@ -155,11 +152,7 @@ def evaluate(
     cutoffs = [k] if isinstance(k, int) else list(k)
     if not cutoffs or not all(isinstance(one, int) and not isinstance(one, bool) and one > 0 for one in cutoffs):
         raise UserError(f"k is {shown(k)}: it must be whole numbers of at least 1, such as [10, 20, 50]")
-    trained = load_trained(settle(as_text(run)))
-    metrics = trained.evaluation(sorted(set(cutoffs))).measure(trained.model, split)
-    if not metrics:
-        raise UserError(f"dataset {trained.dataset.uri} has no {split} interactions to evaluate on")
-    return metrics
+    return load_trained(settle(as_text(run))).figures(split, sorted(set(cutoffs)))
 
 
 def export(run: Place, out: Place, *, force: bool = False) -> Recommender:
@@ -168,15 +161,11 @@ def export(run: Place, out: Place, *, force: bool = False) -> Recommender:
     Raises:
         UserError: there is no such run, or the place is taken or cannot be written.
     """
-    from diffmm_dist.bundles.files import MARKER
-    from diffmm_dist.exports.bundle import export_bundle
-    from diffmm_dist.storage import check_place
-    from diffmm_dist.training.trained import load_trained
+    from diffmm_dist.exports.bundle import export_run
 
-    run, out = settle(as_text(run)), settle(as_text(out), to_write=True)
-    check_place(out, marker=MARKER, force=force, sources=[run])
-    export_bundle(load_trained(run), out, force=force)
-    return Recommender.load(out)
+    place = settle(as_text(out), to_write=True)
+    export_run(settle(as_text(run)), place, force=force)
+    return Recommender.load(place)
 
 
 def _check_options(options: Mapping[str, Any]) -> None:

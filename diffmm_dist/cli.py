@@ -98,11 +98,9 @@ def init(
 def train(overrides: Overrides = None, config: ConfigFile = None) -> None:
     """Train a model, or go on training it: the same command again resumes the run."""
     settings = configured(config, overrides)
-    if settings.cluster.num_workers == 0:
-        from diffmm_dist.launch.local_job import run_here as run
-    else:
-        from diffmm_dist.launch.ray_job import run_on_ray as run
-    _show_result(run(settings), settings.run.path)
+    from diffmm_dist.launch.job import run_job
+
+    _show_result(run_job(settings), settings.run.path)
 
 
 @app.command()
@@ -192,9 +190,7 @@ def evaluate(
 
     prepare_process(0)
     trained = load_trained(run)
-    metrics = trained.evaluation(cutoffs, retrieved_ndcg=retrieved_ndcg).measure(trained.model, splits[split])
-    if not metrics:
-        raise UserError(f"dataset {trained.dataset.uri} has no {split} interactions to evaluate on")
+    metrics = trained.figures(splits[split], cutoffs, retrieved_ndcg=retrieved_ndcg)
     names, rows = metric_rows("", metrics)
     protocol = _protocol(trained.config.eval.protocol)
     print_table(f"{split} of {run}: epoch {trained.best_epoch}, {protocol}", ["", *names], rows)
@@ -208,16 +204,11 @@ def export(
     force: Force = False,
 ) -> None:
     """Write the best epoch's embeddings, ids, settings and weights as a bundle."""
-    from diffmm_dist.bundles.files import MARKER
     from diffmm_dist.bundles.index import KINDS
-    from diffmm_dist.exports.bundle import export_bundle
-    from diffmm_dist.storage import check_place
-    from diffmm_dist.training.trained import load_trained
+    from diffmm_dist.exports.bundle import export_run
 
     kind = None if index is None else one_of(index, KINDS, "--index")
-    check_place(out, marker=MARKER, force=force, sources=[run])  # before the run is read
-    trained = load_trained(run)
-    export_bundle(trained, out, force=force, index=kind)
+    trained = export_run(run, out, force=force, index=kind)
     say(f"{out}: {trained.config.model.name}, epoch {trained.best_epoch} of {run}")
     if kind is not None:
         from diffmm_dist.bundles.recommender import recall_of_index

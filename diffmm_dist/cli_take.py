@@ -123,7 +123,7 @@ def similar(
 
     recommender = _loaded(bundle, out, [items_from, users_from])
     kind: Kind = "items" if users is None and users_from is None else "users"
-    known = recommender.items if kind == "items" else recommender.users
+    known = recommender.ids(kind)
     file = items_from or users_from
     asked = read_ids(file, known) if file is not None else _ids(str(users if items is None else items), f"--{kind}")
     rows = known.rows_once(asked)

@@ -6,10 +6,12 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from diffmm_dist import storage
 from diffmm_dist.bench.held_out import write_without
 from diffmm_dist.bench.machine import command, machine
+from diffmm_dist.bench.paired import METRICS
 from diffmm_dist.bundles.files import Floats, Ints
 from diffmm_dist.bundles.pairs import Pairs
 from diffmm_dist.bundles.ranking import topk
@@ -17,10 +19,11 @@ from diffmm_dist.bundles.recommender import Filter, Recommender
 from diffmm_dist.config.render import flatten
 from diffmm_dist.data.dataset import Dataset
 from diffmm_dist.data.schema import Split
-from diffmm_dist.exports.bundle import export_bundle
+from diffmm_dist.evaluation.metrics import NAMES, MetricSums
+from diffmm_dist.exports.bundle import export_run
 from diffmm_dist.launch.local_job import run_here
 from diffmm_dist.runs.config import Config, load_config
-from diffmm_dist.training.trained import load_trained
+from diffmm_dist.sparse import CSR
 
 K = 20
 _RESAMPLES = 5000
@@ -84,7 +87,7 @@ def bench_coldstart(
 
 def _trained(config: Config, bundle: str) -> Recommender:
     run_here(config)
-    export_bundle(load_trained(config.run.path), bundle, force=True)
+    export_run(config.run.path, bundle, force=True)
     return Recommender.load(bundle)
 
 
@@ -116,7 +119,7 @@ def _fold_in(dataset: Dataset, held: Ints, recommenders: Mapping[str, Recommende
             f"content kNN, {kind} cosine": _best_of(_neighbours(similar, similar, history, kind), held, seen)
             for kind in ("mean", "highest")
         }
-    figures = {name: _figures(_without(rows, seen), truth) for name, rows in lists.items()}
+    figures = {name: _figures(_without(rows, seen), truth, dataset.num_items) for name, rows in lists.items()}
     return {
         "users": len(held),
         "lists": {name: _summary(values) for name, values in figures.items()},
@@ -150,7 +153,7 @@ def _cold_items(dataset: Dataset, held: Ints, recommender: Recommender) -> dict[
         lists[f"content kNN, {kind} cosine"] = _best_of(score, users, nothing)
     drawn = np.random.default_rng(0)
     lists["random"] = np.stack([drawn.permutation(len(held))[:K] for _ in users])
-    figures = {name: _figures(rows, truth.take(users)) for name, rows in lists.items()}
+    figures = {name: _figures(rows, truth.take(users), len(held)) for name, rows in lists.items()}
     strongest = max((name for name in lists if "kNN" in name), key=lambda name: figures[name][0].mean())
     among_all = more.lists(users, K, exclude_seen=True, rule=None).rows
     return {
@@ -215,15 +218,12 @@ def _without(lists: Ints, seen: Pairs) -> Ints:
     return found
 
 
-def _figures(lists: Ints, truth: Pairs) -> Figures:
+def _figures(lists: Ints, truth: Pairs, num_items: int) -> Figures:
     """Return recall and ndcg at K of each user, (2, users)."""
-    gains = 1 / np.log2(np.arange(2, K + 2))
-    found = np.zeros((2, len(lists)))
-    for row, listed in enumerate(lists):
-        wanted = truth.of_row(row)
-        hits = np.isin(listed, wanted) & (listed >= 0)
-        found[0, row] = hits.sum() / len(wanted)
-        found[1, row] = gains[: len(hits)][hits].sum() / gains[: min(K, len(wanted))].sum()
+    sums = MetricSums([K], num_items=num_items, device=torch.device("cpu"))
+    wanted = CSR(torch.from_numpy(truth.indptr), torch.from_numpy(truth.items), num_items)
+    of_users = sums.per_user(torch.from_numpy(lists[:, :num_items]), wanted)[0]
+    found: Figures = of_users[:, [NAMES.index(metric) for metric in METRICS]].T.numpy()
     return found
 
 

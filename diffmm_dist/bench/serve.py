@@ -14,6 +14,7 @@ import numpy as np
 from diffmm_dist import storage
 from diffmm_dist.bench.load import Load, load
 from diffmm_dist.bench.machine import command, machine
+from diffmm_dist.bench.processes import descendants
 from diffmm_dist.bundles.bundle import Bundle, read_bundle
 from diffmm_dist.serve.server import serving
 
@@ -56,7 +57,7 @@ def bench_serve(
     document = {
         "command": command(),
         "machine": machine(),
-        "bundle": {"model": source.marker["model"] if source.marker else "", **sizes},
+        "bundle": {"model": source.marker["model"], **sizes},
         "clients": clients,
         "seconds": seconds,
         "k": K,
@@ -89,7 +90,7 @@ def _free_port() -> int:
 def _memory() -> list[dict[str, float]]:
     """Return what each replica has in memory, MiB: all of it, and its share where pages are shared; Linux says so."""
     found = []
-    for pid in sorted(_descendants(os.getpid())):
+    for pid in sorted(descendants(os.getpid())):
         try:
             if not Path(f"/proc/{pid}/cmdline").read_text().startswith(_REPLICA):
                 continue
@@ -98,17 +99,4 @@ def _memory() -> list[dict[str, float]]:
             continue
         kib = {line.split(":")[0]: int(line.split()[1]) for line in lines if line.startswith(("Rss:", "Pss:"))}
         found.append({"resident_mib": kib["Rss"] / 1024, "share_mib": kib["Pss"] / 1024})
-    return found
-
-
-def _descendants(pid: int) -> set[int]:
-    parents = {}
-    for path in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            parents[int(path.parent.name)] = int(path.read_text().rpartition(")")[2].split()[1])
-        except OSError:  # it has ended
-            continue
-    found = {pid}
-    while more := {child for child, parent in parents.items() if parent in found} - found:
-        found |= more
     return found

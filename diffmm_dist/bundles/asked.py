@@ -82,14 +82,13 @@ def read_categories(place: str, items: Ids) -> tuple[pa.Array, pa.Array]:
     """Read the categories of items: those of the bundle, and the category of each.
 
     Args:
-        place: a table with the columns ``item`` and ``category``; an item of several is one of the first.
+        place: a table with the columns ``item`` and ``category``.
         items: those of the bundle.
     """
     names, categories = _two_columns(place, "item", "category", "categories")
     column, rows = items.known(names)
-    first = np.unique(rows, return_index=True)[1]
-    kept = pa.array(np.sort(first[rows[first] >= 0]))
-    return column.take(kept), categories.take(kept)
+    kept = pa.array(rows >= 0)
+    return column.filter(kept), categories.filter(kept)
 
 
 class NewItems(NamedTuple):

@@ -31,7 +31,7 @@ class Bundle:
     user_rows: Rows
     item_rows: Rows
     seen: Pairs
-    marker: Marker | None = None
+    marker: Marker
 
 
 def read_bundle(uri: str) -> Bundle:

@@ -94,7 +94,6 @@ class Recommender:
             raise UserError(f"index is {index!r}: it must be exact or faiss")
         place = settle(as_text(place))
         bundle = read_bundle(place)
-        assert bundle.marker is not None
         found = read_index(place, bundle.marker, bundle.item_rows) if index == "faiss" else None
         return cls(bundle, read_content(place, bundle.marker), found)
 
@@ -175,6 +174,10 @@ class Recommender:
             item_rows=bundle.item_rows.and_more(rows),
         )
         return Recommender(more, self._content)
+
+    def ids(self, kind: Kind) -> Ids:
+        """Return the original ids of items or of users."""
+        return self.items if kind == "items" else self.users
 
     def rule(self, filter: Filter | None) -> Rule | None:
         """Return a filter in rows of items."""
@@ -289,8 +292,8 @@ def recall_of_index(place: str, *, k: int = 20, most_users: int = 1000) -> str:
         k: length of the lists.
         most_users: of how many users at the most, evenly spread over the rows.
     """
-    exact = Recommender.load(place)
     approximate = Recommender.load(place, index="faiss")
+    exact = Recommender(approximate.bundle)
     users = np.unique(np.linspace(0, len(exact.users) - 1, min(most_users, len(exact.users))).astype(np.int64))
     lists = [one.lists(users, k, exclude_seen=True, rule=None).rows for one in (exact, approximate)]
     offsets = np.arange(len(users))[:, None] * len(exact.items)

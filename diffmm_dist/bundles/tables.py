@@ -4,7 +4,7 @@ import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import chain
-from typing import IO, Any, Literal
+from typing import IO, Any
 
 import numpy as np
 import pyarrow as pa
@@ -17,7 +17,7 @@ from diffmm_dist.bundles.asked import Histories
 from diffmm_dist.bundles.files import Ints
 from diffmm_dist.bundles.ids import Ids
 from diffmm_dist.bundles.ranking import Lists, Rule, blocks_of
-from diffmm_dist.bundles.recommender import Recommender
+from diffmm_dist.bundles.recommender import Kind, Recommender
 from diffmm_dist.errors import UserError
 
 # What makes a spreadsheet compute a cell, in both widths of East Asian characters, also behind blanks.
@@ -51,9 +51,9 @@ def fold_in(
         yield ranked_table("user", histories.users[block], recommender.items, lists)
 
 
-def similar(recommender: Recommender, kind: Literal["items", "users"], rows: Ints, *, k: int) -> Iterator[pa.Table]:
+def similar(recommender: Recommender, kind: Kind, rows: Ints, *, k: int) -> Iterator[pa.Table]:
     """Yield tables of what is the most alike: item, rank (from 1), similar item, score; or the same of users."""
-    ids = recommender.items if kind == "items" else recommender.users
+    ids = recommender.ids(kind)
     for block in blocks_of(len(rows), len(ids)):
         lists = recommender.similar(kind, rows[block], k)
         yield ranked_table(ids.kind, ids.of(rows[block]), ids, lists, found=f"similar {ids.kind}")

@@ -34,7 +34,8 @@ from diffmm_dist.data.training import shard_interactions
 from diffmm_dist.exports.content import content_tables
 from diffmm_dist.exports.knowledge import knowledge_tables
 from diffmm_dist.sparse import CSR
-from diffmm_dist.training.trained import TrainedRun
+from diffmm_dist.storage import check_place
+from diffmm_dist.training.trained import TrainedRun, load_trained
 
 CONFIG, WEIGHTS = "config.arrow", "weights.safetensors"
 
@@ -89,6 +90,18 @@ def export_bundle(run: TrainedRun, out: str, *, force: bool = False, index: Inde
         if further:
             marker["further"] = {name: table.num_rows for name, table in further.items()}
         storage.write_record(storage.join(staging, MARKER), marker)
+
+
+def export_run(run: str, out: str, *, force: bool = False, index: IndexKind | None = None) -> TrainedRun:
+    """Write the bundle of a run folder, as ``export_bundle`` does, and return the run.
+
+    Raises:
+        UserError: there is no such run; the place is taken, which is found out before the run is read.
+    """
+    check_place(out, marker=MARKER, force=force, sources=[run])
+    trained = load_trained(run)
+    export_bundle(trained, out, force=force, index=index)
+    return trained
 
 
 class _Collected(NamedTuple):

@@ -128,7 +128,7 @@ class Answers:
         """Answer a request for what is the most similar to items or to users."""
         asked = self._read("similar", body, SimilarRequest)
         kind: Kind = "items" if one_of(asked, "items", "users", self._example("similar")) == "items" else "users"
-        ids = self._recommender.items if kind == "items" else self._recommender.users
+        ids = self._recommender.ids(kind)
         rows = _rows(ids, asked.items or asked.users or [])
         lists = _listed(ids, self._recommender.similar(kind, rows, asked.k))
         found = [
@@ -199,8 +199,7 @@ def _parts(group: Sequence[_Asked]) -> Iterator[list[_Asked]]:
 def _rows(ids: Ids, asked: Sequence[str | int]) -> Ints:
     """Return the row of each id, each once and in the order asked for."""
     with _refusing():
-        rows = ids.rows(list(dict.fromkeys(map(str, asked))))
-    return np.array(list(dict.fromkeys(rows.tolist())), np.int64)
+        return ids.rows_once(list(map(str, asked)))
 
 
 def _filter(asked: RecommendRequest | FoldInRequest) -> Filter | None:

@@ -4,7 +4,7 @@ import hashlib
 from datetime import datetime, timezone
 
 from diffmm_dist import storage
-from diffmm_dist.bundles.files import MARKER, read_marker
+from diffmm_dist.bundles.files import MARKER
 from diffmm_dist.bundles.recommender import Recommender
 from diffmm_dist.errors import UserError, is_of_system, one_line, system_sentence
 from diffmm_dist.monitoring.log import logger
@@ -63,4 +63,4 @@ def _hash(place: str) -> str:
 def _read(place: str, sha256: str) -> Answers:
     recommender = Recommender.load(place)
     since = datetime.now(timezone.utc).isoformat(timespec="seconds").replace("+00:00", "Z")
-    return Answers(recommender, {"model": read_marker(place)["model"], "sha256": sha256, "since": since})
+    return Answers(recommender, {"model": recommender.bundle.marker["model"], "sha256": sha256, "since": since})

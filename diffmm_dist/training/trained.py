@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from torch import Tensor
 
@@ -47,6 +48,19 @@ class TrainedRun:
         """Return the evaluation under the run's protocol, at these cut-offs; with retrieved NDCG if asked or set."""
         config, _ = clipped(self.config, self.dataset.manifest)
         return build_evaluation(config, self.dataset, self.data, ks=ks, retrieved_ndcg=retrieved_ndcg)
+
+    def figures(
+        self, split: Literal["valid", "test"], ks: Sequence[int], *, retrieved_ndcg: bool = False
+    ) -> dict[str, float]:
+        """Return the figures of the best epoch on a split; the other arguments are those of ``evaluation``.
+
+        Raises:
+            UserError: there is nothing to evaluate on.
+        """
+        found = self.evaluation(ks, retrieved_ndcg=retrieved_ndcg).measure(self.model, split)
+        if not found:
+            raise UserError(f"dataset {self.dataset.uri} has no {split} interactions to evaluate on")
+        return found
 
 
 @dataclass(frozen=True)

@@ -12,9 +12,10 @@ from ipaddress import ip_address
 
 import pytest
 
+from diffmm_dist.bench.processes import descendants
 from tests.support.builders import ROOT, metrics_of
 from tests.support.processes import QUICK, assert_same_result, checkpoints
-from tests.support.sockets import descendants, listening
+from tests.support.sockets import listening
 
 pytest.importorskip("ray", reason="Ray is not installed")
 

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from diffmm_dist.bench.processes import descendants
 from diffmm_dist.bundles.recommender import Recommender
 from diffmm_dist.errors import UserError
 from diffmm_dist.exports.bundle import export_bundle
@@ -22,7 +23,7 @@ from diffmm_dist.training.trained import load_trained
 from tests.support.builders import ROOT
 from tests.support.kubernetes import FOLDER, objects
 from tests.support.processes import free_port, started
-from tests.support.sockets import descendants, listening
+from tests.support.sockets import listening
 
 pytest.importorskip("ray.serve", reason="Ray Serve is not installed")
 

@@ -4,6 +4,7 @@ import numpy as np
 import pyarrow as pa
 
 from diffmm_dist.bundles.bundle import Bundle
+from diffmm_dist.bundles.files import FORMAT_NAME, Marker
 from diffmm_dist.bundles.pairs import Pairs
 from diffmm_dist.bundles.recommender import Recommender
 from diffmm_dist.bundles.rows import Rows
@@ -22,6 +23,14 @@ def random_pairs(num_rows, num_items, share=0.3, seed=0):
     return pairs_of(*np.nonzero(found), num_rows=num_rows, num_items=num_items)
 
 
+def marker_of(num_users, num_items, width):
+    """What bundle.json says of a bundle that lies nowhere."""
+    return Marker(
+        format=FORMAT_NAME, version=1, model="a model", best_epoch=0, num_users=num_users, num_items=num_items,
+        num_seen=0, embedding_dim=width, dataset="", files={},
+    )  # fmt: skip
+
+
 def recommender(num_users=5, num_items=4, seen=None, ids=None, item_ids=None, width=3, content=None):
     """A recommender of random embeddings: users 100, 101, ... and items "item 0", "item 1", ..."""
     return Recommender(
@@ -31,6 +40,7 @@ def recommender(num_users=5, num_items=4, seen=None, ids=None, item_ids=None, wi
             Rows([random_array(num_users, width, 1)], width),
             Rows([random_array(num_items, width, 2)], width),
             seen or pairs_of([], [], num_rows=num_users, num_items=num_items),
+            marker_of(num_users, num_items, width),
         ),
         content,
     )

@@ -12,10 +12,10 @@ import urllib.request
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from diffmm_dist.bench.processes import descendants
 from tests.support.builders import ROOT
 from tests.support.processes import QUICK, free_port
 from tests.support.ray_nodes import FOLDERS, HELD
-from tests.support.sockets import descendants
 
 _HOST = "127.0.0.1"
 _HEAD_ID = "f" * 51 + "00000"  # as Ray's provider calls it

@@ -34,17 +34,3 @@ def _sockets_of(pid):
 def _text(address, family):
     words = [int(address[start : start + 8], 16) for start in range(0, len(address), 8)]
     return socket.inet_ntop(family, struct.pack(f"={len(words)}I", *words))
-
-
-def descendants(pid):
-    """A process and all that it has started and that still belong to it."""
-    parents = {}
-    for path in Path("/proc").glob("[0-9]*"):
-        try:
-            parents[int(path.name)] = int((path / "stat").read_text().rpartition(")")[2].split()[1])
-        except OSError:  # it has ended
-            continue
-    found = {pid}
-    while more := {child for child, parent in parents.items() if parent in found} - found:
-        found |= more
-    return found

@@ -16,7 +16,7 @@ from diffmm_dist.exports.knowledge import BundledKnowledge, read_knowledge
 from diffmm_dist.training.trained import load_trained
 from diffmm_dist.training.worker import run_worker
 from tests.support.builders import small_config, synthetic_dataset
-from tests.support.bundles import pairs_of
+from tests.support.bundles import marker_of, pairs_of
 
 
 def by_hand():
@@ -24,7 +24,7 @@ def by_hand():
     ids = [pa.chunked_array([pa.array(names)]) for names in (["a", "b"], ["film 0", "film 1", "film 2"])]
     tables = (np.array([[1, 2], [0, 0]], np.float32), np.array([[1, 1], [2, 0.5], [0, 0]], np.float32))
     seen = pairs_of([0], [0], num_rows=2, num_items=3)
-    bundle = Bundle(*ids, *(Rows([table], 2) for table in tables), seen)
+    bundle = Bundle(*ids, *(Rows([table], 2) for table in tables), seen, marker_of(2, 3, 2))
     facts = [(0, 0, 3, 0.5), (0, 1, 4, 0.5), (1, 0, 3, 0.6), (1, 1, 4, 0.1), (1, 2, 0, 0.3), (3, 2, 0, 1.0)]
     heads, relations, tails, attention = (np.array(column) for column in zip(*facts, strict=True))
     names = [pa.chunked_array([pa.array(names)]) for names in (["person", "<a place>"], ["by", "in"])]
