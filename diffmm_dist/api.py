@@ -191,16 +191,26 @@ def _as_settings(tree: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
 
 @contextmanager
 def _as_places(tables: Sequence[tuple[str, Any]]) -> Iterator[list[str]]:
-    """Yield where each table is; one in memory is written to a folder that goes with the block."""
+    """Yield where each table is; one in memory is written to a folder that goes with the block.
+
+    Errors call such a table by its name, not by a file that the user never saw.
+    """
     with tempfile.TemporaryDirectory(prefix="diffmm_dist-") as folder:
-        places = []
+        places, names = [], {}
         for number, (name, table) in enumerate(tables):
             if isinstance(table, str | os.PathLike):
                 places.append(as_text(table))
             else:
                 places.append(os.path.join(folder, f"{number}.parquet"))
+                names[places[-1]] = f"the table '{name}'"
                 pq.write_table(_as_arrow(name, table), places[-1])
-        yield places
+        try:
+            yield places
+        except UserError as error:
+            sentence = str(error)
+            for place, called in names.items():
+                sentence = sentence.replace(place, called)
+            raise type(error)(sentence) from error
 
 
 def _as_arrow(name: str, table: Any) -> pa.Table:

@@ -30,11 +30,15 @@ def read_ids(place: str, known: Ids) -> list[str]:
         known: the ids of the bundle, of the kind that is asked for.
 
     Raises:
-        UserError: it cannot be read, has no such column, or names nothing.
+        UserError: it cannot be read, has no such column, names nothing, or names what can be no id of the bundle.
     """
     ids = list(dict.fromkeys(_of_table(place, known) if is_table(place) else _lines(place)))
     if not ids:
         raise UserError(f"{place} names no {known.kind}; write an id on each line")
+    try:
+        known.column(ids)
+    except UserError as error:
+        raise UserError(f"{place}: {error}") from error
     return ids
 
 
@@ -117,8 +121,10 @@ def read_new_items(places: Mapping[str, str], items: Ids) -> NewItems:
     found = {}
     with tempfile.TemporaryDirectory(prefix="diffmm_dist-") as folder:
         for modality, place in places.items():
-            table = Features(FeatureSource(modality, place, "item"))
             own = items.column(list(_texts_of(Table(place), "item"))).unique()
+            if not len(own):
+                raise UserError(f"{place} names no item; give a row for each new one")
+            table = Features(FeatureSource(modality, place, "item"))
             table.read(as_text(own), folder, all_items=False, text_ids=True)
             ids = own if ids is None else ids
             lacking, more = (pc.sum(pc.invert(pc.is_in(a, value_set=b))).as_py() for a, b in ((ids, own), (own, ids)))

@@ -9,6 +9,7 @@ from typing import Any
 from diffmm_dist.cgroups import own_groups, text_of
 from diffmm_dist.cores import usable_cores
 from diffmm_dist.doctor.finding import Finding, first_line
+from diffmm_dist.errors import UserError
 
 GIB = 2**30
 _ANSWER_S = 3.0
@@ -71,13 +72,18 @@ def cluster(address: str | None) -> Iterator[Finding]:
 
     Args:
         address: of the cluster; None takes RAY_ADDRESS.
+
+    Raises:
+        UserError: nothing answers there, or it is no address.
     """
     from diffmm_dist.launch.ray_package import check_answers
 
-    address = address or os.environ.get("RAY_ADDRESS")
+    given, address = address, address or os.environ.get("RAY_ADDRESS")
     if not address:
         yield Finding("cluster", "ok", "RAY_ADDRESS is not set: training runs on this machine")
     elif check_answers(address, timeout_s=_ANSWER_S):
         yield Finding("cluster", "ok", f"{address} answers")
+    elif given:
+        raise UserError(f"--address {given} is no HOST:PORT; give the address of the cluster's head, such as HEAD:6379")
     else:
         yield Finding("cluster", "note", f"{address} is no HOST:PORT, so whether it answers is not known")

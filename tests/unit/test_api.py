@@ -114,6 +114,15 @@ def test_what_is_wrong_is_one_sentence(call, said, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_a_table_in_memory_is_called_by_its_name(tmp_path):
+    tables = {"user": ["a", "b"], "item": ["x", "y"]}, {"visual": {"item": ["z"], "f0": [1.0], "f1": [2.0]}}
+    with pytest.raises(UserError, match=r"^the table 'interactions' has no column 'time'"):
+        prepare(tables[0], tmp_path / "d", timestamp="time")
+    with pytest.raises(UserError, match=r"^the table 'visual': none of the items"):
+        prepare(tables[0], tmp_path / "d", features=tables[1])
+    assert not (tmp_path / "d").exists()
+
+
 def test_names_are_imported_when_they_are_asked_for():
     code = [
         "import sys, diffmm_dist",

@@ -153,6 +153,8 @@ def test_a_cluster_that_does_not_answer(doctor, monkeypatch):
     assert "does not answer (Connection refused)" in found["cluster"]
     monkeypatch.setenv("RAY_ADDRESS", "auto")
     assert doctor()[1]["cluster"] == "note auto is no HOST:PORT, so whether it answers is not known"
+    status, found = doctor("--address", "nonsense")
+    assert (status, found["cluster"][:41]) == (1, "FAIL --address nonsense is no HOST:PORT; ")
 
 
 def test_a_cluster_that_answers(doctor, config):

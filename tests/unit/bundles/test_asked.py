@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from diffmm_dist.bundles import ranking
-from diffmm_dist.bundles.asked import read_ids
+from diffmm_dist.bundles.asked import read_ids, read_new_items
 from diffmm_dist.bundles.tables import file_format, recommend, write_recommendations
 from diffmm_dist.errors import UserError
 from tests.support.bundles import recommender
@@ -79,6 +79,19 @@ def test_missing_ids_are_blank_and_others_are_no_ids(tmp_path, ending):
     assert read_ids(write_table(tmp_path / f"a.{ending}", {"user": ["c d", None]}), texts()) == ["c d"]
     with pytest.raises(UserError, match="holds an id that does not fit"):
         read_ids(write_table(tmp_path / f"b.{ending}", {"user": [1.5]}), texts())
+
+
+def test_what_can_be_no_id_is_said_with_its_file(tmp_path):
+    (tmp_path / "users.txt").write_text("1.0\n2\n")
+    with pytest.raises(UserError, match=r"users.txt: user ids of this bundle are whole numbers, not '1.0'"):
+        read_ids(str(tmp_path / "users.txt"), numbers())
+
+
+@pytest.mark.parametrize("ending", ["csv", "parquet"])
+def test_new_items_need_rows(tmp_path, ending):
+    place = write_table(tmp_path / f"new.{ending}", {"item": [], "f0": []})
+    with pytest.raises(UserError, match=f"new.{ending} names no item; give a row for each new one"):
+        read_new_items({"visual": place}, texts())
 
 
 def test_a_table_without_a_header_loses_no_user(tmp_path):
