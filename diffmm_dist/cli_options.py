@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Annotated, TypeVar
 
 import typer
@@ -11,7 +10,7 @@ from diffmm_dist.cli_completion import files_and_settings, yaml_files
 from diffmm_dist.cli_usage import UsageError
 from diffmm_dist.config.section import LARGEST_COUNT
 from diffmm_dist.errors import UserError, closest
-from diffmm_dist.places import settle, settle_local
+from diffmm_dist.places import settle, settle_local, settle_to_keep
 from diffmm_dist.runs.config import Config, load_config
 
 Value = TypeVar("Value", str | None, list[str] | None)
@@ -39,7 +38,7 @@ def local_place(parameter: typer.CallbackParam, value: Value) -> Value:
 
 def folder_to_write(parameter: typer.CallbackParam, value: Value) -> Value:
     """Settle where a folder is to be made."""
-    return _settled(parameter, value, partial(settle, to_write=True))
+    return _settled(parameter, value, settle_to_keep)
 
 
 def file_to_write(context: typer.Context, parameter: typer.CallbackParam, value: Value) -> Value:
@@ -48,7 +47,7 @@ def file_to_write(context: typer.Context, parameter: typer.CallbackParam, value:
         return value
     from diffmm_dist.storage import check_file
 
-    value = _settled(parameter, value, partial(settle, to_write=True))
+    value = _settled(parameter, value, settle_to_keep)
     if isinstance(value, str):
         check_file(value)
     return value
@@ -80,9 +79,14 @@ def configured(config: str | None, overrides: list[str] | None) -> Config:
     """Return the configuration that a command line gives; the arguments and errors are those of ``file_and_overrides``.
 
     Raises:
-        UserError: naming every mistake in it at once.
+        UserError: naming every mistake in it at once; or its run would go with this command.
     """
-    return load_config(*file_and_overrides(config, overrides))
+    settings = load_config(*file_and_overrides(config, overrides))
+    try:
+        settle_to_keep(settings.run.path)
+    except UserError as error:
+        raise UserError(f"run.path={error}") from error
+    return settings
 
 
 def file_and_overrides(config: str | None, words: list[str] | None) -> tuple[str, list[str]]:

@@ -13,10 +13,11 @@ from diffmm_dist.safe_text import refuse_secrets
 from diffmm_dist.schemes import S3, Scheme, listed, named, scheme_of
 from diffmm_dist.words import shortened
 
-_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):/(/?)(.*)", re.DOTALL)
+_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):(/{0,2})(.*)", re.DOTALL)
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 _LONGEST = 4096  # bytes of a path; an address has fewer
-_SHARED = f"give {listed(writable=True)} addresses, or paths that all nodes share"
+_WRITABLE = listed(writable=True)
+_SHARED = f"give {_WRITABLE} addresses, or paths that all nodes share"
 _SPECIAL = "?#*[]"  # some tools take them for patterns or for the end of an address
 
 
@@ -80,6 +81,14 @@ def settle_local(place: str) -> str:
     return place
 
 
+def settle_to_keep(place: str) -> str:
+    """Return the one form of a place where a command makes something; the errors are those of ``settle``."""
+    place = settle(place, to_write=True)
+    if is_remote(place) and not is_shared(place):
+        raise _refusal(place, f"it is in the memory of this command, which ends; give a local path or {_WRITABLE}")
+    return place
+
+
 def check_shared(named: Mapping[str, str]) -> None:
     """Raise a ``UserError`` if an address is one that other processes do not see.
 
@@ -134,7 +143,7 @@ def _settled_address(place: str, *, to_write: bool, pattern: bool) -> str:
         raise _refusal(place, f"it names no {scheme.root}; write {scheme.example}")
     if to_write and not scheme.writable:
         what = f"{scheme.name}:// can only be read"
-        raise _refusal(place, f"{what}; write to a local path or to {listed(writable=True)}")
+        raise _refusal(place, f"{what}; write to a local path or to {_WRITABLE}")
     if to_write and not inside:
         example = f"{scheme.name}://{root}/data"
         raise _refusal(place, f"it is a whole {scheme.root}; name a place in it, such as {example}")
@@ -163,14 +172,14 @@ def _refused_scheme(place: str) -> bool:
     match = _SCHEME.match(place)
     if match is None:
         return False
-    scheme, second_slash, rest = match.group(1).lower(), match.group(2), match.group(3)
-    if scheme == "file":
+    scheme, slashes, rest = match.group(1).lower(), match.group(2), match.group(3)
+    if scheme == "file" and slashes:
         raise _refusal(place, f"write the local path alone, /{rest.lstrip('/')}")
     known = S3 if scheme in ("s3a", "s3n") else named(scheme)
     if known is not None:
         rest = rest.lstrip("/")
         raise _refusal(place, f"write it as {f'{known.name}://{rest}' if rest else known.example}")
-    if second_slash:
+    if slashes == "//":
         raise _refusal(place, f"{scheme}:// is no store that is known; give a local path or one of {listed()}")
     return False
 

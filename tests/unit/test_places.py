@@ -72,6 +72,9 @@ REFUSED = {
     "s3:/bucket/x": "write it as s3://bucket/x",
     "s3a://bucket/x": "write it as s3://bucket/x",
     "gs:/bucket/x": "write it as gs://bucket/x",
+    "s3:bucket/x": "write it as s3://bucket/x",
+    "AZ:container/x": "write it as az://container/x",
+    "gs:": "write it as gs://BUCKET/PREFIX",
     "memory://": "names no name; write memory://NAME/PATH",
     "file:///tmp/x": "write the local path alone, /tmp/x",
     "ftp://host/x": "ftp:// is no store that is known; give a local path or one of s3://, gs://, az://, hf://, http://",
@@ -355,3 +358,13 @@ def test_a_source_table_is_not_replaced_by_its_dataset(run_cli, tmp_path):
     features = ["--features", f"visual={tmp_path / 'd' / 'f.parquet'}"]
     outcome = run_cli("prepare", "tables", tmp_path / "in.csv", *columns, *features, "--out", tmp_path / "d")
     one_sentence(outcome, "has inside it what is read")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [["prepare", "synthetic", "--out", "memory://n/d"], ["train", "configs/demo.yaml", "run.path=memory://n/r"]],
+)
+def test_no_command_writes_into_its_own_memory(run_cli, words):
+    status, out, err = run_cli(*words)
+    assert (status, out) == (1, "")
+    assert "is in the memory of this command, which ends; give a local path or s3://, gs:// or az://" in err
