@@ -47,6 +47,7 @@ def ray_cluster() -> Iterator[Any]:
 
     Raises:
         UserError: Ray is not installed, has no folder to write to, or the cluster cannot be joined.
+        TryAgainError: it did not start here.
     """
     address = None if is_local() else os.environ["RAY_ADDRESS"]
     with private_places(local=not address) as temp:
@@ -64,10 +65,16 @@ def _start(ray: Any, temp: str | None) -> None:
         ray._raylet.AuthenticationTokenLoader.instance().reset_cache()
     # "local" makes a cluster of our own even where `ray start` has made another. The dashboard answers Ray Train's own
     # questions; without it the log fills with complaints.
-    ray.init(
-        "local", logging_level="WARNING", include_dashboard=True, dashboard_host="127.0.0.1",
-        _node_ip_address="127.0.0.1", _temp_dir=temp,
-    )  # fmt: skip
+    try:
+        ray.init(
+            "local", logging_level="WARNING", include_dashboard=True, dashboard_host="127.0.0.1",
+            _node_ip_address="127.0.0.1", _temp_dir=temp,
+        )  # fmt: skip
+    except Exception as error:  # Ray raises just that where its processes take too long
+        raise TryAgainError(
+            f"Ray did not start on this machine ({_first_sentence(error)}); it may be too busy, or short of memory or "
+            "disk: run the same command again"
+        ) from error
 
 
 def _join(ray: Any, address: str) -> None:

@@ -218,6 +218,18 @@ def test_a_cluster_that_cannot_be_joined_is_one_sentence(address, message, monke
             module.ray_cluster().__enter__()
 
 
+def test_a_ray_that_does_not_start_is_one_sentence(monkeypatch):
+    ray = pytest.importorskip("ray", reason="Ray is not installed")
+
+    def late(*arguments, **options):
+        raise Exception("The current node timed out during startup. This could happen because of many things.")
+
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(ray, "init", late)
+    with pytest.raises(TryAgainError, match=r"^Ray did not start on this machine \(The current node .* startup\); it"):
+        module.ray_cluster().__enter__()
+
+
 def test_a_run_whose_token_cannot_be_read_is_refused_before_ray_starts(monkeypatch, tmp_path):
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
     monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(tmp_path))
