@@ -5,7 +5,8 @@
 # make fast   the tests of the mathematics and of the layers, in half a minute
 # make lint   the static checks but for types
 # make types  mypy
-# make docs   write what is generated: docs/configuration.md
+# make docs   write what is generated: docs/configuration.md, docs/command-line.md
+# make site   write the site of the docs into build/site; a warning is an error
 # make locks  write uv.lock and requirements-cpu.txt anew
 #
 # Without a driver of NVIDIA's, torch is taken from its index for the CPU, 200 MB and not gigabytes of CUDA; if that cannot
@@ -19,7 +20,7 @@ TORCH_INDEX ?= $(shell command -v nvidia-smi > /dev/null || test "$$(uname)" = D
 TORCH := $(shell sed -n 's/^ *"\(torch[<>=][^"]*\)".*/\1/p' pyproject.toml)
 RUN := $(VENV)/bin/python launch.py
 
-.PHONY: help demo test fuzz fast lint types docs locks check-python
+.PHONY: help demo test fuzz fast lint types docs site locks check-python
 
 help:
 	@sed -n 's/^# \(make .*\)/\1/p' Makefile
@@ -56,6 +57,11 @@ types: $(VENV)/.installed-dev
 
 docs: $(VENV)/.installed-dev
 	@$(RUN) config reference > docs/configuration.md.partial && mv docs/configuration.md.partial docs/configuration.md
+	@$(VENV)/bin/python -m docs.hooks.command_line > docs/command-line.md.partial && mv docs/command-line.md.partial docs/command-line.md
+
+site: $(VENV)/.installed-dev
+	@NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --strict
+	@echo "build/site/index.html"
 
 locks: $(VENV)/.installed-dev
 	@$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check "uv>=0.8"

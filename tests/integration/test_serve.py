@@ -22,6 +22,7 @@ from diffmm_dist.exports.bundle import export_bundle
 from diffmm_dist.training.trained import load_trained
 from tests.support.builders import ROOT
 from tests.support.kubernetes import FOLDER, objects
+from tests.support.pages import commands_of
 from tests.support.processes import free_port, started
 from tests.support.sockets import listening
 
@@ -152,20 +153,11 @@ def masked(text):
     return text.strip()
 
 
-def shown():
-    """The commands of the page, each with its output."""
-    blocks = re.findall(r"^```\n(.*?)^```", PAGE.read_text(), flags=re.M | re.S)
-    for block in blocks:
-        for part in re.split(r"^\$ ", block, flags=re.M)[1:]:
-            command, _, output = part.partition("\n")
-            yield command, output
-
-
 def test_the_page_shows_what_is_answered(server):
     address, _, line, _ = server
     asked = 0
-    for command, output in shown():
-        words = shlex.split(command)
+    for command, lines in commands_of(PAGE):
+        words, output = shlex.split(command), "\n".join(lines)
         if words[:3] == ["python", "launch.py", "serve"]:
             assert masked(line) == masked(output)
         if words[0] == "curl":

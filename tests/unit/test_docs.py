@@ -2,28 +2,18 @@
 
 import ast
 import re
-import shlex
 from functools import cache
 from pathlib import Path
 
 import pytest
-import typer
 import yaml
 
-from diffmm_dist.cli import app
-from diffmm_dist.config.form import every_form
-from diffmm_dist.errors import UserError
-from diffmm_dist.models.registry import FOLDERS
-from diffmm_dist.runs.config import Config, load_config
 from tests.support.builders import ROOT
+from tests.support.commands import FIRST_WORDS, OPTIONS, SETTINGS, mistake_of_command, mistake_of_setting, refusal_of
+from tests.support.pages import PAGES, blocks_of, without_blocks
 
 PACKAGE = ROOT / "diffmm_dist"
-SETTINGS = {key for _, form in every_form(Config) for key in (*form.sections, *form.settings)}
-PAGES = [
-    ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "cluster" / "README.md", *sorted((ROOT / "docs").glob("*.md")),
-    *sorted((ROOT / "docs" / "decisions").glob("*.md")),
-    *sorted((PACKAGE / "models").glob("*/README.md")),
-]  # fmt: skip
+NAMING = [page for page in PAGES if page.parent.name != "benchmarks"]  # what stands there is of the day it was measured
 # What belongs to others: programs, systems, Python, the data that people bring, and the flags of the published program.
 FOREIGN = {
     "kill", "docker", "compose", "make", "assert", "eval", "home", "user", "item", "OTHER", "acoustic", "textual",
@@ -41,7 +31,7 @@ def text_of(page):
 
 def spans(page):
     """What stands between backticks, outside of blocks of code."""
-    text = re.sub(r"^```.*?^```", "", text_of(page), flags=re.M | re.S)
+    text = without_blocks(text_of(page))
     return sorted({" ".join(span.split()) for span in re.findall(r"(?<!`)`([^`]+)`(?!`)", text)})
 
 
@@ -75,80 +65,6 @@ def tree_of_the_project():
     return found
 
 
-def commands():
-    """Every command of ours by its words, with its options."""
-    found = {}
-
-    def visit(command, words):
-        if hasattr(command, "commands"):
-            for name, inner in command.commands.items():
-                visit(inner, (*words, name))
-        else:
-            found[words] = command
-
-    visit(typer.main.get_command(app), ())
-    return found
-
-
-COMMANDS = commands()
-OPTIONS = {option for command in COMMANDS.values() for parameter in command.params for option in parameter.opts}
-FIRST_WORDS = {words[0] for words in COMMANDS}
-
-
-def command_of(words):
-    """The command that some words begin, and the words behind it."""
-    for size in (2, 1):
-        if tuple(words[:size]) in COMMANDS:
-            return COMMANDS[tuple(words[:size])], words[size:]
-    return None, words
-
-
-def mistake_of_command(text):
-    """What is wrong with a command of ours: the command itself, an option, a setting, or a file of the project."""
-    words = shlex.split(text.replace("[", "\\[") if "'" in text else text)
-    command, rest = command_of(words)
-    if command is None:
-        return None if words[0] in FIRST_WORDS and len(words) == 1 else f"no command {text}"
-    own = {option for parameter in command.params for option in parameter.opts}
-    for word in rest:
-        if word.startswith("--") and word.partition("=")[0] not in own:
-            return f"{text}: no option {word}"
-        if word.startswith("configs/") and not (ROOT / word).exists():
-            return f"{text}: no file {word}"
-        if not word.startswith("-") and "=" in word and (mistake := mistake_of_setting(word)):
-            return mistake
-    return None
-
-
-def mistake_of_setting(text):
-    """What is wrong with ``section.key`` or ``section.key=value``; None for what is none of both."""
-    key, equals, value = text.partition("=")
-    section, _, name = key.partition(".")
-    if section not in Config.model_fields or not name or name in ("py", "json", "md", "yaml", "svg"):
-        return None
-    if key not in SETTINGS:
-        module = key.replace(".", "/").rpartition("/")[0]  # of data.batches.EpochBatches
-        return None if "/" in module and exists(module) else f"no setting {key}"
-    if not equals or re.fullmatch(r"(s3://)?[A-Z/]+", value):
-        return None
-    return refusal_of(key, value)
-
-
-def refusal_of(key, value):
-    """Why no model can be trained with a setting, or None if one can."""
-    refusals = [refusal_by(name, key, value) for name in FOLDERS]
-    return None if None in refusals else refusals[0]
-
-
-def refusal_by(name, key, value):
-    needed = [one for one in ("data.path=d", "run.path=r", f"model.name={name}") if not one.startswith(key)]
-    try:
-        load_config(None, [*needed, f"{key}={value}"])
-    except UserError as error:
-        return str(error)
-    return None
-
-
 def exists(text, page=None):
     """Whether a path, perhaps with stars in it, is one from the root, the package, the tests or the page."""
     bases = [ROOT, PACKAGE, ROOT / "tests", *([page.parent] if page else [])]
@@ -158,6 +74,12 @@ def exists(text, page=None):
     deep = "" if "/" in pattern else "**/"  # of a name alone it does not matter in which folder of the package it is
     found = [any(base.glob(f"{pattern}{suffix}")) for base in bases for suffix in ("", ".py")]
     return any(found) or any(any(base.glob(f"{deep}{pattern}")) for base in (PACKAGE, ROOT / "tests"))
+
+
+def is_of_module(text):
+    """Whether a text is a name of a module of the package, such as data.batches.EpochBatches."""
+    module = text.replace(".", "/").rpartition("/")[0]
+    return "/" in module and exists(module)
 
 
 def all_words_known(text):
@@ -181,7 +103,7 @@ def mistake_of(span, page):
     words = span.split()
     if words[0] in FIRST_WORDS and len(words) > 1:
         return mistake_of_command(span)
-    if mistake := mistake_of_setting(span):
+    if not is_of_module(span) and (mistake := mistake_of_setting(span)):
         return mistake
     if re.fullmatch(r"[\w./*-]+", span) and exists(span, page):
         return None
@@ -190,34 +112,26 @@ def mistake_of(span, page):
     return None if all_words_known(span) else f"nothing is called {span}"
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+@pytest.mark.parametrize("page", NAMING, ids=lambda page: str(page.relative_to(ROOT)))
 def test_everything_that_a_page_names_exists(page):
     mistakes = {mistake_of(span, page) for span in spans(page)}
     assert mistakes - {None} == set()
 
 
-def lines_of_code(page):
-    """The lines of the blocks of code, continued ones joined."""
-    blocks = re.findall(r"^```.*?\n(.*?)^```", page.read_text(), flags=re.M | re.S)
-    blocks += re.findall(r"(?:^    .*\n)+", page.read_text(), flags=re.M)
-    return [line.strip() for block in blocks for line in block.replace("\\\n", " ").splitlines()]
-
-
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
-def test_every_command_that_a_page_shows_can_be_read(page):
-    pattern = re.compile(r"(?:python launch\.py|\bdiffmm-dist) +([a-z].*?)(?: +#.*)?$")
-    shown = [match[1] for line in lines_of_code(page) if (match := pattern.search(line))]
-    mistakes = {mistake_of_command(text) for text in shown}
-    assert mistakes - {None} == set()
+def leaves(tree, above=()):
+    """The settings of a tree, each by its dotted key."""
+    for name, value in tree.items():
+        if isinstance(value, dict):
+            yield from leaves(value, (*above, name))
+        else:
+            yield ".".join((*above, name)), value
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_every_section_of_settings_that_a_page_shows_is_valid(page):
-    blocks = re.findall(r"^```yaml\n(.*?)^```", page.read_text(), flags=re.M | re.S)
-    for block in blocks:
-        for section, keys in yaml.safe_load(block).items():
-            for name, value in keys.items():
-                assert refusal_of(f"{section}.{name}", yaml.safe_dump(value, default_flow_style=True)) is None
+    for block in blocks_of(page):
+        for key, value in leaves(yaml.safe_load(block.text) if block.language == "yaml" else {}):
+            assert refusal_of(key, yaml.safe_dump(value, default_flow_style=True)) is None
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
