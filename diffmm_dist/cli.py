@@ -27,6 +27,7 @@ from diffmm_dist.cli_options import (
 )
 from diffmm_dist.cli_serve import serve
 from diffmm_dist.cli_take import explain, recommend, similar
+from diffmm_dist.cli_tune import tune
 from diffmm_dist.cli_usage import UsageError, usage_sentence
 from diffmm_dist.config.render import to_yaml
 from diffmm_dist.cores import tell_libraries
@@ -101,6 +102,9 @@ def train(overrides: Overrides = None, config: ConfigFile = None) -> None:
     from diffmm_dist.launch.job import run_job
 
     _show_result(run_job(settings), settings.run.path)
+
+
+app.command()(tune)
 
 
 @app.command()

@@ -58,6 +58,19 @@ def config_from_tree(root: type[Root], tree: Tree, *, source: str) -> Root:
     return _Check(root, source).config([Layer(source, tree)])
 
 
+def mistake_in(config: Section, key: str, value: Any) -> str | None:
+    """Return what is wrong with a value for one setting of a configuration, by itself; None if nothing is.
+
+    Args:
+        config: the whole configuration.
+        key: of the setting, with its section; one that does not exist is a mistake.
+        value: which it may have.
+    """
+    root = type(config)
+    form = Form(root, {section: getattr(config, section).name for section in variant_sections(root)})
+    return _Check(root, COMMAND_LINE).of_one(key, value, form)
+
+
 def read_layers(path: Path, seen: tuple[Path, ...]) -> list[Layer]:
     """Read one YAML file and the files that it extends, which come first."""
     check_word(str(path))
@@ -153,6 +166,15 @@ class _Check(Generic[Root]):
             self._add(last.source, sentence)
         self._raise_all([layer.source for layer in layers])
         return self._root.model_validate(_nested(values))
+
+    def of_one(self, key: str, value: Any, form: Form) -> str | None:
+        """Return what is wrong with one setting, if anything is."""
+        for name, found in self._known(Layer(COMMAND_LINE, {key: value}), form):
+            try:
+                _converted(form.settings[name], found)
+            except ValueError as error:
+                return f"'{name}' is {_refusal(form.settings[name], found, error)}"
+        return next(iter(self._problems.get(COMMAND_LINE, [])), None)
 
     def _form(self, layers: Sequence[Layer]) -> tuple[Form, Sequence[Layer]]:
         """Return the form that is meant, and what of the layers is for it; note a name of a variant that is none.

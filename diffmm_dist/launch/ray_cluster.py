@@ -116,6 +116,12 @@ def room_for(ray: Any, cluster: ClusterConfig) -> Request:
         return request
 
 
+def rooms(ray: Any, request: Request) -> tuple[int, int]:
+    """Return how many workers the nodes that are there hold, all of them and the one that holds most."""
+    nodes = _nodes(ray)
+    return held(request, nodes), max((request.on(node.total) for node in nodes), default=0)
+
+
 def _request(cluster: ClusterConfig, nodes: Sequence[Node], growth: Growth) -> Request:
     cpus = max(1, cluster.threads_per_worker)
     return request_for(cluster.num_workers, cpus=cpus, device=cluster.device, nodes=nodes, growth=growth)

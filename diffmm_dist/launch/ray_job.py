@@ -49,7 +49,7 @@ def run_on_ray(config: Config) -> Result:
         StoppedEarlyError: the run was stopped while it waited for room on the cluster, or a second time while it saved.
         TakenOverError: another process has taken the run over.
     """
-    config = _with_absolute_paths(config)
+    config = with_absolute_paths(config)
     # What is wrong with the dataset or the run folder is said at once, not after Ray has started.
     folder = RunFolder(config.run.path, lease_s=config.cluster.lease_s)
     # Workers of a driver that was killed are gone a moment later.
@@ -81,8 +81,8 @@ def _fit_in_thread(config: Config, folder: RunFolder, request: Request) -> Any:
     return outcome[0]
 
 
-def _with_absolute_paths(config: Config) -> Config:
-    """A worker has another working directory, so local paths must not depend on it."""
+def with_absolute_paths(config: Config) -> Config:
+    """Return a configuration whose local paths do not depend on the working directory; a worker has another one."""
     check_shared(places(config))
     local = {key: place for key, place in places(config).items() if not storage.is_remote(place)}
     return changed(config, {key: str(Path(place).absolute()) for key, place in local.items()})

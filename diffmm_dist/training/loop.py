@@ -24,6 +24,25 @@ from diffmm_dist.training.state import EpochValues, NonFiniteError, TrainState
 _STEPS_BETWEEN_FINITE_CHECKS = 16  # each check waits for the device
 
 
+@dataclass(frozen=True)
+class Standing:
+    """Where a run stands between two epochs of its last stage.
+
+    Attributes:
+        epochs: of that stage that are done.
+        best: the best of them.
+        ended: there is none to come.
+    """
+
+    epochs: int
+    best: Best
+    ended: bool
+
+
+def nobody_looks(standing: Standing) -> None:
+    """Look at where a run stands, and let it go on."""
+
+
 @dataclass
 class TrainingRun:
     """All that the loop works with.
@@ -43,6 +62,7 @@ class TrainingRun:
         progress: the progress bar.
         stop_requested: whether to save and stop after the present step.
         precision: of matrix products inside the phases.
+        between_epochs: told where the run stands before and after every epoch; what it raises ends the run there.
     """
 
     world: World
@@ -59,6 +79,7 @@ class TrainingRun:
     progress: ProgressBar
     stop_requested: Callable[[], bool]
     precision: Precision = "float32"
+    between_epochs: Callable[[Standing], None] = nobody_looks
 
 
 def train(run: TrainingRun) -> None:
@@ -75,8 +96,10 @@ def train(run: TrainingRun) -> None:
         if not state.begun:
             state.begin_stage()
         while True:
+            _tell(run)
             while not _stage_has_ended(run):
                 _run_epoch(run)
+                _tell(run)
             _say_whether_early(run)
             if state.stage is state.stages[-1]:
                 return
@@ -119,6 +142,13 @@ def _stage_has_ended(run: TrainingRun) -> bool:
     best = state.best.epoch + 1 - state.first_epoch
     waited = state.epochs_of_stage // run.evaluate_every_epochs - best // run.evaluate_every_epochs
     return waited >= stage.patience
+
+
+def _tell(run: TrainingRun) -> None:
+    """Tell whoever looks; what earlier stages measure is not what the run is chosen by."""
+    state = run.state
+    if state.stage is state.stages[-1] and state.best is not None:
+        run.between_epochs(Standing(state.epochs_of_stage, state.best, _stage_has_ended(run)))
 
 
 def _say_whether_early(run: TrainingRun) -> None:

@@ -37,7 +37,7 @@ from diffmm_dist.training.build import (
 from diffmm_dist.training.clip import clipped
 from diffmm_dist.training.conclusion import conclude, has_finished
 from diffmm_dist.training.estimate import check_memory, program_bytes
-from diffmm_dist.training.loop import TrainingRun, train
+from diffmm_dist.training.loop import Standing, TrainingRun, nobody_looks, train
 from diffmm_dist.training.restore import restore
 from diffmm_dist.training.state import TrainState
 from diffmm_dist.training.teacher import check_teacher, teacher_of
@@ -50,6 +50,7 @@ def run_worker(
     recorders: Sequence[Recorder] = (),
     show_progress: bool | None = None,
     patience_s: float = 0,
+    between_epochs: Callable[[Standing], None] = nobody_looks,
 ) -> Result:
     """Train, or go on training, the configured run; return what result.json says.
 
@@ -62,6 +63,7 @@ def run_worker(
         recorders: besides the run folder's own.
         show_progress: draw a progress bar; None draws it on a terminal.
         patience_s: seconds to wait for another process, such as a dying one of this run, to leave the run folder.
+        between_epochs: told where the run stands; what it raises ends it there, before test is measured.
 
     Raises:
         UserError: something that the user can put right.
@@ -78,8 +80,7 @@ def run_worker(
     agree(lambda: check_trainable(config, dataset), world)
     agree(lambda: check_teacher(config, dataset), world)
     folder = RunFolder(config.run.path, lease_s=config.cluster.lease_s)
-    fingerprint = dataset.manifest.fingerprint
-    on_first(lambda: folder.claim(config, fingerprint=fingerprint, patience_s=patience_s), world)
+    on_first(lambda: folder.claim(config, fingerprint=dataset.manifest.fingerprint, patience_s=patience_s), world)
     try:
         result = agree(folder.result, world)
         if result is not None and has_finished(result, config):
@@ -91,7 +92,7 @@ def run_worker(
             logger.info("%s", line)
         agree(lambda: _check_memory(used, dataset, world), world)
         _check_shared(folder, world)
-        result = _train_in(folder, used, dataset, world, stop_requested, recorders, show_progress)
+        result = _train_in(folder, used, dataset, world, stop_requested, recorders, show_progress, between_epochs)
         result["config"] = config.model_dump(mode="json")  # as the user wrote it
         on_first(lambda: folder.write_result(result), world)
         return result
@@ -147,6 +148,7 @@ def _train_in(
     stop_requested: Callable[[], bool],
     recorders: Sequence[Recorder],
     show_progress: bool | None,
+    between_epochs: Callable[[Standing], None],
 ) -> Result:
     data = agree(lambda: load_training_data(config, dataset, world), world)
     evaluation = agree(lambda: build_evaluation(config, dataset, data), world)
@@ -179,6 +181,7 @@ def _train_in(
                     progress=progress,
                     stop_requested=stop_requested,
                     precision=config.train.precision,
+                    between_epochs=between_epochs,
                 )
             )
         finally:

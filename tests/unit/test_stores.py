@@ -13,6 +13,7 @@ from diffmm_dist import storage
 from diffmm_dist.data.arrow_files import Promise, read_arrow
 from diffmm_dist.errors import TryAgainError, UserError
 from diffmm_dist.launch.ray_job import run_on_ray
+from diffmm_dist.places import settle
 from diffmm_dist.preparation.importers.report import Mistakes
 from diffmm_dist.runs.config import load_config
 from diffmm_dist.schemes import SCHEMES
@@ -182,6 +183,7 @@ def test_the_memory_has_no_conditions():
 def test_a_run_in_memory(run_cli, tmp_path, monkeypatch):
     """Data, lease, checkpoints and metrics, on a store of which nothing but fsspec is known."""
     monkeypatch.setattr("diffmm_dist.runs.lease._SETTLE_S", 0.01)
+    monkeypatch.setattr("diffmm_dist.cli_options.settle_to_keep", settle)  # here several commands share a process
     place = f"memory://{tmp_path.name}"
     err = train_and_go_on(run_cli, place, tmp_path)
     assert "does not honour conditional writes" in err

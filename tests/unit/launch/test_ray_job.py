@@ -48,13 +48,13 @@ def test_the_command_hands_over_what_the_user_said_and_not_what_a_job_of_rays_wa
 def test_workers_elsewhere_find_what_a_relative_path_names(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     config = small_config("d", "r", model={"name": "promptmm", "teacher": "t"})
-    assert places(ray_job._with_absolute_paths(config)) == {
+    assert places(ray_job.with_absolute_paths(config)) == {
         key: str(tmp_path / name) for key, name in (("data.path", "d"), ("run.path", "r"), ("model.teacher", "t"))
     }
     config = small_config(
         "s3://b/d", "s3://b/r", data={"cache": "c"}, model={"name": "promptmm", "teacher": "s3://b/t"}
     )
-    assert places(ray_job._with_absolute_paths(config)) == {
+    assert places(ray_job.with_absolute_paths(config)) == {
         "data.path": "s3://b/d", "run.path": "s3://b/r", "data.cache": str(tmp_path / "c"), "model.teacher": "s3://b/t",
     }  # fmt: skip
 
