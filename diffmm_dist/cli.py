@@ -12,6 +12,7 @@ from diffmm_dist.cli_bench import bench_app
 from diffmm_dist.cli_completion import ShowCompletion, answer
 from diffmm_dist.cli_data import inspect, partition, prepare_app
 from diffmm_dist.cli_doctor import doctor
+from diffmm_dist.cli_features import prepare_features
 from diffmm_dist.cli_options import (
     ConfigFile,
     Force,
@@ -57,6 +58,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 config_app = typer.Typer(help="Show configurations.", no_args_is_help=True)
+prepare_app.command("features")(prepare_features)
 app.add_typer(prepare_app, name="prepare")
 app.add_typer(config_app, name="config")
 app.add_typer(bench_app, name="bench")

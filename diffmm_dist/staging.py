@@ -15,6 +15,8 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
+from diffmm_dist.errors import UserError
+
 _OLD = "-old"
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2
 
@@ -56,6 +58,32 @@ def check_writable(probe: str) -> None:
 def at_work_in(folder: str) -> Iterator[None]:
     """Make a folder, and hold its lock until the block ends."""
     handle = _made_and_locked(folder)
+    try:
+        yield
+    finally:
+        os.close(handle)
+
+
+@contextmanager
+def alone_in(folder: str, *, what: str) -> Iterator[None]:
+    """Make a folder, and hold its lock until the block ends, or not at all.
+
+    Args:
+        folder: on a disk; without locks there, nobody can tell.
+        what: is made in it, for the error.
+
+    Raises:
+        UserError: another process holds it.
+    """
+    os.makedirs(folder, exist_ok=True)
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        os.close(handle)
+        raise UserError(f"another command is making {what} now; wait for it, or choose another place") from error
+    except OSError:  # no locks here
+        pass
     try:
         yield
     finally:

@@ -148,6 +148,24 @@ def replacing_file(uri: str) -> Iterator[IO[bytes]]:
                 os.remove(partial)
 
 
+def unclosed(file: IO[bytes]) -> Any:
+    """Return a file for a writer, which must not close it: what has failed would appear as if it were complete."""
+    import pyarrow as pa
+
+    return pa.PythonFile(_NotToBeClosed(file), mode="w")
+
+
+class _NotToBeClosed:
+    closed = False
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self.write = file.write
+        self.flush = file.flush
+
+    def close(self) -> None:
+        """Leave it open."""
+
+
 def _sync(path: str) -> None:
     """Make sure that a file's contents are on the disk before its name is."""
     with open(path, "rb") as file:

@@ -140,19 +140,19 @@ Write = Callable[[pa.Table], Any]
 
 @contextmanager
 def _parquet(file: IO[bytes], schema: pa.Schema) -> Iterator[Write]:
-    with pq.ParquetWriter(_sink(file), schema, compression="zstd") as writer:
+    with pq.ParquetWriter(storage.unclosed(file), schema, compression="zstd") as writer:
         yield writer.write_table
 
 
 @contextmanager
 def _csv(file: IO[bytes], schema: pa.Schema) -> Iterator[Write]:
-    with csv.CSVWriter(_sink(file), schema) as writer:
+    with csv.CSVWriter(storage.unclosed(file), schema) as writer:
         yield writer.write_table
 
 
 @contextmanager
 def _arrow(file: IO[bytes], schema: pa.Schema) -> Iterator[Write]:
-    with pa.ipc.new_file(_sink(file), schema, options=pa.ipc.IpcWriteOptions(compression="zstd")) as writer:
+    with pa.ipc.new_file(storage.unclosed(file), schema, options=pa.ipc.IpcWriteOptions(compression="zstd")) as writer:
         yield writer.write_table
 
 
@@ -165,19 +165,3 @@ def _jsonl(file: IO[bytes], schema: pa.Schema) -> Iterator[Write]:
 
 
 _WRITERS = {"csv": _csv, "parquet": _parquet, "arrow": _arrow, "feather": _arrow, "jsonl": _jsonl}
-
-
-def _sink(file: IO[bytes]) -> pa.PythonFile:
-    """Return a file for a writer, which must not close it: what has failed would appear as if it were complete."""
-    return pa.PythonFile(_NotToBeClosed(file), mode="w")
-
-
-class _NotToBeClosed:
-    closed = False
-
-    def __init__(self, file: IO[bytes]) -> None:
-        self.write = file.write
-        self.flush = file.flush
-
-    def close(self) -> None:
-        """Leave it open."""

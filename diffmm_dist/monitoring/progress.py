@@ -37,6 +37,6 @@ class ProgressBar:
         """Start counting a phase."""
         self._progress.reset(self._task, description=description, total=total, completed=done)
 
-    def advance(self) -> None:
-        """Count one step."""
-        self._progress.advance(self._task)
+    def advance(self, steps: int = 1) -> None:
+        """Count one step, or several."""
+        self._progress.advance(self._task, steps)

@@ -45,6 +45,10 @@ class HttpStore(Store):
                     files.append(place)
         return files
 
+    def versions(self, path: str) -> dict[str, str]:
+        """Return all files that pages link to; of their versions pages say nothing."""
+        return dict.fromkeys(self.find(path), "")
+
     def _linked(self, folder: str) -> list[str]:
         """Return the places inside a folder that its page links to; those of folders end with a slash."""
         links = self.file_system().ls(f"{folder}/", detail=False)

@@ -82,6 +82,11 @@ class Store:
         """Return all files in a folder and below."""
         return list(self.file_system().find(path))
 
+    def versions(self, path: str) -> dict[str, str]:
+        """Return all files in a folder and below, each with what tells its present version from all others."""
+        found = self.file_system().find(path, detail=True)
+        return {name: self._version_in(info) for name, info in found.items()}
+
     def glob(self, pattern: str) -> list[str]:
         """Return the files and folders that match a pattern."""
         return list(self.file_system().glob(pattern))

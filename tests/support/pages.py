@@ -25,6 +25,7 @@ RUN_BY = {
     "docs/api.md": "tests/unit/test_pages_run.py",
     "docs/data-format.md": "tests/unit/test_pages_run.py",
     "docs/doctor.md": "tests/unit/test_doctor.py",
+    "docs/features.md": "tests/integration/test_features_from_content.py",
     "docs/quickstart.md": "tests/unit/test_pages_run.py",
     "docs/serving.md": "tests/integration/test_serve.py",
     "docs/take-home.md": "tests/unit/test_pages_run.py",

@@ -50,7 +50,9 @@ class ParquetTable:
 
     def _opened(self, texts: Sequence[str]) -> arrow_dataset.Dataset:
         options = arrow_dataset.ParquetReadOptions(dictionary_columns=list(texts))
-        file_format = arrow_dataset.ParquetFileFormat(read_options=options)
+        # Arrow would keep the bytes of every row group that it has read until the file's end.
+        scan = arrow_dataset.ParquetFragmentScanOptions(pre_buffer=False)
+        file_format = arrow_dataset.ParquetFileFormat(read_options=options, default_fragment_scan_options=scan)
         return arrow_dataset.dataset([self._path], format=file_format, filesystem=self._file_system)
 
 
