@@ -26,6 +26,7 @@ from diffmm_dist.cli_options import (
     place,
     positive_numbers,
 )
+from diffmm_dist.cli_report import report
 from diffmm_dist.cli_serve import serve
 from diffmm_dist.cli_take import explain, recommend, similar
 from diffmm_dist.cli_tune import tune
@@ -146,21 +147,17 @@ def _show_result(result: Mapping[str, Any], path: str) -> None:
 
 def _show_stage(result: Mapping[str, Any], stage: Mapping[str, Any], *, start: int) -> None:
     """Print the figures of a stage's best epoch; of a model without stages those of the run."""
+    from diffmm_dist.runs.protocol import protocol_words
+
     tables = [metric_rows(f"{split} ", stage[split]) for split in ("valid", "test") if stage[split]]
     model = result["config"].get("model", {}).get("name", "a model without a name")
     name = f"stage '{stage['name']}', " if "name" in stage else ""
     print_table(
         f"{model}, seed {result['seed']}: {name}epoch {stage['best_epoch']} of {start}..{start + stage['epochs'] - 1}, "
-        f"{_protocol(result['protocol'])}",
+        f"{protocol_words(result['protocol'])}",
         ["", *tables[0][0]] if tables else [""],
         [row for _, rows in tables for row in rows],
     )
-
-
-def _protocol(name: str) -> str:
-    if name == "published":
-        return "PUBLISHED PROTOCOL: chosen on test, so these are no honest test figures"
-    return "chosen on validation"
 
 
 @app.command()
@@ -168,9 +165,11 @@ def compare(
     runs: Annotated[list[str], typer.Argument(help="Folders of runs.", callback=place)],
     k: Annotated[int, typer.Option(min=1, help="Cut-off.")] = 20,
 ) -> None:
-    """Show the test figures of several runs side by side, and the settings in which they differ."""
+    """Show the test figures of several runs side by side, with intervals, and what tells the runs apart."""
     from diffmm_dist.training.comparison import compare_runs
+    from diffmm_dist.training.worker import prepare_process
 
+    prepare_process(0)
     comparison = compare_runs(runs, k=k)
     print_table("", comparison.columns, comparison.rows)
     for note in comparison.notes:
@@ -191,6 +190,7 @@ def evaluate(
     if split not in splits:
         raise UserError(f"--split {split} is neither valid nor test")
     cutoffs = positive_numbers(k, "--k")
+    from diffmm_dist.runs.protocol import protocol_words
     from diffmm_dist.training.trained import load_trained
     from diffmm_dist.training.worker import prepare_process
 
@@ -198,7 +198,7 @@ def evaluate(
     trained = load_trained(run)
     metrics = trained.figures(splits[split], cutoffs, retrieved_ndcg=retrieved_ndcg)
     names, rows = metric_rows("", metrics)
-    protocol = _protocol(trained.config.eval.protocol)
+    protocol = protocol_words(trained.config.eval.protocol)
     print_table(f"{split} of {run}: epoch {trained.best_epoch}, {protocol}", ["", *names], rows)
 
 
@@ -222,6 +222,7 @@ def export(
         say(recall_of_index(out))
 
 
+app.command()(report)
 app.command()(recommend)
 app.command()(similar)
 app.command()(explain)

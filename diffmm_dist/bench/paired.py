@@ -5,23 +5,19 @@ from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-import torch
-from scipy.stats import wilcoxon
 
 from diffmm_dist import storage
 from diffmm_dist.bench.machine import command
 from diffmm_dist.data.schema import Split
-from diffmm_dist.data.training import shard_interactions
 from diffmm_dist.errors import UserError
-from diffmm_dist.evaluation.evaluator import rank_items
-from diffmm_dist.evaluation.metrics import NAMES, MetricSums
+from diffmm_dist.evaluation.resampling import paired
 from diffmm_dist.monitoring.log import print_table
 from diffmm_dist.training.trained import TrainedRun, load_trained
+from diffmm_dist.training.user_figures import Measure
 
 Masked = Literal["seen", "train"]
 MASKED: dict[Masked, tuple[Split, ...]] = {"seen": ("train", "valid"), "train": ("train",)}
 METRICS = ("recall", "ndcg")
-_RESAMPLES = 10_000
 Floats = npt.NDArray[np.float64]
 
 
@@ -57,44 +53,20 @@ def bench_paired(first: Sequence[str], second: Sequence[str], *, k: int, out: st
 def _compare(groups: Sequence[Sequence[TrainedRun]], splits: Sequence[Split], k: int) -> dict[str, dict[str, Any]]:
     """Return each metric's figures of both groups, their difference, its interval and its p value."""
     of_runs = [np.stack([user_metrics(run, splits, k) for run in runs]) for runs in groups]
+    differences = of_runs[0].mean(axis=0) - of_runs[1].mean(axis=0)
     found = {}
-    for index, metric in enumerate(METRICS):
+    for index, (metric, test) in enumerate(zip(METRICS, paired(differences), strict=True)):
         per_run = [values[:, index].mean(axis=1) for values in of_runs]
-        difference = of_runs[0][:, index].mean(axis=0) - of_runs[1][:, index].mean(axis=0)
-        low, high = _interval(difference)
         found[metric] = {
             "first": {"mean": float(per_run[0].mean()), "values": per_run[0].tolist()},
             "second": {"mean": float(per_run[1].mean()), "values": per_run[1].tolist()},
-            "difference": float(difference.mean()),
-            "low": low,
-            "high": high,
-            "p": float(wilcoxon(difference, zero_method="zsplit").pvalue) if difference.any() else 1.0,
-            "users": len(difference),
+            **test._asdict(),
+            "users": differences.shape[1],
         }
     return found
 
 
 def user_metrics(run: TrainedRun, masked: Sequence[Split], k: int) -> Floats:
     """Return recall and ndcg at k of every user with test items, in the order of their ids, (2, users)."""
-    shard = run.data.shard
-    users, items = run.model.embeddings()
-    truth = shard_interactions(run.dataset, "test", shard)
-    hidden = [shard_interactions(run.dataset, split, shard) for split in masked]
-    rows = torch.nonzero(truth.row_counts).flatten()
-    rows = rows[torch.argsort(shard.user_ids[rows])]
-    sums = MetricSums([k], num_items=shard.num_items, device=users.device)
-    chosen = [NAMES.index(metric) for metric in METRICS]
-    found = [
-        sums.per_user(lists, truth.select(block))[0][:, chosen].T
-        for block, _, lists in rank_items(users, items[shard.item_rows], rows, masked=hidden, k=k, batch_size=1024)
-    ]
-    values: Floats = torch.cat(found, dim=1).numpy()
-    return values
-
-
-def _interval(differences: Floats) -> tuple[float, float]:
-    """Return between what the mean difference lies in 95 % of resamples of the users."""
-    random = np.random.default_rng(0)
-    means = [random.choice(differences, len(differences)).mean() for _ in range(_RESAMPLES)]
-    low, high = np.quantile(means, [0.025, 0.975])
-    return float(low), float(high)
+    figures = Measure.of(run, "test", [k], masked=masked).of_run(run)
+    return np.stack([figures.metrics[f"{metric}@{k}"] for metric in METRICS])

@@ -1,10 +1,10 @@
 """What the trainer asks of a recipe: a model with embeddings to rank with, and the phases of its epoch."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -13,6 +13,7 @@ from diffmm_dist.graph.hetero import Kernel
 from diffmm_dist.parallel.random import RandomStream
 from diffmm_dist.parallel.ranges import Ownership
 from diffmm_dist.parallel.world import World
+from diffmm_dist.sparse import CSR
 
 
 @dataclass(frozen=True)
@@ -109,6 +110,27 @@ class AttendedFacts(NamedTuple):
     attention: Tensor
 
 
+@dataclass(frozen=True, eq=False)
+class GeneratedGraph:
+    """A graph that a model has generated from another one, as of the epoch that it is trained with or loaded.
+
+    Attributes:
+        name: what tells it from the model's others, such as a modality; empty for an only one.
+        rows: what its own rows are: ``users``, whose columns are items, or ``nodes``: items and, behind them, further
+            entities, by id, which its columns are then too.
+        edges: the generated edges (own rows x column ids).
+        source: those of the graph that it was generated from, likewise.
+        values: from own rows, int64 (n,), to the values that their edges were chosen by, in the order of
+            ``edges.select(rows)``; None where these are not known any more. Every worker calls it at the same time.
+    """
+
+    name: str
+    rows: Literal["users", "nodes"]
+    edges: CSR
+    source: CSR
+    values: Callable[[Tensor], Tensor] | None = None
+
+
 class Recommender(ABC, nn.Module):
     """A model whose score of a user and an item is the inner product of two embeddings.
 
@@ -150,6 +172,13 @@ class Recommender(ABC, nn.Module):
         Every worker calls it at the same time.
         """
         return None
+
+    def generated_graphs(self) -> list[GeneratedGraph]:
+        """Return the graphs that it has generated, if it generates any.
+
+        Every worker calls it at the same time.
+        """
+        return []
 
     def row_owners(self) -> dict[str, Ownership]:
         """Return, for each parameter and buffer of which a worker holds its own rows only, who owns which."""

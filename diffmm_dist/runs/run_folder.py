@@ -4,6 +4,7 @@ import contextlib
 import math
 import time
 import weakref
+from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -223,8 +224,7 @@ class RunFolder:
             storage.write_record(self._at(IDENTITY), identity)
         storage.write_bytes(self._at(CONFIG), sealed_text(to_yaml(config), run=self.run).encode())
         self._remove_leftovers()
-        if self._remote and storage.exists(self._at(METRICS)):
-            self.metrics.write_bytes(storage.read_bytes(self._at(METRICS), limit=LARGEST_METRICS))
+        self.fetch_metrics()
 
     def _remove_leftovers(self) -> None:
         """Remove what killed processes were writing; nobody else writes here while the lock is held."""
@@ -339,10 +339,13 @@ class RunFolder:
         self.check()
         storage.write_record(self._at(IDENTITY), {**self.identity(), "kernel": kernel})
 
-    def remember_writer(self) -> None:
-        """Note that this process trains from now on, and writes what it writes in the present format."""
+    def remember_writer(self, environment: Mapping[str, str] | None = None) -> None:
+        """Note that this process trains from now on, with what, and writes what it writes in the present format."""
         self.check()
-        storage.write_record(self._at(IDENTITY), {**self.identity(), "format": FORMAT, "writer": self.writer})
+        present: dict[str, Any] = {"format": FORMAT, "writer": self.writer}
+        if environment:
+            present["environment"] = dict(environment)
+        storage.write_record(self._at(IDENTITY), {**self.identity(), **present})
 
     def result(self) -> Result | None:
         """Return result.json, or None before the run has ended."""
@@ -352,6 +355,11 @@ class RunFolder:
         result: Result = storage.read_record(self._at(RESULT), Result, remedy=remedy, must_be_sealed=True)
         self._check_own(result["run"], RESULT, remedy=remedy)
         return result
+
+    def fetch_metrics(self) -> None:
+        """Bring metrics.jsonl here from a store, for ``records``; on a disk it is in place already."""
+        if self._remote and storage.exists(self._at(METRICS)):
+            self.metrics.write_bytes(storage.read_bytes(self._at(METRICS), limit=LARGEST_METRICS))
 
     def records(self) -> list[dict[str, Any]]:
         """Return what metrics.jsonl holds.

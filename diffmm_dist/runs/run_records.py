@@ -41,6 +41,7 @@ class Identity(Form):
         version: the program's version at the first start.
         kernel: the sparse kernel at the first start.
         writer: the number of the process that trains, or trained last; it stands in every checkpoint and record too.
+        environment: what that process trains with: versions, processor, device, numbers of workers and threads.
     """
 
     run: RunId
@@ -48,6 +49,7 @@ class Identity(Form):
     version: Word
     kernel: NotRequired[Kernel]
     writer: NotRequired[Whole]
+    environment: NotRequired[dict[Word, Word]]
 
 
 def _has_metrics(values: dict[str, float]) -> dict[str, float]:

@@ -1,15 +1,23 @@
 """Runs side by side: their test figures, what tells them apart, and why a figure is missing."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from diffmm_dist.config.render import flatten
-from diffmm_dist.errors import UserError
+import numpy as np
+
+from diffmm_dist.data.schema import Split
+from diffmm_dist.errors import UserError, one_line
+from diffmm_dist.evaluation.resampling import FEWER, Interval, mean_intervals
 from diffmm_dist.monitoring.log import metric_cells
 from diffmm_dist.runs.config import Config
+from diffmm_dist.runs.naming import differing_settings, run_names, setting_words
 from diffmm_dist.runs.run_folder import RunFolder
 from diffmm_dist.runs.run_records import Result
-from diffmm_dist.words import shown
+from diffmm_dist.training.trained import load_trained
+from diffmm_dist.training.user_figures import Measure
+
+AGREES = 1e-4  # by so much at most do figures of one model differ between kernels and numbers of workers
+_TEST: Split = "test"
 
 
 @dataclass(frozen=True)
@@ -19,7 +27,7 @@ class Comparison:
     Attributes:
         columns: names of the columns.
         rows: a row for each run.
-        notes: in what each run differs from the others, and why figures are missing.
+        notes: where each run is and in what it differs from the others, and why figures are missing.
     """
 
     columns: list[str]
@@ -28,10 +36,10 @@ class Comparison:
 
 
 def compare_runs(paths: Sequence[str], *, k: int) -> Comparison:
-    """Compare the test figures of runs at a cut-off.
+    """Compare the test figures of runs at a cut-off, each with the interval that resamples of its users give.
 
     Args:
-        paths: their folders; one that has not finished shows no figures.
+        paths: their folders; one that has not finished shows no figures, and one that cannot be loaded no intervals.
         k: the cut-off.
 
     Raises:
@@ -42,38 +50,65 @@ def compare_runs(paths: Sequence[str], *, k: int) -> Comparison:
     if not any(results):
         which = ", ".join(folder.uri for folder in folders)
         raise UserError(f"run {which} has not finished; run its `train` command again")
-    names = [f"recall@{k}", f"ndcg@{k}", f"coverage@{k}"]
+    of_users, others = [f"recall@{k}", f"ndcg@{k}"], [f"coverage@{k}"]
     configs = [folder.config() for folder in folders]
-    rows = [_row(*run, names) for run in zip(folders, configs, results, strict=True)]
-    notes = _differences(folders, configs)
-    for folder, config, result in zip(folders, configs, results, strict=True):
-        reason = _missing(config, result, folder.uri, names, k)
-        notes += [f"{folder.uri}: {reason}"] if reason else []
-    return Comparison(["run", "model", *names, "best epoch", "s/epoch", "protocol"], rows, notes)
+    labels = run_names(configs, [folder.uri for folder in folders])
+    rows, missing = [], []
+    for folder, config, result, label in zip(folders, configs, results, labels, strict=True):
+        found, reasons = _intervals(folder.uri, result, of_users)
+        figures = result["test"] if result else {}
+        cells = [label, *_cells(figures, found, of_users), *metric_cells(figures, others)]
+        rows.append([*cells, *_run_cells(config, result)])
+        reasons.insert(0, _missing(config, result, folder.uri, [*of_users, *others], k))
+        missing += [f"{folder.uri}: {reason}" for reason in reasons if reason]
+    columns = ["run", *of_users, *others, "best epoch", "s/epoch", "protocol"]
+    return Comparison(columns, rows, [*_differences(folders, configs, labels), *missing])
 
 
-def _row(folder: RunFolder, config: Config, result: Result | None, names: list[str]) -> list[str]:
-    cells = [folder.uri, config.model.name, *metric_cells(result["test"] if result else {}, names)]
+def _intervals(uri: str, result: Result | None, names: Sequence[str]) -> tuple[dict[str, Interval], list[str]]:
+    """Return intervals of a run's figures, by name, and a sentence for what is wrong with them."""
+    wanted = [name for name in names if result is not None and name in result["test"]]
+    if result is None or not wanted:
+        return {}, []
+    try:
+        run = load_trained(uri)
+        found = intervals_of(Measure.by_protocol(run, _TEST, [int(wanted[0].partition("@")[2])]).of_run(run).metrics)
+    except UserError as error:
+        return {}, [f"no interval, since it cannot be measured again: {one_line(error)}"]
+    differ = [name for name in wanted if not agrees(found[name].mean, result["test"][name])]
+    return found, [f"measured now, {name} is {found[name].mean:.4f}" for name in differ]
+
+
+def intervals_of(metrics: Mapping[str, np.ndarray]) -> dict[str, Interval]:
+    """Return the mean of each metric with its interval."""
+    return dict(zip(metrics, mean_intervals(np.stack(list(metrics.values())), resamples=FEWER), strict=True))
+
+
+def agrees(measured: float, written: float) -> bool:
+    """Return whether a figure is the one that a run's result has, but for rounding."""
+    return abs(measured - written) <= AGREES
+
+
+def _cells(figures: Mapping[str, float], found: Mapping[str, Interval], names: Sequence[str]) -> list[str]:
+    cells = metric_cells(figures, names)
+    between = [f" ({found[name].low:.4f} to {found[name].high:.4f})" if name in found else "" for name in names]
+    return [f"{cell}{more}" for cell, more in zip(cells, between, strict=True)]
+
+
+def _run_cells(config: Config, result: Result | None) -> list[str]:
     if result is None:
-        return [*cells, "-", "-", config.eval.protocol]
-    return [*cells, str(result["best_epoch"]), f"{result['seconds_per_epoch']:.2f}", result["protocol"]]
+        return ["-", "-", config.eval.protocol]
+    return [str(result["best_epoch"]), f"{result['seconds_per_epoch']:.2f}", result["protocol"]]
 
 
-def _differences(folders: Sequence[RunFolder], configs: Sequence[Config]) -> list[str]:
-    """Return a line per run with the settings in which the runs differ, but for their folders."""
-    settings = [flatten(config) for config in configs]
-    every = dict.fromkeys(key for one in settings for key in one if key != "run.path")
-    keys = [key for key in every if any(one.get(key) != settings[0].get(key) for one in settings)]
-    if not keys:
-        return ["all settings are the same"] if len(folders) > 1 else []
-    return [
-        f"{folder.uri}: {', '.join(f'{key}={_plain(one[key])}' for key in keys if key in one)}"
-        for folder, one in zip(folders, settings, strict=True)
+def _differences(folders: Sequence[RunFolder], configs: Sequence[Config], labels: Sequence[str]) -> list[str]:
+    """Return a line per run with its folder and the settings in which the runs differ."""
+    differing = [setting_words(settings) for settings in differing_settings(configs)]
+    lines = [
+        f"{label}: {folder.uri}{'; ' if settings else ''}{settings}"
+        for label, folder, settings in zip(labels, folders, differing, strict=True)
     ]
-
-
-def _plain(value: object) -> str:
-    return value if isinstance(value, str) else shown(value)
+    return lines if any(differing) or len(folders) == 1 else [*lines, "all settings are the same"]
 
 
 def _missing(config: Config, result: Result | None, uri: str, names: list[str], k: int) -> str:

@@ -23,6 +23,11 @@ def check_selection_split(dataset: Dataset, protocol: Protocol) -> None:
         )
 
 
+def masked_splits(split: Split, protocol: Protocol) -> list[Split]:
+    """Return the splits whose items are never ranked where a split is measured under a protocol."""
+    return ["train", "valid"] if split == "test" and protocol == "validation" else ["train"]
+
+
 class Evaluation:
     """All-ranking evaluation of a model under a protocol.
 
@@ -81,7 +86,7 @@ class Evaluation:
         """
         if split in self._empty:
             return {}
-        masked: list[Split] = ["train", "valid"] if split == "test" and self._protocol == "validation" else ["train"]
+        masked = masked_splits(split, self._protocol)
         users, items = model.embeddings()
         return evaluate(
             users,

@@ -36,6 +36,7 @@ from diffmm_dist.training.build import (
 )
 from diffmm_dist.training.clip import clipped
 from diffmm_dist.training.conclusion import conclude, has_finished
+from diffmm_dist.training.environment import environment
 from diffmm_dist.training.estimate import check_memory, program_bytes
 from diffmm_dist.training.loop import Standing, TrainingRun, nobody_looks, train
 from diffmm_dist.training.restore import restore
@@ -210,7 +211,7 @@ def _check_can_go_on(state: TrainState, folder: RunFolder, config: Config) -> No
 
 def _writer(folder: RunFolder, world: World) -> Writer:
     """Return the run's writer, which is all workers together: the first has the lock."""
-    on_first(folder.remember_writer, world)
+    on_first(lambda: folder.remember_writer(environment(world)), world)
     number = int(all_reduce_max(float(folder.writer), world))
     return Writer(number, lambda: on_first(folder.check, world))
 

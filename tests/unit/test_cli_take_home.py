@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 
 import numpy as np
@@ -80,14 +81,17 @@ def test_users_are_asked_for_in_one_way(run_cli, made, tmp_path):
     one_sentence(run_cli("recommend", made / "bundle", "--users-from", tmp_path / "users"), "no user 'bob, or eve'")
 
 
-def test_runs_are_told_apart_by_folder_and_settings(run_cli, made):
+def test_runs_are_told_apart_by_what_differs(run_cli, made):
     _, out, _ = run_cli("compare", made / "a", made / "b")
-    rows = [line.split() for line in out.splitlines()]
-    assert [row[:2] for row in rows if row and row[0] in (str(made / "a"), str(made / "b"))] == [
-        [str(made / "a"), "lightgcn"], [str(made / "b"), "lightgcn"]
-    ]  # fmt: skip
-    assert f"{made / 'a'}: model.num_layers=1, train.learning_rate=0.01" in out
-    assert f"{made / 'b'}: model.num_layers=2, train.learning_rate=0.02" in out
+    names = ["lightgcn, num_layers=1, learning_rate=0.01", "lightgcn, num_layers=2, learning_rate=0.02"]
+    for name, run in zip(names, ("a", "b"), strict=True):
+        row = next(line for line in out.splitlines() if line.strip().startswith(name))
+        test = json.loads((made / run / "result.json").read_text())["test"]
+        found = re.findall(r"(0\.\d{4}) \((0\.\d{4}) to (0\.\d{4})\)", row)
+        assert [figures[0] for figures in found] == [f"{test[metric]:.4f}" for metric in ("recall@20", "ndcg@20")]
+        assert all(low < mean < high for mean, low, high in found)
+    assert f"{names[0]}: {made / 'a'}; model.num_layers=1, train.learning_rate=0.01" in out
+    assert f"{names[1]}: {made / 'b'}; model.num_layers=2, train.learning_rate=0.02" in out
     _, out, _ = run_cli("compare", made / "a")
     assert "settings" not in out
 
@@ -99,14 +103,39 @@ def test_runs_of_different_models_are_compared_by_the_settings_that_each_has(run
         status, out, err = run_cli("compare", tmp_path / first, tmp_path / second)
         assert status == 0, err
         lines = {line.split(": ", 1)[0]: line for line in out.splitlines() if ": " in line}
-        assert "model.diffusion.num_timesteps=" in lines[str(tmp_path / "diffmm")]
-        assert "model.diffusion" not in lines[str(tmp_path / "lightgcn")]
+        assert "model.diffusion.num_timesteps=" in lines["diffmm"]
+        assert "model.diffusion" not in lines["lightgcn"]
 
 
 def test_runs_of_the_same_settings_say_so(run_cli, made, tmp_path):
     shutil.copytree(made / "a", tmp_path / "copy")
     _, out, _ = run_cli("compare", made / "a", tmp_path / "copy")
     assert "all settings are the same" in out
+    assert f"lightgcn (copy): {tmp_path / 'copy'}" in out
+
+
+def test_runs_that_cannot_be_measured_again_are_compared_without_intervals(run_cli, made, tmp_path):
+    shutil.copytree(made / "a", tmp_path / "run")
+    figure = f"{json.loads((made / 'a' / 'result.json').read_text())['test']['recall@20']:.4f}"
+    for gone, words in (("run/checkpoints", "does not know"), ("d", "does not exist")):
+        place = (made if gone == "d" else tmp_path) / gone
+        place.rename(tmp_path / "aside")
+        status, out, err = run_cli("compare", tmp_path / "run")
+        (tmp_path / "aside").rename(place)
+        assert status == 0, err
+        row = next(line for line in out.splitlines() if line.strip().startswith("lightgcn"))
+        assert (figure in row, "(" in row) == (True, False)
+        note = next(line for line in out.splitlines() if line.startswith(f"{tmp_path / 'run'}: no interval"))
+        assert "since it cannot be measured again" in note
+        assert words in note
+
+
+def test_a_figure_that_is_not_the_run_s_own_is_said(run_cli, made, tmp_path):
+    shutil.copytree(made / "a", tmp_path / "run")
+    test = json.loads((made / "a" / "result.json").read_text())["test"]
+    reseal(tmp_path / "run" / "result.json", test={**test, "ndcg@20": test["ndcg@20"] + 0.01})
+    _, out, _ = run_cli("compare", tmp_path / "run")
+    assert f"{tmp_path / 'run'}: measured now, ndcg@20 is {test['ndcg@20']:.4f}" in out
 
 
 def test_a_missing_figure_says_why(run_cli, made, tmp_path):
@@ -128,7 +157,8 @@ def test_an_unfinished_run_does_not_hide_the_others(run_cli, made, tmp_path):
     status, out, _ = run_cli("compare", tmp_path / "stopped", made / "b")
     assert status == 0
     assert f"{tmp_path / 'stopped'}: it has not finished; run its `train` command again" in out
-    assert next(line for line in out.splitlines() if line.split()[:1] == [str(made / "b")]).count("0.") >= 3
+    rows = [line for line in out.splitlines() if line.strip().startswith("lightgcn, num_layers=2")]
+    assert rows[0].count("0.") >= 3
     one_sentence(run_cli("compare", tmp_path / "stopped"), "has not finished; run its `train` command again")
 
 

@@ -30,7 +30,7 @@ def shop(tmp_path, monkeypatch):
 
 def test_the_readme(shop, run_cli):
     run = PageRun(run_cli, quick=QUICK)
-    assert run.page(ROOT / "README.md") == 5
+    assert run.page(ROOT / "README.md") == 6
     assert run.names["ids"].shape == (2, 20)
 
 

@@ -176,13 +176,14 @@ def one_sentence(outcome, *parts):
 READS = [
     "inspect {}", "prepare published {} --out o", "prepare mmrec {} --out o", "partition {} --num-parts 2 --out o",
     "evaluate {}", "export {} --out o", "compare {}", "recommend {} --all --out o.parquet", "bench report {}",
-    "bench stream {} --out o.json", "bench compare {} {}", "bench propagate {} --out o.json", "train {}.yaml",
+    "report {} --out o.html", "bench stream {} --out o.json", "bench compare {} {}", "bench propagate {} --out o.json",
+    "train {}.yaml",
 ]  # fmt: skip
 WRITES = [
     "prepare synthetic --out {}", "prepare published raw --out {}", "prepare mmrec raw --out {}", "export run --out {}",
     "prepare tables in.csv --user user --item item --out {}", "partition d --num-parts 2 --out {}",
     "recommend b --all --out {}.parquet", "bench epoch c.yaml --out {}", "bench stream d --out {}",
-    "bench growth c.yaml --out o.json --plot {}", "train c.yaml run.path={}",
+    "report run --out {}", "bench growth c.yaml --out o.json --plot {}", "train c.yaml run.path={}",
 ]  # fmt: skip
 
 

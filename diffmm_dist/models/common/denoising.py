@@ -26,6 +26,7 @@ from diffmm_dist.parallel.random import RandomStream
 from diffmm_dist.parallel.replicas import sum_gradients
 from diffmm_dist.sparse import CSR
 
+REVERSE_CHAIN = "reverse_chain"  # stream of an epoch's rebuild
 REBUILT_ROWS = 2048  # at a time: fewer make small products, more leave narrow blocks of columns
 
 
@@ -78,6 +79,31 @@ class Diffusion:
     shard: DenoisingShard
     denoisers: Mapping[str, Denoiser]
     unit: str
+
+    def chain(self, name: str) -> ReverseChain:
+        """Return the reverse chain of a denoiser as it is now."""
+        return ReverseChain(
+            self.schedule,
+            self.denoisers[name],
+            sampling_steps=self.settings.sampling_steps,
+            sampling_noise=self.settings.sampling_noise,
+        )
+
+    def values_at(self, edges: CSR, name: str, rows: Tensor, *, seed: int, epoch: int) -> Tensor:
+        """Return what an epoch's rebuild has found at the edges of a few rows, in the order of ``edges.select(rows)``.
+
+        Args:
+            edges: own rows x column ids.
+            name: of the denoiser, whose weights are those of that epoch.
+            rows: own rows, int64 (n,); their values at all own columns are held at once.
+            seed: the run's.
+            epoch: which.
+        """
+        places = rows + self.shard.own.start
+        stream = RandomStream.of(seed, REVERSE_CHAIN, epoch, name)
+        found = self.chain(name).denoise(self.shard.rows.select(places), self.shard.ids[places], stream)
+        of_rows, wanted = torch.cat([values for _, values in found], dim=1), edges.select(rows)
+        return of_rows[wanted.row_ids, wanted.indices]
 
 
 @dataclass(frozen=True)
@@ -238,17 +264,8 @@ class RebuildPhase(Phase):
 
     def begin(self, context: PhaseContext) -> int:
         """Prepare the reverse chains."""
-        settings = self._diffusion.settings
         self._context = context
-        self._chains = {
-            name: ReverseChain(
-                self._diffusion.schedule,
-                denoiser,
-                sampling_steps=settings.sampling_steps,
-                sampling_noise=settings.sampling_noise,
-            )
-            for name, denoiser in self._diffusion.denoisers.items()
-        }
+        self._chains = {name: self._diffusion.chain(name) for name in self._diffusion.denoisers}
         most_rows = max(self._diffusion.shard.groups.sizes)  # of any worker, so that all take as many steps
         return -(-most_rows // REBUILT_ROWS)
 
@@ -261,7 +278,7 @@ class RebuildPhase(Phase):
         own = shard.own
         first, last = (min(max(edge, own.start), own.stop) for edge in (start, stop))  # the batch's own rows
         for number, (name, chain) in enumerate(self._chains.items()):
-            stream = self._context.stream("reverse_chain", name)
+            stream = self._context.stream(REVERSE_CHAIN, name)
             best = self._best(chain, selected, shard.ids[rows], stream)
             values, ids = shard.best_of_all(*best, self._topk)
             batch = slice(first - start, last - start)

@@ -19,7 +19,7 @@ from diffmm_dist.graph.attention import TypedEdges, attention_of, relational_att
 from diffmm_dist.graph.hetero import REAL, HeteroGraph, Kernel
 from diffmm_dist.graph.propagate import Rows, sum_of_layers
 from diffmm_dist.losses.regularization import squared_norm
-from diffmm_dist.models.base import AttendedFacts, Recommender
+from diffmm_dist.models.base import AttendedFacts, GeneratedGraph, Recommender
 from diffmm_dist.models.common.denoising import Diffusion, DiffusionSettings, new_denoiser
 from diffmm_dist.models.common.denoising_shard import DenoisingShard
 from diffmm_dist.models.common.initialization import fill_uniform, xavier_table
@@ -292,14 +292,23 @@ class DiffKG(Recommender):
     def use_generated(self, epoch: int) -> tuple[Facts, Facts]:
         """Build K_d from the chosen tails, and drop facts for an epoch; return it before and after the drop."""
         self.generated_epoch.fill_(epoch)
-        missing = self.knowledge.own_ids.numel() - self.item_tails.shape[0] - self.entity_tails.shape[0]
-        none = self.item_tails.new_full((missing, self.item_tails.shape[1]), -1)
-        tails = torch.cat([self.item_tails, self.entity_tails, none])
-        chosen = generated_facts(self.knowledge, tails, self.shard.world)
+        chosen = self._chosen_facts()
         stream = RandomStream.of(self._seed, "edge_drop", epoch)
         kept = dropped(chosen, self.knowledge, self.denoising.settings.edge_keep_prob, stream)
         self.use_facts(kept)
         return chosen, kept
+
+    def _chosen_facts(self) -> Facts:
+        missing = self.knowledge.own_ids.numel() - self.item_tails.shape[0] - self.entity_tails.shape[0]
+        none = self.item_tails.new_full((missing, self.item_tails.shape[1]), -1)
+        tails = torch.cat([self.item_tails, self.entity_tails, none])
+        return generated_facts(self.knowledge, tails, self.shard.world)
+
+    def generated_graphs(self) -> list[GeneratedGraph]:
+        """Return K_d before facts are dropped, if the model reads it."""
+        if int(self.generated_epoch) < 0:
+            return []
+        return [GeneratedGraph("", "nodes", self._chosen_facts().pairs, self.knowledge.facts.pairs)]
 
     def use_facts(self, kept: Facts) -> None:
         """Put K_d in place."""

@@ -5,6 +5,7 @@ weights; A^ the real graph, A^_m the generated graph of modality m.
 """
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +17,7 @@ from diffmm_dist.errors import UserError
 from diffmm_dist.graph.hetero import REAL, HeteroGraph, Kernel
 from diffmm_dist.graph.propagate import Rows, propagate, propagate_tables, propagate_to_users, sum_of_layers
 from diffmm_dist.graph.relation import Relation
+from diffmm_dist.models.base import GeneratedGraph
 from diffmm_dist.models.common.denoising import Diffusion, DiffusionSettings, new_denoiser
 from diffmm_dist.models.common.denoising_shard import DenoisingShard
 from diffmm_dist.models.common.projection import PROJECTIONS, check_modalities
@@ -203,6 +205,18 @@ class DiffMM(EmbeddingTables):
         return CSR.from_pairs(
             users.reshape(-1), items.reshape(-1), num_rows=items.shape[0], num_columns=self.shard.num_items
         )
+
+    def generated_graphs(self) -> list[GeneratedGraph]:
+        """Return the generated graph of every modality, before edges are dropped; values need a world of one."""
+        if (epoch := int(self.generated_epoch)) < 0:
+            return []
+        found = []
+        for index, name in enumerate(self.modalities):
+            edges = self.generated_edges(index)
+            values = partial(self.denoising.values_at, edges, name, seed=self._seed, epoch=epoch)
+            known = values if self.shard.world.size == 1 else None
+            found.append(GeneratedGraph(name, "users", edges, self.data.interactions, known))
+        return found
 
     def restored(self) -> None:
         """Rebuild the generated graphs that the loaded state was trained with."""

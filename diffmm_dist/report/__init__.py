@@ -1,0 +1,1 @@
+"""What one or several runs have come to, as one page that needs nothing else (docs/report.md)."""
