@@ -1,5 +1,6 @@
 """The command line: one short function per command, and one place that turns errors into a sentence and a status."""
 
+import contextlib
 import os
 import sys
 from collections.abc import Mapping
@@ -16,6 +17,7 @@ from diffmm_dist.cli_features import prepare_features
 from diffmm_dist.cli_options import (
     ConfigFile,
     Force,
+    Json,
     Out,
     Overrides,
     Run,
@@ -45,7 +47,7 @@ from diffmm_dist.errors import (
 )
 from diffmm_dist.interrupts import ENDED, ignore
 from diffmm_dist.launch.signals import at_once
-from diffmm_dist.monitoring.log import logger, metric_rows, print_table, say, set_up_logging
+from diffmm_dist.monitoring.log import logger, metric_rows, print_table, say, say_json, set_up_logging
 from diffmm_dist.runs.config import reference_markdown
 from diffmm_dist.safe_text import check_word, message
 from diffmm_dist.statuses import INTERRUPTED, MISTAKE, TAKEN_OVER, TRY_AGAIN
@@ -99,12 +101,29 @@ def init(
 
 
 @app.command()
-def train(overrides: Overrides = None, config: ConfigFile = None) -> None:
+def train(
+    overrides: Overrides = None,
+    config: ConfigFile = None,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Show warnings and the result alone.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print JSON and nothing else: a line for each epoch, then the result.")
+    ] = False,
+) -> None:
     """Train a model, or go on training it: the same command again resumes the run."""
+    if quiet:
+        set_up_logging(quiet=True)
     settings = configured(config, overrides)
     from diffmm_dist.launch.job import run_job
 
-    _show_result(run_job(settings), settings.run.path)
+    if not as_json:
+        _show_result(run_job(settings), settings.run.path)
+        return
+    from diffmm_dist.monitoring.jsonl import JsonPrinter
+
+    printer = JsonPrinter(sys.stdout)
+    with contextlib.redirect_stdout(sys.stderr):  # what libraries print
+        result = run_job(settings, recorders=[printer], show_progress=False)
+    say_json({"result": result})
 
 
 app.command()(tune)
@@ -164,6 +183,7 @@ def _show_stage(result: Mapping[str, Any], stage: Mapping[str, Any], *, start: i
 def compare(
     runs: Annotated[list[str], typer.Argument(help="Folders of runs.", callback=place)],
     k: Annotated[int, typer.Option(min=1, help="Cut-off.")] = 20,
+    as_json: Json = False,
 ) -> None:
     """Show the test figures of several runs side by side, with intervals, and what tells the runs apart."""
     from diffmm_dist.training.comparison import compare_runs
@@ -171,6 +191,10 @@ def compare(
 
     prepare_process(0)
     comparison = compare_runs(runs, k=k)
+    if as_json:
+        for record in comparison.records:
+            say_json(record)
+        return
     print_table("", comparison.columns, comparison.rows)
     for note in comparison.notes:
         say(note)
@@ -184,6 +208,7 @@ def evaluate(
     retrieved_ndcg: Annotated[
         bool, typer.Option("--retrieved-ndcg", help="Measure the NDCG over retrieved items too, to compare only.")
     ] = False,
+    as_json: Json = False,
 ) -> None:
     """Evaluate the best epoch of a run at any cut-offs, under the run's protocol."""
     splits: dict[str, Literal["valid", "test"]] = {"valid": "valid", "test": "test"}
@@ -197,6 +222,10 @@ def evaluate(
     prepare_process(0)
     trained = load_trained(run)
     metrics = trained.figures(splits[split], cutoffs, retrieved_ndcg=retrieved_ndcg)
+    if as_json:
+        place = {"run": run, "split": split, "epoch": trained.best_epoch, "protocol": trained.config.eval.protocol}
+        say_json({**place, "metrics": metrics})
+        return
     names, rows = metric_rows("", metrics)
     protocol = protocol_words(trained.config.eval.protocol)
     print_table(f"{split} of {run}: epoch {trained.best_epoch}, {protocol}", ["", *names], rows)

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 import typer
 
-from diffmm_dist.cli_options import Dataset, Force, Out, one_of, place
-from diffmm_dist.monitoring.log import print_table, say
+from diffmm_dist.cli_options import Dataset, Force, Json, Out, one_of, place
+from diffmm_dist.monitoring.log import print_table, say, say_json
 
 if TYPE_CHECKING:
     from diffmm_dist.data.dataset import Dataset as _Dataset
@@ -283,17 +283,21 @@ def partition(
 def inspect(
     dataset: Dataset,
     verify: Annotated[bool, typer.Option("--verify", help="Read every file and compare its checksum.")] = False,
+    as_json: Json = False,
 ) -> None:
     """Show what a dataset holds."""
-    _show_dataset(dataset, verify=verify)
+    _show_dataset(dataset, verify=verify, as_json=as_json)
 
 
-def _show_dataset(uri: str, *, verify: bool = False) -> None:
+def _show_dataset(uri: str, *, verify: bool = False, as_json: bool = False) -> None:
     from diffmm_dist.data.dataset import Dataset
 
     dataset = Dataset.open(uri)
     if verify:
         dataset.verify()
+    if as_json:
+        say_json(_facts(dataset))
+        return
     manifest = dataset.manifest
     train = dataset.interactions("train")
     cold_users, cold_items = int((train.row_counts == 0).sum()), int((train.column_counts == 0).sum())
@@ -313,6 +317,24 @@ def _show_dataset(uri: str, *, verify: bool = False) -> None:
     print_table(f"dataset {uri}", ["", "", ""], rows)
     if manifest.partition is not None:
         _show_partition(manifest.partition, manifest.made_by.get("cut_by"))
+
+
+def _facts(dataset: "_Dataset") -> dict[str, object]:
+    """Return what a dataset holds, for machines."""
+    manifest = dataset.manifest
+    train = dataset.interactions("train")
+    lone = {"users": int((train.row_counts == 0).sum()), "items": int((train.column_counts == 0).sum())}
+    modalities = {name: {"width": entry.width, "dtype": entry.dtype} for name, entry in manifest.modalities.items()}
+    return {
+        "dataset": dataset.uri,
+        "fingerprint": manifest.fingerprint,
+        "counts": manifest.counts,
+        "without_training_interactions": lone,
+        "interactions": {split: manifest.num_interactions(split) for split in ("train", "valid", "test")},
+        "modalities": modalities,
+        "tables": list(manifest.tables),
+        "parts": None if manifest.partition is None else manifest.partition.num_parts,
+    }
 
 
 def _knowledge_rows(dataset: "_Dataset") -> list[list[str]]:

@@ -61,6 +61,7 @@ JsonOut = Annotated[str, typer.Option(help="JSON file to write.", callback=file_
 Dataset = Annotated[str, typer.Argument(help="A prepared dataset.", callback=place)]
 Run = Annotated[str, typer.Argument(help="Run folder.", callback=place)]
 Force = Annotated[bool, typer.Option("--force", help="Replace what is there.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON, an object a line, and nothing else.")]
 ConfigFile = Annotated[
     str | None,
     typer.Option("--config", help="YAML file, if not given as FILE.", callback=local_place, autocompletion=yaml_files),

@@ -5,9 +5,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from diffmm_dist.cli_options import file_to_write, one_of, place
+from diffmm_dist.cli_options import Json, file_to_write, one_of, place
 from diffmm_dist.errors import UserError
-from diffmm_dist.monitoring.log import print_table, say
+from diffmm_dist.monitoring.log import logger, print_table, say, say_json
 from diffmm_dist.places import settle
 
 if TYPE_CHECKING:
@@ -67,13 +67,14 @@ def recommend(
     index: Ranking = "exact",
     raw_ids: RawIds = False,
     out: ListOut = None,
+    as_json: Json = False,
 ) -> None:
     """Recommend items to known users, or to users who are only lists of items, in original ids."""
     if (users is not None) + (users_from is not None) + every_user + (fold_in is not None) != 1:
         raise UserError(
             "give either --users ID,ID or --all, or --users-from FILE or --fold-in FILE, and one of them only"
         )
-    if every_user and out is None:
+    if every_user and out is None and not as_json:
         raise UserError("--all needs --out FILE, such as recs.parquet or recs.csv")
     if (categories is None) != (at_most is None):
         raise UserError("--categories FILE and --at-most N belong together; give both or neither")
@@ -81,7 +82,7 @@ def recommend(
 
     places = _new_places(cold, only_cold)
     sources = [users_from, fold_in, items, exclude, categories, *places.values()]
-    recommender, new = _with_new_items(_loaded(bundle, out, sources, index), places, only_cold)
+    recommender, new = _with_new_items(_loaded(bundle, out, sources, index, as_json=as_json), places, only_cold)
     rule = _rule(recommender, items, exclude, categories, at_most, only=new)
     options: dict[str, Any] = {"k": k, "include_seen": include_seen, "rule": rule}
     folded: pa.Array | None = None
@@ -98,7 +99,8 @@ def recommend(
             asked = _ids(users, "--users") if users is not None else read_ids(str(users_from), recommender.users)
             rows = recommender.users.rows_once(asked)
         tables, count = recommend_blocks(recommender, rows, **options), len(rows)
-    _give(tables, recommender, out, raw_ids, f"recommendations to {count:,} users", asked=folded)
+    what = f"recommendations to {count:,} users"
+    _give(tables, recommender, out, raw_ids, what, asked=folded, as_json=as_json)
 
 
 def similar(
@@ -114,6 +116,7 @@ def similar(
     k: Annotated[int, typer.Option(min=1, help="How many for each.")] = 20,
     raw_ids: RawIds = False,
     out: ListOut = None,
+    as_json: Json = False,
 ) -> None:
     """Show the items, or the users, whose embeddings are the most alike by their cosine, in original ids."""
     if sum(given is not None for given in (items, users, items_from, users_from)) != 1:
@@ -121,13 +124,14 @@ def similar(
     from diffmm_dist.bundles.asked import read_ids
     from diffmm_dist.bundles.tables import similar as similar_blocks
 
-    recommender = _loaded(bundle, out, [items_from, users_from])
+    recommender = _loaded(bundle, out, [items_from, users_from], as_json=as_json)
     kind: Kind = "items" if users is None and users_from is None else "users"
     known = recommender.ids(kind)
     file = items_from or users_from
     asked = read_ids(file, known) if file is not None else _ids(str(users if items is None else items), f"--{kind}")
     rows = known.rows_once(asked)
-    _give(similar_blocks(recommender, kind, rows, k=k), recommender, out, raw_ids, f"similar {kind} of {len(rows):,}")
+    tables = similar_blocks(recommender, kind, rows, k=k)
+    _give(tables, recommender, out, raw_ids, f"similar {kind} of {len(rows):,}", as_json=as_json)
 
 
 def explain(
@@ -163,8 +167,12 @@ def explain(
         say(f"{picture}: drawn")
 
 
-def _loaded(bundle: str, out: str | None, sources: list[str | None], index: str = "exact") -> "Recommender":
+def _loaded(
+    bundle: str, out: str | None, sources: list[str | None], index: str = "exact", *, as_json: bool
+) -> "Recommender":
     """Return a bundle to ask, once it is sure that its answer can be written and is no place that is read."""
+    if out is not None and as_json:
+        raise UserError("--json prints what --out FILE would hold; give one of them")
     from diffmm_dist.bundles.recommender import Recommender
     from diffmm_dist.bundles.tables import file_format
     from diffmm_dist.storage import check_apart
@@ -237,7 +245,8 @@ def _folded(recommender: "Recommender", place: str, options: dict[str, Any]) -> 
     histories = read_histories(place, recommender.items)
     if histories.num_unknown:
         empty = f"; {histories.num_empty:,} users have no other and get no list" if histories.num_empty else ""
-        say(f"note: {histories.num_unknown:,} rows of {place} name items that are not in the bundle{empty}")
+        note = f"note: {histories.num_unknown:,} rows of {place} name items that are not in the bundle{empty}"
+        logger.info("%s", note)
     return fold_in(recommender, histories, **options), histories.users
 
 
@@ -249,6 +258,7 @@ def _give(
     what: str,
     *,
     asked: "pa.Array | None" = None,
+    as_json: bool,
 ) -> None:
     """Write tables to a file, or print them; who asks are the bundle's users unless others are given."""
     import pyarrow as pa
@@ -261,6 +271,11 @@ def _give(
         if not raw_ids and file_format(out) == "csv":
             users = recommender.users.values if asked is None else pa.chunked_array([asked])
             _say_formulas(num_formulas(users, recommender.items.values))
+        return
+    if as_json:
+        for table in tables:
+            for row in table.to_pylist():
+                say_json(row)
         return
     names: list[str] = []
     cells = []

@@ -4,7 +4,7 @@ import logging
 import math
 import os
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +21,11 @@ from diffmm_dist.errors import (
     system_sentence,
 )
 from diffmm_dist.launch.cluster_room import Request
+from diffmm_dist.launch.following import Following
 from diffmm_dist.launch.ray_cluster import ray_cluster, room_for
 from diffmm_dist.launch.ray_package import is_local
 from diffmm_dist.launch.signals import StopSignals
-from diffmm_dist.monitoring.log import set_up_logging
+from diffmm_dist.monitoring.log import is_quiet, set_up_logging
 from diffmm_dist.monitoring.recorder import Recorder
 from diffmm_dist.places import check_shared
 from diffmm_dist.runs.config import Config, config_from_tree, places
@@ -40,8 +41,12 @@ _PATIENCE_S = 60.0  # for the workers of an earlier attempt to be gone
 _PATIENCE_AT_START_S = 15.0  # for those of an earlier driver
 
 
-def run_on_ray(config: Config) -> Result:
+def run_on_ray(config: Config, *, recorders: Sequence[Recorder] = ()) -> Result:
     """Train in Ray workers: on the cluster that RAY_ADDRESS names, or on one started here for the run.
+
+    Args:
+        config: the run.
+        recorders: told in this process what the workers' scalars are.
 
     Raises:
         UserError: something that the user can put right.
@@ -58,16 +63,17 @@ def run_on_ray(config: Config) -> Result:
     folder.claim(config, fingerprint=dataset.manifest.fingerprint, patience_s=_PATIENCE_AT_START_S)
     folder.release()
     folder.clear_stop()
+    following = Following(folder, recorders)
     try:
         with ray_cluster() as ray:
             request = room_for(ray, config.cluster)
-            outcome = _fit_in_thread(config, folder, request)
+            outcome = _fit_in_thread(config, folder, request, following)
     except KeyboardInterrupt as interrupt:  # Ray and the workers are gone by now, so what is said stays true
         raise StoppedEarlyError(f"stopped at once, without saving; {folder.last_complete()}") from interrupt
     return _unpack(outcome)
 
 
-def _fit_in_thread(config: Config, folder: RunFolder, request: Request) -> Any:
+def _fit_in_thread(config: Config, folder: RunFolder, request: Request, following: Following) -> Any:
     """Run the trainer so that Ctrl-C lets the workers save first; Ray, in the main thread, would abort them."""
     outcome: list[Any] = []
     thread = threading.Thread(target=lambda: outcome.append(_fit(config, folder, request)), daemon=True)
@@ -76,8 +82,10 @@ def _fit_in_thread(config: Config, folder: RunFolder, request: Request) -> Any:
             thread.start()
             while thread.is_alive():
                 thread.join(_POLL_SECONDS)
+                following.look()
     finally:
         folder.clear_stop()
+    following.look(now=True)
     return outcome[0]
 
 
@@ -108,7 +116,7 @@ def _trainer(config: Config, folder: RunFolder, request: Request, meeting_place:
     file_system, path = storage.arrow_file_system(folder.uri)
     return TorchTrainer(
         _train_function,
-        train_loop_config={"config": config.model_dump(mode="json"), "threads": _word_of_user()},
+        train_loop_config={"config": config.model_dump(mode="json"), "threads": _word_of_user(), "quiet": is_quiet()},
         torch_config=FileConfig(timeout_s=timeout_s, folder=meeting_place)
         if is_local()
         else TorchConfig(timeout_s=timeout_s),
@@ -144,8 +152,10 @@ def _train_function(job: dict[str, Any]) -> Mapping[str, Any]:
     """
     import ray.train
 
-    set_up_logging()
-    logging.getLogger("ray.train").setLevel(logging.WARNING)  # it would print every report
+    set_up_logging(quiet=job["quiet"])
+    for name in list(logging.root.manager.loggerDict):
+        if name.startswith("ray.train") or "/ray/train/" in name:  # some are named by their files
+            logging.getLogger(name).setLevel(logging.WARNING)  # they would print every report
     # torchrun sets it too, and Ray Train did once: by it workers share a machine's cores and memory.
     os.environ["LOCAL_WORLD_SIZE"] = str(ray.train.get_context().get_local_world_size())
     config = config_from_tree(job["config"], source="driver")

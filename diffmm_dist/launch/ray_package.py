@@ -2,6 +2,7 @@
 
 import os
 import socket
+import sys
 from typing import Any
 
 from diffmm_dist.errors import TryAgainError, UserError, one_line
@@ -22,6 +23,8 @@ def imported(*, local: bool) -> Any:
         UserError: it cannot be imported.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    if not sys.stderr.isatty() or os.environ.get("NO_COLOR"):
+        os.environ.setdefault("RAY_COLOR_PREFIX", "0")  # what workers say is coloured otherwise, in logs too
     if local:
         # Without the cluster support that this variable is named for, every server of Ray's binds to loopback; Ray
         # reads it when it is imported.

@@ -1,13 +1,13 @@
 """metrics.jsonl: one JSON object per epoch, the same keys as TensorBoard's tags."""
 
 import json
-import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from diffmm_dist import json_text
 from diffmm_dist.errors import UserError, one_line
+from diffmm_dist.monitoring.log import finite, say_json
 from diffmm_dist.monitoring.recorder import Recorder
 from diffmm_dist.records import RunId, check_seal, sealed, unsealed
 from diffmm_dist.regular_files import read_regular
@@ -94,8 +94,7 @@ class JsonlRecorder(Recorder):
 
     def scalars(self, values: Mapping[str, float], *, epoch: int) -> None:
         """Append one line; a value that is not finite is written as null."""
-        finite = {tag: value if math.isfinite(value) else None for tag, value in values.items()}
-        self._file.write(self._line({"epoch": epoch, "writer": self._writer, **finite}))
+        self._file.write(self._line({"epoch": epoch, "writer": self._writer, **finite(values)}))
         self._file.flush()
 
     def _line(self, record: Mapping[str, Any]) -> str:
@@ -104,3 +103,21 @@ class JsonlRecorder(Recorder):
     def close(self) -> None:
         """Close the file."""
         self._file.close()
+
+
+class JsonPrinter(Recorder):
+    """Prints a line of JSON per epoch, with the keys of metrics.jsonl.
+
+    Args:
+        stream: where.
+    """
+
+    def __init__(self, stream: IO[str]) -> None:
+        self._stream = stream
+
+    def scalars(self, values: Mapping[str, float], *, epoch: int) -> None:
+        """Print one line."""
+        say_json({"epoch": epoch, **values}, file=self._stream)
+
+    def close(self) -> None:
+        """Do nothing."""

@@ -1,8 +1,11 @@
 """The log: plain lines on standard error, and tables on standard output."""
 
+import json
 import logging
+import math
 import sys
 from collections.abc import Mapping, Sequence
+from typing import IO, Any
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
@@ -15,18 +18,27 @@ from diffmm_dist.safe_text import message
 logger = logging.getLogger("diffmm_dist")
 
 
-def set_up_logging() -> None:
-    """Send the log to standard error: a bare line each, coloured on a terminal."""
+def set_up_logging(*, quiet: bool = False) -> None:
+    """Send the log to standard error: a bare line each, coloured on a terminal.
+
+    Args:
+        quiet: warnings alone.
+    """
     handler: logging.Handler
     if sys.stderr.isatty():
-        handler = RichHandler(console=error_console(), show_time=False, show_level=False, show_path=False)
+        handler = RichHandler(console=Console(stderr=True), show_time=False, show_level=False, show_path=False)
     else:
         handler = logging.StreamHandler()
         handler.setFormatter(logging.Formatter("%(message)s"))
     handler.addFilter(_fit)
     logger.handlers[:] = [handler]
     logger.propagate = False
-    logger.setLevel(logging.INFO)
+    logger.setLevel(logging.WARNING if quiet else logging.INFO)
+
+
+def is_quiet() -> bool:
+    """Return whether the log has warnings alone."""
+    return not logger.isEnabledFor(logging.INFO)
 
 
 def _fit(record: logging.LogRecord) -> bool:
@@ -40,8 +52,30 @@ def say(text: str, *, end: str = "\n") -> None:
     print("\n".join(message(line) for line in text.split("\n")), end=end)
 
 
+def say_json(value: Any, *, file: IO[str] | None = None) -> None:
+    """Print a value as a line of JSON, in which what no number is stands as null.
+
+    Args:
+        value: maps with names for keys, lists, texts, numbers, null.
+        file: in place of standard output.
+    """
+    print(json.dumps(finite(value), allow_nan=False), file=file, flush=True)
+
+
+def finite(value: Any) -> Any:
+    """Return a value in which null stands for numbers that JSON has not."""
+    if isinstance(value, Mapping):
+        return {name: finite(inner) for name, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
 def error_console() -> Console:
-    """Return a console on the present standard error, at least as wide as our lines where it is no terminal."""
+    """Return the console of standard error; the log's own, so that what is drawn there and its lines do not cross."""
+    for handler in logger.handlers:
+        if isinstance(handler, RichHandler):
+            return handler.console
     return Console(stderr=True, soft_wrap=not sys.stderr.isatty())
 
 

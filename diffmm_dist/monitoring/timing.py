@@ -43,10 +43,36 @@ def take_turns(cases: Mapping[Name, Callable[[], object]], *, repeats: int) -> d
 def peak_rss_gib() -> float:
     """Return the largest resident memory of this process so far, in GiB."""
     try:
-        kib = status_kib("VmHWM")
+        kib = max(_largest_before, status_kib("VmHWM"))
     except (OSError, StopIteration):  # not Linux; getrusage also counts what the starting process had used
         kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return kib / 2**20
+
+
+_largest_before = 0  # KiB, the largest before Linux was last told to forget it
+
+
+class PeakMemory:
+    """The largest resident memory of this process while named things were done, in GiB, where Linux tells."""
+
+    def __init__(self) -> None:
+        self.gib: dict[str, float] = {}
+
+    @contextmanager
+    def measure(self, name: str) -> Iterator[None]:
+        """Take down the peak of the enclosed block under ``name``, or what was larger there before."""
+        global _largest_before  # of the process, and so is what Linux is told to forget
+        try:
+            _largest_before = max(_largest_before, status_kib("VmHWM"))
+            with open("/proc/self/clear_refs", "w", encoding="utf-8") as marks:
+                marks.write("5")  # forget the peak
+        except (OSError, StopIteration):  # not Linux, or not allowed: nothing can be said of a part
+            yield
+            return
+        try:
+            yield
+        finally:
+            self.gib[name] = max(self.gib.get(name, 0.0), status_kib("VmHWM") / 2**20)
 
 
 def status_kib(field: str) -> int:

@@ -52,7 +52,7 @@ def read_finished(uri: str) -> FinishedRun:
     result = folder.result()
     if result is None:
         raise UserError(f"run {uri} has not finished; run its `train` command again")
-    folder.fetch_metrics()
+    folder.fetch_records()
     return FinishedRun(uri, folder.config(), result, folder.identity(), folder.records())
 
 

@@ -205,12 +205,26 @@ def cost_section(measured: Measured, families: Sequence[curves.Family]) -> Html:
     """Return what an epoch takes, by phase, and memory."""
     result = measured.run.result
     rows = [Row(name, seconds, words=f"{seconds:.3g} s") for name, seconds in result["seconds_per_phase"].items()]
+    peaks = {
+        name: [record.get(f"mem/{name}_gib") for record in measured.run.records] for name in result["seconds_per_phase"]
+    }
+    known = {name: max(filter(None, values)) for name, values in peaks.items() if any(values)}
+    held = [Row(name, peak, words=f"{peak:.3g} GiB") for name, peak in known.items()]
     drawn, _ = curves.pictures([one for one in families if curves.is_of_machine(one.phase)], result)
     words = f"An epoch takes {result['seconds_per_epoch']:.2f} s; the largest worker has {result['peak_rss_gib']:.2f} "
     return section(
         "Time and memory",
         paragraph(words, "GiB at its peak, over all starts of the run. Times are medians over the epochs."),
-        charts([row_chart("seconds of an epoch by phase", rows, across="seconds")] if rows else []),
+        charts(
+            [
+                row_chart(title, bars, across=across)
+                for title, bars, across in (
+                    ("seconds of an epoch by phase", rows, "seconds"),
+                    ("largest resident memory by phase", held, "GiB"),
+                )
+                if bars
+            ]
+        ),
         folded("over the epochs", charts(drawn)) if drawn else Html(""),
     )
 

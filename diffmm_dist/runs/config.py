@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from diffmm_dist.config import load, render
 from diffmm_dist.config.names import Names
@@ -27,10 +27,13 @@ from diffmm_dist.config.section import (
     rule,
 )
 from diffmm_dist.models.registry import SETTINGS
+from diffmm_dist.monitoring.remote import check_project, settle_server
 from diffmm_dist.words import shortened, shown
 
 Workers = Annotated[int, Field(ge=1, le=4096)]
 UpToWorkers = Annotated[int, Field(ge=0, le=4096)]
+TrackingServer = Annotated[str, AfterValidator(settle_server)]
+Project = Annotated[str, AfterValidator(check_project)]
 METRICS = ("recall", "ndcg", "precision", "hit_rate", "mrr")
 
 
@@ -140,6 +143,13 @@ class MonitoringConfig(Section):
 
     tensorboard: bool = True
     """Write TensorBoard events into the run folder."""
+    mlflow: TrackingServer | None = None
+    """Record in MLflow too: `http://HOST:PORT` of a server or `sqlite:///FILE`; login and experiment come from the
+    environment (docs/monitoring.md)."""
+    wandb: Project | None = None
+    """Record in Weights & Biases too: PROJECT, or ENTITY/PROJECT; the key and WANDB_MODE come from the environment."""
+    profile_steps: Natural = 0
+    """Steps of each phase to trace, in the first epoch after every start, into the run folder; 0 traces none."""
 
 
 @rule("data.modalities")

@@ -27,6 +27,7 @@ IDENTITY = "run.json"
 RESULT = "result.json"
 METRICS = "metrics.jsonl"
 _EVENTS = "tensorboard"
+_PROFILE = "profile"
 LOCK = "lock"
 STOP = "stop-requested"
 _STOP_POLL_S = 3.0
@@ -80,6 +81,7 @@ class RunFolder:
         local: where metrics and events are written; the folder itself on a disk.
         metrics: the file of the metrics.
         tensorboard: the folder of the events.
+        profile: the folder of the traces.
     """
 
     def __init__(self, uri: str, *, lease_s: float = LEASE_S) -> None:
@@ -112,6 +114,11 @@ class RunFolder:
     def tensorboard(self) -> Path:
         """The folder of the events."""
         return self.local / _EVENTS
+
+    @property
+    def profile(self) -> Path:
+        """The folder of the traces."""
+        return self.local / _PROFILE
 
     def event_files(self) -> list[str]:
         """Return the names of the run's event files; on a store those of earlier processes are there alone."""
@@ -224,7 +231,7 @@ class RunFolder:
             storage.write_record(self._at(IDENTITY), identity)
         storage.write_bytes(self._at(CONFIG), sealed_text(to_yaml(config), run=self.run).encode())
         self._remove_leftovers()
-        self.fetch_metrics()
+        self.fetch_records()
 
     def _remove_leftovers(self) -> None:
         """Remove what killed processes were writing; nobody else writes here while the lock is held."""
@@ -356,8 +363,12 @@ class RunFolder:
         self._check_own(result["run"], RESULT, remedy=remedy)
         return result
 
-    def fetch_metrics(self) -> None:
-        """Bring metrics.jsonl here from a store, for ``records``; on a disk it is in place already."""
+    def fetch_records(self) -> None:
+        """Bring metrics.jsonl here as the last writer has uploaded it; on a disk it is in place already.
+
+        Raises:
+            UserError: it cannot be read.
+        """
         if self._remote and storage.exists(self._at(METRICS)):
             self.metrics.write_bytes(storage.read_bytes(self._at(METRICS), limit=LARGEST_METRICS))
 

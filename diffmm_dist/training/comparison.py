@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -28,11 +29,13 @@ class Comparison:
         columns: names of the columns.
         rows: a row for each run.
         notes: where each run is and in what it differs from the others, and why figures are missing.
+        records: the rows for machines: numbers, by name, null where there is none.
     """
 
     columns: list[str]
     rows: list[list[str]]
     notes: list[str]
+    records: list[dict[str, Any]]
 
 
 def compare_runs(paths: Sequence[str], *, k: int) -> Comparison:
@@ -53,16 +56,17 @@ def compare_runs(paths: Sequence[str], *, k: int) -> Comparison:
     of_users, others = [f"recall@{k}", f"ndcg@{k}"], [f"coverage@{k}"]
     configs = [folder.config() for folder in folders]
     labels = run_names(configs, [folder.uri for folder in folders])
-    rows, missing = [], []
+    rows, records, missing = [], [], []
     for folder, config, result, label in zip(folders, configs, results, labels, strict=True):
         found, reasons = _intervals(folder.uri, result, of_users)
         figures = result["test"] if result else {}
         cells = [label, *_cells(figures, found, of_users), *metric_cells(figures, others)]
         rows.append([*cells, *_run_cells(config, result)])
+        records.append(_record(folder, config, result, [*of_users, *others], found))
         reasons.insert(0, _missing(config, result, folder.uri, [*of_users, *others], k))
         missing += [f"{folder.uri}: {reason}" for reason in reasons if reason]
     columns = ["run", *of_users, *others, "best epoch", "s/epoch", "protocol"]
-    return Comparison(columns, rows, [*_differences(folders, configs, labels), *missing])
+    return Comparison(columns, rows, [*_differences(folders, configs, labels), *missing], records)
 
 
 def _intervals(uri: str, result: Result | None, names: Sequence[str]) -> tuple[dict[str, Interval], list[str]]:
@@ -99,6 +103,26 @@ def _run_cells(config: Config, result: Result | None) -> list[str]:
     if result is None:
         return ["-", "-", config.eval.protocol]
     return [str(result["best_epoch"]), f"{result['seconds_per_epoch']:.2f}", result["protocol"]]
+
+
+def _record(
+    folder: RunFolder, config: Config, result: Result | None, names: Sequence[str], found: Mapping[str, Interval]
+) -> dict[str, Any]:
+    test = result["test"] if result else {}
+    ended = {
+        "best_epoch": result["best_epoch"] if result else None,
+        "seconds_per_epoch": result["seconds_per_epoch"] if result else None,
+    }
+    figures = {name: test.get(name) for name in names}
+    between = {f"{name} interval": [found[name].low, found[name].high] if name in found else None for name in names[:2]}
+    return {
+        "run": folder.uri,
+        "model": config.model.name,
+        **figures,
+        **between,
+        **ended,
+        "protocol": config.eval.protocol,
+    }
 
 
 def _differences(folders: Sequence[RunFolder], configs: Sequence[Config], labels: Sequence[str]) -> list[str]:

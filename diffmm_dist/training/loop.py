@@ -8,7 +8,7 @@ from diffmm_dist import storage
 from diffmm_dist.errors import LostWorkerError, StoppedError, TakenOverError, UserError
 from diffmm_dist.models.base import Phase, PhaseContext
 from diffmm_dist.monitoring.log import logger
-from diffmm_dist.monitoring.progress import ProgressBar
+from diffmm_dist.monitoring.progress import ProgressLine, Score
 from diffmm_dist.monitoring.recorder import Recorder
 from diffmm_dist.monitoring.timing import peak_rss_gib
 from diffmm_dist.parallel.collectives import any_worker, worker_counts
@@ -20,8 +20,10 @@ from diffmm_dist.training.allocator import give_back_freed_memory
 from diffmm_dist.training.restore import load_best
 from diffmm_dist.training.selection import Evaluation
 from diffmm_dist.training.state import EpochValues, NonFiniteError, TrainState
+from diffmm_dist.training.traces import Traces
 
 _STEPS_BETWEEN_FINITE_CHECKS = 16  # each check waits for the device
+_VALUES_SHOWN = 4
 
 
 @dataclass(frozen=True)
@@ -59,7 +61,8 @@ class TrainingRun:
         save_every_epochs: epochs between checkpoints.
         save_every_steps: steps between checkpoints inside an epoch, 0 for none.
         recorder: where scalars go.
-        progress: the progress bar.
+        progress: shows where it is.
+        traces: of the first steps.
         stop_requested: whether to save and stop after the present step.
         precision: of matrix products inside the phases.
         between_epochs: told where the run stands before and after every epoch; what it raises ends the run there.
@@ -76,7 +79,8 @@ class TrainingRun:
     save_every_epochs: int
     save_every_steps: int
     recorder: Recorder
-    progress: ProgressBar
+    progress: ProgressLine
+    traces: Traces
     stop_requested: Callable[[], bool]
     precision: Precision = "float32"
     between_epochs: Callable[[Standing], None] = nobody_looks
@@ -180,7 +184,8 @@ def _run_epoch(run: TrainingRun) -> None:
     state = run.state
     context = PhaseContext(run.world, run.seed, state.cursor.epoch)
     for phase in state.phases[state.cursor.phase :]:
-        _run_phase(run, phase, context)
+        with state.epoch_values.memory.measure(phase.name):
+            _run_phase(run, phase, context)
     _finish_epoch(run)
 
 
@@ -197,16 +202,17 @@ def _run_phase(run: TrainingRun, phase: Phase, context: PhaseContext) -> None:
 
 def _run_steps(run: TrainingRun, phase: Phase, num_steps: int) -> None:
     cursor, values = run.state.cursor, run.state.epoch_values
-    description = f"{run.state.stage_words}epoch {cursor.epoch} {phase.name}"
-    run.progress.begin(description, total=num_steps, done=cursor.step)
-    for index in range(cursor.step, num_steps):
-        with values.stopwatch.measure(phase.name), matmul_precision(run.precision):
-            values.add(phase.step(index))
-        cursor.step, cursor.global_step = index + 1, cursor.global_step + 1
-        run.progress.advance()
-        if index % _STEPS_BETWEEN_FINITE_CHECKS == 0:
-            values.check_finite(phase, cursor, run.world)
-        _save_inside_epoch(run, phase)
+    run.progress.begin(_epoch_words(run), phase.name, total=num_steps, done=cursor.step)
+    with run.traces.phase(phase.name, epoch=cursor.epoch) as traced:
+        for index in range(cursor.step, num_steps):
+            with values.stopwatch.measure(phase.name), matmul_precision(run.precision):
+                values.add(phase.step(index))
+            traced()
+            cursor.step, cursor.global_step = index + 1, cursor.global_step + 1
+            run.progress.advance()
+            if index % _STEPS_BETWEEN_FINITE_CHECKS == 0:
+                values.check_finite(phase, cursor, run.world)
+            _save_inside_epoch(run, phase)
     with values.stopwatch.measure(phase.name):
         values.check_finite(phase, cursor, run.world)
         phase.drop_gradients()  # no memory for them in the other phases
@@ -256,13 +262,15 @@ def _selection(run: TrainingRun) -> str:
 
 def _evaluate(run: TrainingRun) -> dict[str, float]:
     """Measure the model; when the run is to stop, save the epoch as it is before its evaluation."""
+    run.progress.begin(_epoch_words(run), "evaluate")
 
     def poll() -> None:
         if any_worker(run.stop_requested(), run.world):
             raise StoppedError(f"{run.state.stage_words}epoch {run.state.cursor.epoch}, evaluation")
 
     try:
-        with run.state.epoch_values.stopwatch.measure("evaluate"):
+        values = run.state.epoch_values
+        with values.stopwatch.measure("evaluate"), values.memory.measure("evaluate"):
             return run.evaluation.measure(run.state.model, run.evaluation.selection_split, poll=poll)
     except StoppedError:
         _save(run)
@@ -275,7 +283,7 @@ def _record(run: TrainingRun, epoch: int) -> None:
     seconds = dict(values.stopwatch.seconds)
     epoch_seconds = sum(value for name, value in seconds.items() if name != "checkpoint")
     scalars = values.scalars | {f"time/{name}_s": value for name, value in seconds.items()}
-    scalars |= {"time/epoch_s": epoch_seconds, **_memory(run.world), **_traffic(run.world)}
+    scalars |= {"time/epoch_s": epoch_seconds, **_memory(run.world, values), **_traffic(run.world)}
     scalars["storage/retries"] = float(sum(worker_counts(storage.num_retries(), run.world)))
     for phase in state.phases:
         if phase.name in seconds:
@@ -284,25 +292,57 @@ def _record(run: TrainingRun, epoch: int) -> None:
         scalars["stage"] = float(state.cursor.stage)
     run.recorder.scalars(scalars, epoch=epoch)
     if run.world.is_first:
-        _log_epoch(run, epoch, seconds)
+        _log_epoch(run, seconds)
 
 
-def _log_epoch(run: TrainingRun, epoch: int, seconds: Mapping[str, float]) -> None:
-    state, split = run.state, run.evaluation.selection_split
-    parts = [f"{name} {value:.1f} s" for name, value in seconds.items()]
-    score = state.epoch_values.scalars.get(f"{_selection(run)}/{run.metric}")
-    if score is not None and state.best is not None:
-        best = f"best {state.best.metrics[run.metric]:.4f}, {state.best.epoch}"
-        parts.insert(0, f"{split} {run.metric} {score:.4f} ({best})")
-    first, last = state.first_epoch, state.first_epoch + state.stage.epochs - 1
-    logger.info("%sepoch %d of %d..%d: %s", state.stage_words, epoch, first, last, ", ".join(parts))
+def _log_epoch(run: TrainingRun, seconds: Mapping[str, float]) -> None:
+    state = run.state
+    parts = [_phase_words(run, name, value) for name, value in seconds.items()]
+    score = _score(run)
+    logger.info("%s: %s", _epoch_words(run), ", ".join(parts if score is None else [str(score), *parts]))
+    left = state.stage.epochs - state.epochs_of_stage - 1
+    whole = "stage" if len(state.stages) > 1 else "run"
+    run.progress.end_epoch(seconds, epochs_left=left, whole=whole, score=score)
 
 
-def _memory(world: World) -> dict[str, float]:
-    """Return the peak memory of the worker that needed most, and of each where there are several."""
-    peaks = [mib / 1024 for mib in worker_counts(round(peak_rss_gib() * 1024), world)]
+def _epoch_words(run: TrainingRun) -> str:
+    state = run.state
+    last = state.first_epoch + state.stage.epochs - 1
+    return f"{state.stage_words}epoch {state.cursor.epoch} of {state.first_epoch}..{last}"
+
+
+def _phase_words(run: TrainingRun, name: str, seconds: float) -> str:
+    """Return how long a phase took and, of one that trains, the first values that it has recorded: its losses."""
+    state = run.state
+    trains = any(phase.name == name and phase.optimizers for phase in state.phases)
+    tags = [tag for tag in state.epoch_values.scalars if tag.startswith(f"{name}/")] if trains else []
+    values = [f"{tag[len(name) + 1 :]} {state.epoch_values.scalars[tag]:.4g}" for tag in tags[:_VALUES_SHOWN]]
+    return f"{name} {seconds:.1f} s" + (f" ({', '.join(values)})" if values else "")
+
+
+def _score(run: TrainingRun) -> Score | None:
+    """Return what the epoch's evaluation has found, if it had one."""
+    best = run.state.best
+    value = run.state.epoch_values.scalars.get(f"{_selection(run)}/{run.metric}")
+    if value is None or best is None:
+        return None
+    return Score(f"{run.evaluation.selection_split} {run.metric}", value, best.metrics[run.metric], best.epoch)
+
+
+def _memory(world: World, values: EpochValues) -> dict[str, float]:
+    """Return the peak memory of the worker that needed most, and of each where there are several.
+
+    That of each phase too, where all workers know it and none has gone on in the middle of the epoch.
+    """
+    peaks = _of_workers(peak_rss_gib(), world)
     each = {f"mem/peak_gib_worker_{rank}": peak for rank, peak in enumerate(peaks)} if world.size > 1 else {}
-    return {"mem/peak_gib": max(peaks)} | each
+    of_parts = {name: _of_workers(values.memory.gib.get(name, 0.0), world) for name in values.stopwatch.seconds}
+    known = {f"mem/{name}_gib": max(found) for name, found in of_parts.items() if min(found) > 0}
+    return {"mem/peak_gib": max(peaks)} | each | known
+
+
+def _of_workers(gib: float, world: World) -> list[float]:
+    return [mib / 1024 for mib in worker_counts(round(gib * 1024), world)]
 
 
 def _traffic(world: World) -> dict[str, float]:

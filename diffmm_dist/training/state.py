@@ -12,7 +12,7 @@ from diffmm_dist.errors import UserError, one_line
 from diffmm_dist.models.base import Phase, Recommender
 from diffmm_dist.models.recipe import Recipe, Stage
 from diffmm_dist.monitoring.log import logger
-from diffmm_dist.monitoring.timing import Stopwatch
+from diffmm_dist.monitoring.timing import PeakMemory, Stopwatch
 from diffmm_dist.parallel.collectives import all_reduce_sum, any_worker
 from diffmm_dist.parallel.ranges import Ownership
 from diffmm_dist.parallel.world import World
@@ -31,11 +31,13 @@ class EpochValues:
         sums: sums of this worker's step values in the current phase, float64 scalars.
         scalars: by tag, of the phases already finished.
         stopwatch: seconds by phase, evaluation and checkpoint.
+        memory: peaks by phase and of the evaluation; not saved.
     """
 
     sums: dict[str, Tensor] = field(default_factory=dict)
     scalars: dict[str, float] = field(default_factory=dict)
     stopwatch: Stopwatch = field(default_factory=Stopwatch)
+    memory: PeakMemory = field(default_factory=PeakMemory)
 
     def add(self, step_values: Mapping[str, Tensor]) -> None:
         """Add one step's values without waiting for the device."""

@@ -2,7 +2,7 @@
 
 import contextlib
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from functools import partial
 
@@ -12,12 +12,11 @@ import torch
 from diffmm_dist.cores import Threads, choose_threads, usable_cores
 from diffmm_dist.data.dataset import Dataset
 from diffmm_dist.data.training import TrainingData
-from diffmm_dist.errors import TakenOverError, UserError
+from diffmm_dist.errors import UserError
 from diffmm_dist.models.recipe import Recipe
-from diffmm_dist.monitoring.jsonl import JsonlRecorder
 from diffmm_dist.monitoring.log import logger
-from diffmm_dist.monitoring.progress import ProgressBar
-from diffmm_dist.monitoring.recorder import MultiRecorder, Recorder
+from diffmm_dist.monitoring.progress import ProgressLine
+from diffmm_dist.monitoring.recorder import Recorder
 from diffmm_dist.parallel.collectives import agree, all_reduce_max, on_first, worker_counts
 from diffmm_dist.parallel.world import World
 from diffmm_dist.runs.checkpoint import Checkpoints, Writer
@@ -39,9 +38,11 @@ from diffmm_dist.training.conclusion import conclude, has_finished
 from diffmm_dist.training.environment import environment
 from diffmm_dist.training.estimate import check_memory, program_bytes
 from diffmm_dist.training.loop import Standing, TrainingRun, nobody_looks, train
+from diffmm_dist.training.recording import check_packages, record_end, recorder_of
 from diffmm_dist.training.restore import restore
 from diffmm_dist.training.state import TrainState
 from diffmm_dist.training.teacher import check_teacher, teacher_of
+from diffmm_dist.training.traces import Traces
 
 
 def run_worker(
@@ -62,7 +63,7 @@ def run_worker(
         config: the run.
         stop_requested: polled after every step; when it says yes on any worker the run saves a checkpoint and stops.
         recorders: besides the run folder's own.
-        show_progress: draw a progress bar; None draws it on a terminal.
+        show_progress: show where the run is; None draws it on a terminal.
         patience_s: seconds to wait for another process, such as a dying one of this run, to leave the run folder.
         between_epochs: told where the run stands; what it raises ends it there, before test is measured.
 
@@ -74,12 +75,11 @@ def run_worker(
     """
     threads = prepare_process(config.cluster.threads_per_worker)
     world = World.current(choose_device(config.cluster.device), timeout=timedelta(seconds=config.cluster.timeout_s))
-    processes = worker_counts(os.getpid(), world)
-    if world.size > 1 and world.is_first:
-        logger.info("%d workers, by rank processes %s", world.size, ", ".join(map(str, processes)))
+    _log_workers(world)
     dataset = agree(lambda: open_dataset(config), world)
     agree(lambda: check_trainable(config, dataset), world)
     agree(lambda: check_teacher(config, dataset), world)
+    on_first(lambda: check_packages(config.monitoring), world)
     folder = RunFolder(config.run.path, lease_s=config.cluster.lease_s)
     on_first(lambda: folder.claim(config, fingerprint=dataset.manifest.fingerprint, patience_s=patience_s), world)
     try:
@@ -104,6 +104,12 @@ def run_worker(
     finally:
         if world.is_first:
             folder.release()
+
+
+def _log_workers(world: World) -> None:
+    processes = worker_counts(os.getpid(), world)
+    if world.size > 1 and world.is_first:
+        logger.info("%d workers, by rank processes %s", world.size, ", ".join(map(str, processes)))
 
 
 def _check_still_own(folder: RunFolder) -> None:
@@ -162,10 +168,11 @@ def _train_in(
     _check_can_go_on(state, folder, config)
     give_back_freed_memory()
     writer.check()
-    own = _recorders(folder, config, start_epoch=state.cursor.epoch) if world.is_first else []
-    recorder = MultiRecorder([*own, *recorders])
-    with ProgressBar(enabled=show_progress if world.is_first else False) as progress:
-        try:
+    recorder = agree(
+        lambda: recorder_of(folder, config, recorders, start_epoch=state.cursor.epoch, is_first=world.is_first), world
+    )
+    with contextlib.closing(recorder):
+        with ProgressLine(enabled=show_progress if world.is_first else False) as progress:
             train(
                 TrainingRun(
                     world=world,
@@ -180,14 +187,16 @@ def _train_in(
                     save_every_steps=config.checkpoint.every_steps,
                     recorder=recorder,
                     progress=progress,
+                    traces=Traces(folder.profile if world.is_first else None, config.monitoring.profile_steps),
                     stop_requested=stop_requested,
                     precision=config.train.precision,
                     between_epochs=between_epochs,
                 )
             )
-        finally:
-            recorder.close()
-    return conclude(state, checkpoints, evaluation, folder, config, stop_requested)
+        result = conclude(state, checkpoints, evaluation, folder, config, stop_requested)
+        writer.check()
+        record_end(recorder, config, result, state.model, dataset, data)
+    return result
 
 
 def _check_can_go_on(state: TrainState, folder: RunFolder, config: Config) -> None:
@@ -214,35 +223,6 @@ def _writer(folder: RunFolder, world: World) -> Writer:
     on_first(lambda: folder.remember_writer(environment(world)), world)
     number = int(all_reduce_max(float(folder.writer), world))
     return Writer(number, lambda: on_first(folder.check, world))
-
-
-def _recorders(folder: RunFolder, config: Config, *, start_epoch: int) -> list[Recorder]:
-    """Return the run folder's own recorders."""
-    recorders: list[Recorder] = [
-        JsonlRecorder(folder.metrics, run=folder.run, start_epoch=start_epoch, writer=folder.writer)
-    ]
-    if config.monitoring.tensorboard:
-        from diffmm_dist.monitoring.tensorboard import TensorBoardRecorder
-
-        earlier = folder.event_files()
-        recorders.append(TensorBoardRecorder(folder.tensorboard, start_epoch=start_epoch, earlier=earlier))
-    return [*recorders, _Publisher(folder)]
-
-
-class _Publisher(Recorder):
-    """Brings to the run folder what the recorders before it have written."""
-
-    def __init__(self, folder: RunFolder) -> None:
-        self._folder = folder
-
-    def scalars(self, values: Mapping[str, float], *, epoch: int) -> None:
-        """Upload this epoch's records."""
-        self._folder.publish()
-
-    def close(self) -> None:
-        """Upload the last ones, unless they are no longer this process's to write."""
-        with contextlib.suppress(TakenOverError):
-            self._folder.publish()
 
 
 def _log_threads(threads: Threads, world: World) -> None:

@@ -15,6 +15,7 @@ from diffmm_dist.models.diffmm.recipe import item_shards
 from diffmm_dist.training.worker import run_worker
 from tests.support.builders import checkpoint_tensors, metrics_of, small_config, synthetic_dataset
 from tests.support.damage import flip
+from tests.support.projector import items_of
 from tests.support.workers import on_workers
 
 DIFFKG = {
@@ -93,6 +94,11 @@ def test_any_number_of_workers_gives_the_same_curves(dataset, tmp_path, size, of
         for record, expected in zip(metrics_of(run), metrics_of(whole), strict=True):
             assert record == pytest.approx(expected, rel=1e-4, abs=1e-6), name
         assert result_of(run)["test"] == pytest.approx(result_of(whole)["test"]), name
+    for name in set(names) - {"popularity"}:
+        found, expected = items_of(tmp_path / name), items_of(of_one_worker / name)
+        assert found.keys() == expected.keys()
+        for item, (vector, count) in expected.items():
+            assert found[item] == (pytest.approx(vector, rel=1e-2, abs=1e-3), count), name
 
 
 @pytest.fixture(scope="module")

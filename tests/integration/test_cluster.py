@@ -128,6 +128,9 @@ def test_workers_come_for_the_readmes_job(job):
     assert done.returncode == 0, done.stdout + done.stderr
     assert "waiting for room for 2 workers of 1 CPU each: there is room for 0" in done.stdout
     assert "test @20" in done.stdout
+    lines = [line for line in done.stdout.splitlines() if re.search(r"epoch \d+ of 0\.\.\d+: ", line)]
+    assert len(lines) == len(set(re.findall(r"epoch \d+ of ", "".join(lines)))) > 1
+    assert not [line for line in lines if "\r" in line or "\x1b" in line]
     assert len(job.cluster.raylets()) == 2
     job.check_same()
     secret = job.cluster.environment["AWS_SECRET_ACCESS_KEY"]

@@ -1,6 +1,7 @@
 """Two workers through a local Ray: what listens meanwhile, and kills at random moments, again and again."""
 
 import contextlib
+import json
 import os
 import random
 import re
@@ -72,6 +73,7 @@ class TwoWorkers:
 def test_two_workers_give_the_same_and_listen_on_this_machine_alone(short_run, two_workers):
     run, sockets, log, _ = two_workers
     assert "; 2 here, " in log  # of the memory of this machine, which they share
+    check_output(log)
     for record, expected in zip(metrics_of(run), metrics_of(short_run), strict=True):
         assert record == pytest.approx(expected, rel=1e-3, abs=1e-4)
     others = {found for found in sockets if not ip_address(found[0].removeprefix("::ffff:")).is_loopback}
@@ -79,11 +81,22 @@ def test_two_workers_give_the_same_and_listen_on_this_machine_alone(short_run, t
     assert not others
 
 
+def check_output(log):
+    """Each epoch has one line of the first worker's and one for machines, and nothing is drawn or coloured."""
+    assert re.findall(r"^\(RayTrainWorker pid=\d+\) epoch (\d) of 0\.\.3: valid recall@20", log, re.M) == list("0123")
+    printed = [json.loads(line) for line in log.splitlines() if line.startswith("{")]
+    assert [line.get("epoch") for line in printed] == [0, 1, 2, 3, None]
+    assert printed[-1]["result"]["epochs"] == 4
+    assert "\x1b" not in log
+    assert "\r" not in log
+    assert "Reporting training result" not in log
+
+
 @pytest.fixture(scope="module")
 def two_workers(tmp_path_factory, short_config):
     """A run that nothing disturbed, where its processes listened meanwhile, its log, and how long its workers lived."""
     folder = tmp_path_factory.mktemp("whole")
-    with TwoWorkers(short_config, folder / "run", folder / "log", env=QUICK) as whole:
+    with TwoWorkers(short_config, folder / "run", folder / "log", "--json", env=QUICK) as whole:
         assert whole.until(whole.workers), whole.log
         start = time.monotonic()
         assert whole.until(lambda: checkpoints(whole.run)), whole.log

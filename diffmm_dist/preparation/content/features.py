@@ -13,7 +13,7 @@ from diffmm_dist import storage
 from diffmm_dist.cores import usable_cores
 from diffmm_dist.errors import UserError
 from diffmm_dist.monitoring.log import logger
-from diffmm_dist.monitoring.progress import ProgressBar
+from diffmm_dist.monitoring.progress import ProgressLine
 from diffmm_dist.preparation.content import images, sounds
 from diffmm_dist.preparation.content.encoder import Encoder, device_of
 from diffmm_dist.preparation.content.files import FileSource
@@ -156,17 +156,17 @@ class _Work:
         cores, _ = usable_cores().share()
         torch.set_num_threads(cores)
         num_threads = min(cores, _MOST_THREADS)
-        with ProgressBar() as bar, ThreadPoolExecutor(num_threads, thread_name_prefix="content") as threads:
-            bar.begin(f"features of {self._request.kind}", total=source.num_items)
+        with ProgressLine() as line, ThreadPoolExecutor(num_threads, thread_name_prefix="content") as threads:
+            line.begin("features of", self._request.kind, total=source.num_items, unit="items")
             said, seen = time.monotonic(), 0
             for block in source.blocks():
                 made = self._parts.find(block)
                 if made is None:
-                    made = vectors_of(block, self._loaded(), threads, ahead=2 * num_threads, done=bar.advance)
+                    made = vectors_of(block, self._loaded(), threads, ahead=2 * num_threads, done=line.advance)
                     self._refuse_nothing(made)
                     self._parts.keep(block, made)
                 else:
-                    bar.advance(len(block.ids))
+                    line.advance(len(block.ids))
                 self._count(made)
                 seen += len(block.ids)
                 if time.monotonic() - said > _SAY_EVERY_S:

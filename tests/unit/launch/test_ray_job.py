@@ -6,8 +6,11 @@ import pytest
 from diffmm_dist import cores
 from diffmm_dist.errors import LostWorkerError, StoppedError, TryAgainError, UserError
 from diffmm_dist.launch import ray_job
+from diffmm_dist.launch.cluster_room import Request
 from diffmm_dist.launch.ray_job import _unpack
+from diffmm_dist.monitoring.log import set_up_logging
 from diffmm_dist.runs.config import places
+from diffmm_dist.runs.run_folder import RunFolder
 from tests.support.builders import small_config
 
 
@@ -29,10 +32,12 @@ def test_rays_own_number_of_threads_is_not_taken_for_the_users(said, of_node, ex
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     monkeypatch.setattr(cores, "_word", "1")
     monkeypatch.setattr(cores, "started_with", {"OMP_NUM_THREADS": of_node}.get)
-    monkeypatch.setattr(ray_job, "set_up_logging", lambda: None)
+    monkeypatch.setattr(ray_job, "set_up_logging", lambda **_: None)
     heard = []
     monkeypatch.setattr(ray_job, "run_worker", lambda config, **_: heard.append(cores.heard()))
-    ray_job._train_function({"config": small_config("data", "run").model_dump(mode="json"), "threads": said})
+    ray_job._train_function(
+        {"config": small_config("data", "run").model_dump(mode="json"), "threads": said, "quiet": False}
+    )
     assert heard == [expected]
     assert os.environ["LOCAL_WORLD_SIZE"] == "3"  # by it workers share cores and memory
 
@@ -94,9 +99,9 @@ def test_what_a_worker_cannot_have_is_a_sentence_and_not_tried_again(raised, sai
     def run_worker(*_, **__):
         raise raised
 
-    monkeypatch.setattr(ray_job, "set_up_logging", lambda: None)
+    monkeypatch.setattr(ray_job, "set_up_logging", lambda **_: None)
     monkeypatch.setattr(ray_job, "run_worker", run_worker)
-    job = {"config": small_config("data", "run").model_dump(mode="json"), "threads": None}
+    job = {"config": small_config("data", "run").model_dump(mode="json"), "threads": None, "quiet": False}
     assert said in ray_job._train_function(job)["error"]
 
 
@@ -105,7 +110,19 @@ def test_what_ray_may_try_again_is_raised(raised, monkeypatch):
     def run_worker(*_, **__):
         raise raised
 
-    monkeypatch.setattr(ray_job, "set_up_logging", lambda: None)
+    monkeypatch.setattr(ray_job, "set_up_logging", lambda **_: None)
     monkeypatch.setattr(ray_job, "run_worker", run_worker)
     with pytest.raises(type(raised)):
-        ray_job._train_function({"config": small_config("data", "run").model_dump(mode="json"), "threads": None})
+        ray_job._train_function(
+            {"config": small_config("data", "run").model_dump(mode="json"), "threads": None, "quiet": False}
+        )
+
+
+@pytest.mark.parametrize("quiet", [False, True])
+def test_workers_are_as_quiet_as_the_command(quiet, monkeypatch):
+    set_up_logging(quiet=quiet)
+    trainer = {}
+    monkeypatch.setattr("ray.train.torch.TorchTrainer", lambda function, **options: trainer.update(options))
+    config = small_config("data", "run", cluster={"num_workers": 1})
+    ray_job._trainer(config, RunFolder("run"), Request(1, 1, False), "meeting")
+    assert trainer["train_loop_config"]["quiet"] is quiet

@@ -4,7 +4,6 @@ import pytest
 
 from diffmm_dist.errors import UserError
 from diffmm_dist.monitoring.jsonl import JsonlRecorder, lost_epochs, read_jsonl
-from diffmm_dist.monitoring.progress import ProgressBar
 from diffmm_dist.monitoring.recorder import MultiRecorder
 from diffmm_dist.monitoring.timing import Stopwatch, peak_rss_gib
 from diffmm_dist.records import sealed, unsealed
@@ -105,11 +104,3 @@ def test_stopwatch_goes_on_from_saved_seconds():
 
 def test_memory_is_measured():
     assert 0.01 < peak_rss_gib() < 100
-
-
-def test_progress_bar_counts_steps_from_where_the_phase_resumes():
-    with ProgressBar(enabled=True) as progress:
-        progress.begin("epoch 3 denoise", total=10, done=4)
-        progress.advance()
-        (task,) = progress._progress.tasks
-        assert (task.description, task.completed, task.total) == ("epoch 3 denoise", 5, 10)
