@@ -88,6 +88,7 @@ def by_purpose(traffic: Traffic) -> dict[str, int]:
 def predict(config: Config, dataset: Dataset, data: TrainingData, size: int) -> Sequence[Traffic]:
     """Return what each of ``size`` workers sends in one step of each phase, from the whole data in one process."""
     shards = [shard_of(dataset, World(rank, size, torch.device("cpu"))) for rank in range(size)]
-    cuts = Cuts(data, shards, batch_size=config.train.batch_size, seed=config.run.seed)
+    by_columns = config.graph.layout == "columns"
+    cuts = Cuts(data, shards, config.train.batch_size, config.run.seed, by_columns)
     traffic: Sequence[Traffic] = model_entry(config).measures.traffic(config.model, cuts)
     return traffic

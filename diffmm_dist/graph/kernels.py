@@ -40,13 +40,14 @@ class KernelChoice:
     reason: str
 
 
-def choose_kernel(requested: str, real: Relation, *, width: int) -> KernelChoice:
+def choose_kernel(requested: str, real: Relation, *, width: int, world: World) -> KernelChoice:
     """Return the kernel to use; ``auto`` times both on this graph, forward and backward.
 
     Args:
         requested: ``csr``, ``dgl`` or ``auto``.
-        real: the real graph; every worker calls it at the same time, and all get the same answer.
+        real: the real graph.
         width: columns of the rows to propagate.
+        world: every worker calls it at the same time, and all get the same answer.
 
     Raises:
         UserError: ``dgl`` is asked for and cannot run here.
@@ -59,14 +60,14 @@ def choose_kernel(requested: str, real: Relation, *, width: int) -> KernelChoice
             raise UserError(f"graph.kernel=dgl computes on the CPU only, and this worker uses {device}; set it to csr")
         return KernelChoice("csr", f"DGL's package computes on the CPU only, and this worker uses {device}")
     missing = _missing_dgl()
-    if any_worker(missing is not None, real.shard.world):  # all choose alike: timing the kernels needs all of them
+    if any_worker(missing is not None, world):  # all choose alike: timing the kernels needs all of them
         missing = missing or UserError("another worker cannot import DGL; install it there, or set graph.kernel=csr")
         if requested == "dgl":
             raise missing
         return KernelChoice("csr", str(missing))
     if requested == "dgl":
         return KernelChoice("dgl", "as configured")
-    return fastest(_stopwatch(real, width), real.shard.world)
+    return fastest(_stopwatch(real, width), world)
 
 
 def _missing_dgl() -> UserError | None:

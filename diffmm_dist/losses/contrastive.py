@@ -110,65 +110,79 @@ def info_nce(
     if in_batch:
         targets = [target_ND.index_select(0, batch.nodes) for target_ND in targets]
         batch = batch.among_themselves()
-    terms: list[Tensor] = [
-        _InfoNCE.apply(anchors_AD, target_ND, batch, temperature, world)  # type: ignore[no-untyped-call, unused-ignore]
-        for target_ND in targets
-    ]
-    return torch.stack(terms).sum()
+    loss: Tensor = _InfoNCE.apply(anchors_AD, batch, temperature, world, *targets)  # type: ignore[no-untyped-call, unused-ignore]
+    return loss
 
 
 class _InfoNCE(torch.autograd.Function):
-    """Computes the loss and, from the same block of similarities, both gradients; backward only scales them.
+    """Computes the loss and, from the same block of similarities, all gradients; backward only scales them.
 
     With e_nj = exp(a_n . y_j / tau) and z_n = sum_j e_nj, the gradient of sum_n w_n (log z_n - a_n . y_n / tau) is
     w_n / tau (sum_j e_nj y_j / z_n - y_n) for a_n, and sum_n w_n / tau a_n (e_nj / z_n - [j = n]) for y_j, from which
     follows that of the target before it was normalised. Sums over j are over all workers' rows; the one over n needs
-    all anchors, which every worker has. G: anchors of all workers.
+    all anchors, which every worker has. Anchors and their gradients are sent once for all targets, and the targets'
+    sums together. G: anchors of all workers; K: targets.
     """
 
     @staticmethod
-    def forward(ctx: Any, anchors_AD: Tensor, target_ND: Tensor, batch: BatchNodes, tau: float, world: World) -> Tensor:
-        targets_ND, norm_N1 = direction_and_norm(target_ND)
+    def forward(ctx: Any, anchors_AD: Tensor, batch: BatchNodes, tau: float, world: World, *targets: Tensor) -> Tensor:
         counts = batch.worker_counts
         own = slice(sum(counts[: world.rank]), sum(counts[: world.rank + 1]))
-        scaled_GD = _padded(gather_rows(anchors_AD / tau, counts, world, purpose=TRAFFIC))
-        weights_G = _padded(gather_rows(batch.weights, counts, world, purpose=TRAFFIC))
-        left_GD, right_ND = operand(scaled_GD), operand(targets_ND)
-        positives_AD = targets_ND.index_select(0, batch.nodes)
-        logs_G = torch.empty_like(weights_G)
-        anchor_grad_GD, target_grad_ND = torch.zeros_like(scaled_GD), torch.empty_like(targets_ND)
-        step = max(LEAST_ANCHORS, BLOCK_ELEMENTS // max(batch.most_rows, 1))  # the same on all workers
-        for start in range(0, max(left_GD.shape[0], 1), step):  # a block even without anchors: it sets the gradient
+        sent = torch.cat([anchors_AD / tau, batch.weights[:, None].to(anchors_AD.dtype)], dim=1)
+        gathered = _padded(gather_rows(sent, counts, world, purpose=TRAFFIC))
+        scaled_GD, weights_G1 = gathered[:, :-1].contiguous(), gathered[:, -1:]
+        left_GD, views = operand(scaled_GD), [_Target(target) for target in targets]
+        logs_GK = scaled_GD.new_empty(scaled_GD.shape[0], len(views))
+        anchor_grad_GD = torch.zeros_like(scaled_GD)
+        step = anchors_at_a_time(batch.most_rows, len(views))
+        for start in range(0, max(left_GD.shape[0], 1), step):  # a block even without anchors: it sets the gradients
             block = slice(start, start + step)
-            exponentials = _Exponentials(left_GD[block], right_ND)
-            pulls_bD = anchor_grad_GD[block]
-            sums_b1 = pulls_bD.new_zeros(pulls_bD.shape[0], 1)
-            for targets, exp_bn in exponentials:
-                sums_b1 += exp_bn.sum(dim=1, keepdim=True)
-                add_product_(pulls_bD, exp_bn, right_ND[targets])
-            sums_b1 = all_reduce_sum_(sums_b1, world, purpose=TRAFFIC)
-            torch.log(sums_b1[:, 0], out=logs_G[block])
-            share_b1 = weights_G[block, None] / sums_b1
-            pulls_bD *= share_b1
-            shared_bD = operand(scaled_GD[block] * share_b1)
-            for targets, exp_bn in exponentials:
-                if start == 0:
-                    product(exp_bn.T, shared_bD, out=target_grad_ND[targets])
-                else:
-                    add_product_(target_grad_ND[targets], exp_bn.T, shared_bD)
-        scaled_AD = scaled_GD[own]
-        loss = (batch.weights * (logs_G[own] - (scaled_AD * positives_AD).sum(dim=1))).sum()
+            exponentials = [_Exponentials(left_GD[block], view.operand_ND) for view in views]
+            sums_and_pulls = [each.sums_and_pulls(scaled_GD.dtype) for each in exponentials]
+            sums_bK = all_reduce_sum_(torch.cat([sums for sums, _ in sums_and_pulls], dim=1), world, purpose=TRAFFIC)
+            logs_GK[block] = sums_bK.log()
+            shares = (weights_G1[block] / sums_bK).split(1, dim=1)
+            for view, each, (_, pulls_bD), share_b1 in zip(views, exponentials, sums_and_pulls, shares, strict=True):
+                anchor_grad_GD[block].addcmul_(pulls_bD, share_b1)
+                view.add_gradient(each, operand(scaled_GD[block] * share_b1), is_first=start == 0)
         anchor_grad_AD = all_reduce_sum_(anchor_grad_GD, world, purpose=TRAFFIC)[own]
-        anchor_grad_AD.sub_(positives_AD * batch.weights[:, None]).div_(tau)
-        target_grad_ND.index_add_(0, batch.nodes, scaled_AD * -batch.weights[:, None])
-        gradient_of_rows(target_grad_ND, targets_ND, norm_N1, out=target_grad_ND)
-        ctx.save_for_backward(anchor_grad_AD, target_grad_ND)
-        return loss
+        losses_A = logs_GK[own].sum(dim=1)
+        weights_A1 = batch.weights[:, None]
+        for view in views:
+            positives_AD = view.rows_ND.index_select(0, batch.nodes)
+            losses_A -= (scaled_GD[own] * positives_AD).sum(dim=1)
+            anchor_grad_AD.sub_(positives_AD * weights_A1)
+            view.grad_ND.index_add_(0, batch.nodes, scaled_GD[own] * -weights_A1)
+            gradient_of_rows(view.grad_ND, view.rows_ND, view.norm_N1, out=view.grad_ND)
+        ctx.save_for_backward(anchor_grad_AD.div_(tau), *(view.grad_ND for view in views))
+        return (batch.weights * losses_A).sum()
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
-        anchor_grad_AD, target_grad_ND = ctx.saved_tensors
-        return anchor_grad_AD * gradients[0], target_grad_ND * gradients[0], None, None, None
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        anchor_grad_AD, *target_grads = ctx.saved_tensors
+        return anchor_grad_AD * gradients[0], None, None, None, *(grad * gradients[0] for grad in target_grads)
+
+
+def anchors_at_a_time(most_rows: int, num_targets: int) -> int:
+    """Return how many anchors are compared with all targets at a time, the same on all workers."""
+    return max(LEAST_ANCHORS, BLOCK_ELEMENTS // max(most_rows * num_targets, 1))
+
+
+class _Target:
+    """A view that anchors are compared with: its normalised rows, their norms, and the gradient that they get."""
+
+    def __init__(self, target_ND: Tensor) -> None:
+        self.rows_ND, self.norm_N1 = direction_and_norm(target_ND)
+        self.operand_ND = operand(self.rows_ND)
+        self.grad_ND = torch.empty_like(self.rows_ND)
+
+    def add_gradient(self, exponentials: "_Exponentials", shared_bD: Tensor, *, is_first: bool) -> None:
+        """Add that of a block of anchors, or set it to that of the first."""
+        for targets, exp_bn in exponentials:
+            if is_first:
+                product(exp_bn.T, shared_bD, out=self.grad_ND[targets])
+            else:
+                add_product_(self.grad_ND[targets], exp_bn.T, shared_bD)
 
 
 class _Exponentials:
@@ -183,6 +197,15 @@ class _Exponentials:
         self._targets_ND = targets_ND
         self._step = max(1, BLOCK_ELEMENTS // max(scaled_bD.shape[0], 1))
         self._only: Tensor | None = None
+
+    def sums_and_pulls(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """Return sum_j e_nj (b, 1) and sum_j e_nj y_j (b, D), over own rows, of a type that operands may not have."""
+        sums_b1 = self._scaled_bD.new_zeros(self._scaled_bD.shape[0], 1, dtype=dtype)
+        pulls_bD = sums_b1.new_zeros(self._scaled_bD.shape)
+        for targets, exp_bn in self:
+            sums_b1 += exp_bn.sum(dim=1, keepdim=True)
+            add_product_(pulls_bD, exp_bn, self._targets_ND[targets])
+        return sums_b1, pulls_bD
 
     def __iter__(self) -> Iterator[tuple[slice, Tensor]]:
         if self._only is not None:

@@ -11,6 +11,7 @@ from diffmm_dist.config.section import Section
 from diffmm_dist.data.training import TrainingData
 from diffmm_dist.graph.hetero import REAL, HeteroGraph
 from diffmm_dist.graph.kernels import choose_kernel
+from diffmm_dist.graph.layout import ColumnLayout, Layout, RowLayout
 from diffmm_dist.graph.relation import Normalizer, Relation
 from diffmm_dist.models.base import Optimization, Phase, Recommender
 from diffmm_dist.models.common.costs import ModelMemory, Share
@@ -95,6 +96,7 @@ class Ingredients:
         seed: the run's.
         optimization: how phases optimise.
         kernel: the sparse kernel that is asked for.
+        by_columns: tables propagate by columns, where there are several workers.
         epochs: of a stage, where the model's settings do not say otherwise.
         patience: of a stage, likewise.
         teacher: reads the model that this one is distilled from; None where its settings name none, and where the model
@@ -107,6 +109,7 @@ class Ingredients:
     seed: int
     optimization: Optimization
     kernel: Literal["auto", "dgl", "csr"]
+    by_columns: bool
     epochs: int
     patience: int | None
     teacher: Callable[[], TeacherTables] | None = None
@@ -115,16 +118,39 @@ class Ingredients:
         """Return the one stage of a model that is trained as the configuration says."""
         return [Stage("train", phases, self.epochs, self.patience)]
 
-    def real_graph(self, *, width: int, normalizer: Normalizer = "symmetric", self_loops: bool = True) -> HeteroGraph:
+    def layout(self, *, width: int) -> Layout:
+        """Return how tables of a width propagate; every worker calls it at the same time.
+
+        Raises:
+            UserError: there are more workers than columns.
+        """
+        shard = self.data.shard
+        return ColumnLayout.of(shard, width=width) if self.by_columns and shard.world.size > 1 else RowLayout(shard)
+
+    def real_graph(
+        self,
+        *,
+        width: int,
+        normalizer: Normalizer = "symmetric",
+        self_loops: bool = True,
+        layout: Layout | None = None,
+    ) -> HeteroGraph:
         """Return the real graph, with the kernel that is asked for or found fastest on rows of a width.
+
+        Args:
+            width: columns of the tables that propagate.
+            normalizer: of its entries.
+            self_loops: every node has an edge to itself.
+            layout: how the tables are spread; by rows by default.
 
         Raises:
             UserError: that kernel cannot run here.
         """
+        layout = layout or RowLayout(self.data.shard)
         real = Relation.normalized(
-            self.data.interactions, self.data.shard, normalizer=normalizer, self_loops=self_loops
+            layout.pairs(self.data.interactions), layout.shard, normalizer=normalizer, self_loops=self_loops
         )
-        choice = choose_kernel(self.kernel, real, width=width)
+        choice = choose_kernel(self.kernel, real, width=layout.width(width), world=self.data.shard.world)
         if self.kernel == "auto" and self.data.shard.world.is_first:
             logger.info("propagation kernel: %s (%s)", choice.kernel, choice.reason)
         return HeteroGraph({REAL: real}, kernel=choice.kernel)
@@ -140,6 +166,7 @@ class Needs:
         batch_size: of a step, for all workers.
         rounded: matrix products take rounded operands.
         dgl: DGL may propagate.
+        by_columns: tables propagate by columns (graph/layout.py).
     """
 
     share: Share
@@ -147,6 +174,12 @@ class Needs:
     batch_size: int
     rounded: bool
     dgl: bool
+    by_columns: bool = False
+
+    @property
+    def graph(self) -> Share:
+        """How much of the graph a worker has: its share, or all of it."""
+        return self.share.everything() if self.by_columns else self.share
 
 
 @dataclass(frozen=True)
@@ -159,6 +192,7 @@ class ModelEntry(Generic[Settings]):
         reads_features: whether it wants the items' modality features.
         propagates: whether it has a graph.
         reads_knowledge: whether it wants the knowledge graph.
+        by_columns: whether its tables can propagate by columns.
         bounds: its settings, by their keys below ``model``, that may not ask for more than there are items, nodes, or
             items and further entities.
         smallest: values, by such keys, with which the settings that size something take the least memory.
@@ -171,6 +205,7 @@ class ModelEntry(Generic[Settings]):
     reads_features: bool = False
     reads_knowledge: bool = False
     propagates: bool = True
+    by_columns: bool = False
     bounds: Mapping[str, Bound] = field(default_factory=dict)
     smallest: Callable[[Settings], Mapping[str, Any]] = lambda _: {}
     measures: Measures[Settings] = field(default_factory=Measures)

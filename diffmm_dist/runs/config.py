@@ -101,6 +101,9 @@ class GraphConfig(Section):
 
     kernel: Literal["auto", "dgl", "csr"] = "auto"
     """Sparse kernel; `auto` times both on this graph at the first start, and the run keeps to its choice."""
+    layout: Literal["rows", "columns"] = "rows"
+    """What a worker has while tables propagate: its own `rows` and a halo, or some `columns` of all rows and the whole
+    graph, which sends far less where the graph fits every worker (docs/distributed.md); one worker has both."""
 
 
 class CheckpointConfig(Section):

@@ -12,7 +12,7 @@ from diffmm_dist.data.training import TrainingData, shard_interactions, shard_of
 from diffmm_dist.errors import UserError
 from diffmm_dist.models.base import Optimization
 from diffmm_dist.models.recipe import Ingredients, ModelEntry, Recipe, TeacherTables
-from diffmm_dist.models.registry import entry_of
+from diffmm_dist.models.registry import FOLDERS, entry_of
 from diffmm_dist.parallel.world import World
 from diffmm_dist.runs.config import Config
 from diffmm_dist.training.selection import Evaluation, check_selection_split
@@ -48,7 +48,15 @@ def check_trainable(config: Config, dataset: Dataset) -> None:
         raise UserError(f"dataset {dataset.uri} has no training interactions; prepare it with some")
     if model_entry(config).reads_knowledge:
         check_knowledge(dataset, of_model=config.model.name)
+    check_layout(config)
     check_selection_split(dataset, config.eval.protocol)
+
+
+def check_layout(config: Config) -> None:
+    """Raise a ``UserError`` if the model's tables cannot propagate as configured."""
+    if config.graph.layout == "columns" and not model_entry(config).by_columns:
+        able = ", ".join(name for name in FOLDERS if entry_of(name).by_columns)
+        raise UserError(f"graph.layout=columns is for {able}, not for {config.model.name}; set it to rows")
 
 
 def load_training_data(config: Config, dataset: Dataset, world: World) -> TrainingData:
@@ -121,6 +129,7 @@ def build_recipe(
         config.run.seed,
         Optimization(batch_size=train.batch_size, learning_rate=train.learning_rate, l2_weight=train.l2_weight),
         config.graph.kernel,
+        config.graph.layout == "columns",
         epochs=train.epochs,
         patience=train.patience,
         teacher=teacher,

@@ -5,7 +5,7 @@ Models say what they need (costs.py in each one's folder); docs/benchmarks/memor
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from operator import attrgetter
 
 import torch
@@ -151,13 +151,15 @@ def needs_of(config: Config, manifest: Manifest, *, num_workers: int) -> Needs:
         counts={name: axis.count for name, axis in manifest.axes.items()},
         table_rows={name: sum(file.rows for file in table.files) for name, table in manifest.tables.items()},
     )
+    by_columns = config.graph.layout == "columns" and num_workers > 1
     used = config.data.modalities or tuple(manifest.modalities)  # names that are none are refused when data are read
     return Needs(
-        share,
+        replace(share, halo=0) if by_columns else share,
         widths={name: entry.width for name, entry in manifest.modalities.items() if name in used},
         batch_size=config.train.batch_size,
         rounded=config.train.precision == "bfloat16",
         dgl=_may_use_dgl(config),
+        by_columns=by_columns,
     )
 
 

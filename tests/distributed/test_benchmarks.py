@@ -43,7 +43,13 @@ SETTINGS = {
         },
         "train": {"batch_size": 64},  # two rows of two workers
     },
+    "all views by columns": {"graph": {"kernel": "csr", "layout": "columns"}},
+    "views in the batch by columns": {
+        "model": {"contrast": {"contrastive_anchor": "main", "negatives": "batch", "max_nodes": 20}},
+        "graph": {"kernel": "csr", "layout": "columns"},
+    },
     "lightgcn": {"model": {"name": "lightgcn", "num_layers": 2}},
+    "lightgcn by columns": {"model": {"name": "lightgcn"}, "graph": {"kernel": "csr", "layout": "columns"}},
     "adagcl": {"model": {"name": "adagcl", "num_layers": 3, "embedding_dim": 8}},
     "diffkg": {"model": {"name": "diffkg", "knowledge": {"num_hops": 2, "max_facts": 3}}},
     "diffkg, another form": {
@@ -70,6 +76,7 @@ PURPOSES = {"lightgcn": ["propagation"], "promptmm": ["propagation"], "adagcl": 
 # Every model meets two and three workers; those with denoisers four too, of which two share a denoiser's columns.
 MEASURED = {name: [2, 3] for name in SETTINGS} | {
     "main anchor": [2, 4],
+    "views in the batch by columns": [2, 4],
     "denoisers spread over the items": [3, 4],
     "modal anchor in the batch": [2, 4],
     "diffkg": [2, 4],
@@ -86,6 +93,8 @@ def test_prediction_equals_measurement(dataset, tmp_path, name):
     assert list(found["measured_bytes"]) == [str(size) for size in measured]
     assert list(map(int, found["predicted_bytes"])) == [1, *measured, 8, 64]
     purposes = PURPOSES.get(config.model.name, ["propagation", "contrast", "denoiser"])
+    if config.graph.layout == "columns":
+        purposes = ["layout", *purposes[1:]]
     assert found["predicted_bytes"]["1"] == [dict.fromkeys(purposes, 0)]
     for size, workers in found["measured_bytes"].items():
         assert workers == found["predicted_bytes"][size]

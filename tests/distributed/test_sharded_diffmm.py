@@ -1,10 +1,12 @@
 """DiffMM's whole step on shards equals the golden numbers and the dense step."""
 
+from functools import partial
 from itertools import product
 
 import pytest
 import torch
 
+from diffmm_dist.graph.layout import ColumnLayout, RowLayout
 from diffmm_dist.models.base import Optimization, PhaseContext
 from diffmm_dist.models.diffmm.phases import diffmm_phases, recommend_losses
 from diffmm_dist.parallel.collectives import all_reduce_sum
@@ -33,9 +35,10 @@ def check_recommend_step(world):
     for golden in map(Golden, FILES):
         optimization = Optimization(len(golden["batch_user"]), 1e-3, golden["reg_weight"])
         dense = stepped(build_model(golden), golden, optimization, World.single())
+        by_columns = partial(ColumnLayout.of, width=golden["embedding_dim"])
         for shard in shards(world, golden):
-            for kernel in ("csr", "dgl"):
-                model = build_model(golden, kernel, shard)
+            for kernel, layout_of in product(("csr", "dgl"), (RowLayout, by_columns)):
+                model = build_model(golden, kernel, shard, layout_of=layout_of)
                 compare_step(golden, model, stepped(model, golden, optimization, world), dense)
 
 

@@ -12,6 +12,7 @@ import torch
 from diffmm_dist.errors import LostWorkerError, StoppedError, TakenOverError, UserError
 from diffmm_dist.models.common import denoising
 from diffmm_dist.models.diffmm.recipe import item_shards
+from diffmm_dist.models.registry import entry_of
 from diffmm_dist.training.worker import run_worker
 from tests.support.builders import checkpoint_tensors, metrics_of, small_config, synthetic_dataset
 from tests.support.damage import flip
@@ -44,6 +45,9 @@ MODELS = {
 }
 
 SHORT = {name: {**model, "train": {"epochs": 2, "batch_size": 128}} for name, model in MODELS.items()}
+
+
+COLUMNS = {"graph": {"kernel": "csr", "layout": "columns"}}
 
 
 @pytest.fixture(scope="module")
@@ -86,9 +90,16 @@ def test_small_runs_use_every_shape_of_mesh(dataset, tmp_path):
 
 @pytest.mark.parametrize("size", [3, 4])
 def test_any_number_of_workers_gives_the_same_curves(dataset, tmp_path, size, of_one_worker):
-    """Those of two are the golden ones (test_golden_curves.py); four make a mesh, where denoisers are shared."""
+    """Those of two are the golden ones (test_golden_curves.py); four make a mesh, where denoisers are shared.
+
+    Where tables can propagate by columns they do here; the golden curves are by rows.
+    """
     names = [name for name in MODELS if size == 3 or name.startswith("diff")]
-    on_workers(size, *(partial(train, dataset=dataset, run=tmp_path / name, sections=SHORT[name]) for name in names))
+    can = {name: entry_of(MODELS[name]["model"].get("name", "diffmm")).by_columns for name in names}
+    assert True in can.values()
+    layouts = {name: COLUMNS if can[name] else {} for name in names}
+    runs = {name: (tmp_path / name, SHORT[name] | layout) for name, layout in layouts.items()}
+    on_workers(size, *(partial(train, dataset=dataset, run=run, sections=given) for run, given in runs.values()))
     for name in names:
         run, whole = tmp_path / name, of_one_worker / name
         for record, expected in zip(metrics_of(run), metrics_of(whole), strict=True):
@@ -111,11 +122,15 @@ def of_one_worker(dataset, tmp_path_factory):
 
 @pytest.mark.parametrize("model", [{"name": "diffmm"}, DIFFKG], ids=lambda model: model["name"])
 def test_a_run_goes_on_with_another_number_of_workers(dataset, tmp_path, model):
-    """Two workers, stopped inside an epoch; then three; then one: the same numbers as one worker all along."""
+    """Two workers, stopped inside an epoch; then three; then one: the same numbers as one worker all along.
+
+    Two have their tables by columns, where the model can.
+    """
     sections = {"model": model, "train": {"epochs": 3, "batch_size": 64, "learning_rate": 1e-3}}
     on_workers(1, partial(train, dataset=dataset, run=tmp_path / "whole", sections=sections))
     run = tmp_path / "parts"
-    on_workers(2, partial(train, dataset=dataset, run=run, sections=sections, stop_after=13))
+    first = sections | (COLUMNS if entry_of(model["name"]).by_columns else {})
+    on_workers(2, partial(train, dataset=dataset, run=run, sections=first, stop_after=13))
     on_workers(3, partial(train, dataset=dataset, run=run, sections=sections, stop_after=30))
     on_workers(1, partial(train, dataset=dataset, run=run, sections=sections))
     for record, expected in zip(metrics_of(run), metrics_of(tmp_path / "whole"), strict=True):
@@ -140,6 +155,21 @@ def check_errors(world, dataset, folder):
 
 def test_errors_are_raised_on_every_worker(dataset, tmp_path):
     on_workers(2, partial(check_errors, dataset=dataset, folder=tmp_path))
+
+
+def check_columns(world, dataset, folder):
+    """More workers than columns, and a model whose tables cannot propagate by them."""
+    few = small_config(dataset, folder / "few", model={"name": "lightgcn", "embedding_dim": 1}, **COLUMNS)
+    with pytest.raises(UserError, match="some of the 1 columns .*, but there are 2 workers; set it to rows"):
+        run_worker(few, stop_requested=lambda: False)
+    other = small_config(dataset, folder / "other", model={"name": "adagcl"}, **COLUMNS)
+    with pytest.raises(UserError, match="^graph.layout=columns is for diffmm, .*, not for adagcl; set it to rows"):
+        run_worker(other, stop_requested=lambda: False)
+    assert not (folder / "other").exists()
+
+
+def test_tables_that_cannot_propagate_by_columns_are_refused(dataset, tmp_path):
+    on_workers(2, partial(check_columns, dataset=dataset, folder=tmp_path))
 
 
 def check_damage(world, dataset, folder):

@@ -8,6 +8,7 @@ import torch
 
 from diffmm_dist.data.training import TrainingData
 from diffmm_dist.graph.hetero import REAL, HeteroGraph
+from diffmm_dist.graph.layout import RowLayout
 from diffmm_dist.graph.relation import Relation
 from diffmm_dist.models.common.denoising import DiffusionSettings
 from diffmm_dist.models.common.ranking import RankingBatch
@@ -58,15 +59,17 @@ class Golden:
         return CSR.from_pairs(edges[:, 0], edges[:, 1], num_rows=self["num_users"], num_columns=self["num_items"])
 
 
-def build_model(golden, kernel="csr", shard=None, num_item_shards=1, **diffusion):
+def build_model(golden, kernel="csr", shard=None, num_item_shards=1, layout_of=RowLayout, **diffusion):
     """DiffMM with the file's parameters; of a shard, the rows that it owns."""
     shard = shard or Shard.whole(golden["num_users"], golden["num_items"])
     users, items = slice(*shard.users.own), slice(*shard.items.own)
     own = {name: own_rows(golden.pairs(name), shard) for name in ("edges", *golden.modal_edges)}
     features = {name: golden[f"feat_{name}"][items] for name in golden.modalities}
     data = TrainingData(shard, own["edges"], golden.pairs("edges").num_entries, features)
-    relations = {generated(m): Relation.normalized(own[f"modal_edges_{m}"], shard) for m in golden.modalities}
-    graph = HeteroGraph({REAL: Relation.normalized(own["edges"], shard), **relations}, kernel=kernel)
+    layout = layout_of(shard)
+    names = {REAL: "edges", **{generated(m): f"modal_edges_{m}" for m in golden.modalities}}
+    relations = {name: Relation.normalized(layout.pairs(own[edges]), layout.shard) for name, edges in names.items()}
+    graph = HeteroGraph(relations, kernel=kernel)
     settings = DiffusionSettings(
         golden["diffusion_steps"], golden["noise_scale"], golden["noise_min"], golden["noise_max"], 0, False,
         (golden["hidden_dim"],), golden["time_dim"], 0.0, False, golden["msi_weight"], 1, 1.0,
@@ -75,7 +78,7 @@ def build_model(golden, kernel="csr", shard=None, num_item_shards=1, **diffusion
         data, graph, seed=0, embedding_dim=golden["embedding_dim"], num_layers=golden["num_layers"],
         modality_projection=("matrix", "affine")[golden["projection"]],
         residual_weight=golden["modal_residual_weight"], modal_graph_weight=golden["modal_graph_weight"],
-        diffusion=replace(settings, **diffusion), num_item_shards=num_item_shards,
+        diffusion=replace(settings, **diffusion), num_item_shards=num_item_shards, layout=layout,
     )  # fmt: skip
     rows = {"user_embedding": users, "item_embedding": items}
     with torch.no_grad():

@@ -7,7 +7,7 @@ Symbols: U users, I items, E interactions, d embedding, h hidden, M modalities, 
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from diffmm_dist.losses import contrastive
 
@@ -74,6 +74,12 @@ class Share:
         sizes = num_users, num_items, num_interactions, num_workers
         return cls(*sizes, users, items, interactions, others, halo, counts or {}, table_rows or {})
 
+    def everything(self) -> "Share":
+        """Return the share of a worker that has the whole graph."""
+        return replace(
+            self, num_workers=1, users=self.num_users, items=self.num_items, interactions=self.num_interactions, halo=0
+        )
+
 
 @dataclass(frozen=True)
 class ModelMemory:
@@ -137,6 +143,18 @@ def ranking_phase(share: Share, *, gradients: int, step: Parts, dim: int, batch:
 def halo_rows(share: Share, dim: int) -> int:
     """Return the bytes of others' rows while two item tables propagate: received, beside the own ones, and summed."""
     return 0 if share.num_workers == 1 else (6 * share.halo + 3 * share.items) * dim * FLOAT
+
+
+def layout_messages(share: Share, graph: Share, tables_of_items: int, dim: int) -> int:
+    """Return the bytes of tables on their way between rows and columns: sent, received and put together.
+
+    Args:
+        share: the data.
+        graph: what of it is in the worker's graph: by rows there are no such messages.
+        tables_of_items: item tables that propagate, beside one of users.
+        dim: d.
+    """
+    return 0 if graph == share else 3 * (share.users + share.items * tables_of_items) * dim * FLOAT
 
 
 def similarities(anchors: int, nodes: int) -> int:

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from diffmm_dist.graph.hetero import HeteroGraph, Kernel
+from diffmm_dist.graph.layout import Layout, RowLayout
 from diffmm_dist.graph.propagate import Rows, sum_of_layers
 from diffmm_dist.losses.regularization import squared_norm
 from diffmm_dist.models.base import Recommender
@@ -56,11 +57,22 @@ class PropagatedTables(EmbeddingTables):
         seed: of the initial values.
         embedding_dim: d.
         num_layers: L.
+        layout: how tables propagate; by rows by default. The graph is that of the layout.
     """
 
-    def __init__(self, shard: Shard, graph: HeteroGraph, *, seed: int, embedding_dim: int, num_layers: int) -> None:
+    def __init__(
+        self,
+        shard: Shard,
+        graph: HeteroGraph,
+        *,
+        seed: int,
+        embedding_dim: int,
+        num_layers: int,
+        layout: Layout | None = None,
+    ) -> None:
         super().__init__(shard, seed=seed, embedding_dim=embedding_dim)
         self.graph = graph
+        self.layout = layout or RowLayout(shard)
         self._num_layers = num_layers
 
     @property
@@ -73,9 +85,17 @@ class PropagatedTables(EmbeddingTables):
         """E_u and E_i."""
         return self.user_embedding, self.item_embedding
 
-    def forward(self) -> Rows:
-        """Return the final embeddings of own users and own items."""
-        return sum_of_layers(self.graph, self.tables, num_layers=self._num_layers)
+    def forward(self, *, read_rows: tuple[Tensor, Tensor] | None = None) -> Rows:
+        """Return the final embeddings of own users and own items.
+
+        Args:
+            read_rows: own users and own items whose embeddings will be read, int64, each once; those of others may be
+                anything. All by default.
+        """
+        (users,), (items,) = self.layout.enter([self.user_embedding], [self.item_embedding])
+        final = sum_of_layers(self.graph, (users, items), num_layers=self._num_layers)
+        (left,) = self.layout.leave([final], [self.layout.reading(read_rows)])
+        return left
 
     @torch.no_grad()
     def embeddings(self) -> tuple[Tensor, Tensor]:

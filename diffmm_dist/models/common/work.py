@@ -18,14 +18,18 @@ from diffmm_dist.data.training import TrainingData
 from diffmm_dist.losses import contrastive
 from diffmm_dist.models.base import PhaseContext
 from diffmm_dist.models.common.costs import FLOAT
+from diffmm_dist.models.common.ranking import RankingBatches
 from diffmm_dist.parallel.collectives import ring_bytes
+from diffmm_dist.parallel.ranges import Ownership
 from diffmm_dist.parallel.shard import Shard
 from diffmm_dist.parallel.world import World
 
 ADAM_ACCESSES = 7  # of each weight in a step: value, gradient and moments read, all but the gradient written
 EXCHANGES_PER_PRODUCT = 4  # out and back, forward and backward
-RANKING_EXCHANGES = 8  # of a step over interactions besides those of its products and contrasts
+RANKING_EXCHANGES = 8  # of a step over interactions besides those of its products and contrasts: plans, rows, counts
+LAYOUT_EXCHANGES = 6  # of a step whose tables propagate by columns: two of a plan, and both ways forward and backward
 _GATHERS = 4  # of each edge of a product: both directions, forward and backward
+_EDGE_BYTES = 12  # of an edge besides the row that it gathers: its place and its weight
 
 Traffic = Mapping[str, Mapping[str, int]]  # bytes of a step, by phase and purpose
 
@@ -56,12 +60,14 @@ class Cuts:
         shards: how the workers share them, a shard for each.
         batch_size: of a step, for all workers.
         seed: the run's.
+        by_columns: tables propagate by columns (graph/layout.py).
     """
 
     data: TrainingData
     shards: Sequence[Shard]
     batch_size: int
     seed: int
+    by_columns: bool = False
 
 
 def product_flop(rows: float, items: float, width: int) -> float:
@@ -104,14 +110,28 @@ def contrast_flop(anchors: float, nodes: float, dim: int) -> float:
     return 6 * anchors * nodes * dim
 
 
-def gathered_bytes(edges: float, dim: int) -> float:
-    """Return the bytes of the rows that products gather, forward and backward.
+def gathered_bytes(edges: float, dim: float) -> float:
+    """Return the bytes that products read for their edges, forward and backward: rows, places and weights.
 
     Args:
         edges: of all products that a step takes, each edge as often as it is used.
-        dim: d.
+        dim: columns of the rows.
     """
-    return _GATHERS * edges * dim * FLOAT
+    return _GATHERS * edges * (dim * FLOAT + _EDGE_BYTES)
+
+
+def propagated_bytes(edges: float, dim: int, *, num_workers: int, by_columns: bool) -> float:
+    """Return the same of one of W workers: of its edges, or of all edges and its columns.
+
+    Args:
+        edges: of all workers.
+        dim: d.
+        num_workers: W.
+        by_columns: tables propagate by columns.
+    """
+    if by_columns:
+        return gathered_bytes(edges, dim / num_workers)
+    return gathered_bytes(edges / num_workers, dim)
 
 
 class HaloRows(NamedTuple):
@@ -172,12 +192,44 @@ def first_batch(cuts: Cuts) -> tuple[Tensor, Tensor]:
     return users, torch.unique(data.interactions.indices[chosen])
 
 
+def layout_traffic(cuts: Cuts, dim: int, *, item_tables: int, read: int, whole: int = 0) -> list[int]:
+    """Return the bytes that each worker sends in the first step to propagate by columns, forward and backward.
+
+    Args:
+        cuts: the data and how they are cut.
+        dim: d.
+        item_tables: tables of items that enter, beside one of users.
+        read: pairs of tables of which the rows of the first batch are read.
+        whole: pairs of tables of which all rows are.
+    """
+    size, shards = len(cuts.shards), cuts.shards
+    if size == 1:
+        return [0]
+    batches = RankingBatches(cuts.data, cuts.batch_size)
+    batches.begin(PhaseContext(World.single(), cuts.seed, 0))
+    users, items = batches[0].read_rows
+    of_users = owned(cuts.data.shard.user_ids[users], [shard.user_ids for shard in shards])
+    of_items = owned(cuts.data.shard.item_ids[items], [shard.own_item_ids for shard in shards])
+    read_rows = [sum(both) for both in zip(of_users, of_items, strict=True)]
+    all_rows = [len(shard.user_ids) + len(shard.own_item_ids) for shard in shards]
+    entering = [len(shard.user_ids) + item_tables * len(shard.own_item_ids) for shard in shards]
+    own = [
+        entered + read * few + whole * all_ for entered, few, all_ in zip(entering, read_rows, all_rows, strict=True)
+    ]
+    return [
+        (rows * (dim - columns) + (sum(own) - rows) * columns) * FLOAT
+        for rows, columns in zip(own, Ownership.even(dim, size=size).sizes, strict=True)
+    ]
+
+
 def owned(ids: Tensor, owned_ids: Sequence[Tensor]) -> list[int]:
     """Return how many of some ids each worker owns, from the ids that it owns of all."""
     return [int(torch.isin(ids, own).sum()) for own in owned_ids]
 
 
-def contrast_traffic(cuts: "Cuts", dim: int, *, in_batch: bool, max_nodes: int | None = None) -> list[int]:
+def contrast_traffic(
+    cuts: "Cuts", dim: int, *, in_batch: bool, max_nodes: int | None = None, targets: int = 1
+) -> list[int]:
     """Return the bytes of a term of each side in the first batch, of each worker.
 
     Args:
@@ -185,6 +237,7 @@ def contrast_traffic(cuts: "Cuts", dim: int, *, in_batch: bool, max_nodes: int |
         dim: d.
         in_batch: contrast with the batch's nodes alone.
         max_nodes: of each side to contrast, on average; None for all.
+        targets: views that the anchors are contrasted with.
     """
     (users, items), shards = first_batch(cuts), cuts.shards
     if max_nodes is not None:
@@ -196,14 +249,14 @@ def contrast_traffic(cuts: "Cuts", dim: int, *, in_batch: bool, max_nodes: int |
     of_users = owned(users, [shard.user_ids for shard in shards])
     of_items = owned(items, [shard.own_item_ids for shard in shards])
     sides = ((of_users, max(shards[0].users.sizes)), (of_items, max(shards[0].items.sizes)))
-    terms = [contrast_term(counts, max(counts) if in_batch else most, dim) for counts, most in sides]
+    terms = [contrast_term(counts, max(counts) if in_batch else most, dim, targets) for counts, most in sides]
     return [sum(both) for both in zip(*terms, strict=True)]
 
 
-def contrast_term(counts: Sequence[int], most_rows: int, dim: int) -> list[int]:
+def contrast_term(counts: Sequence[int], most_rows: int, dim: int, targets: int) -> list[int]:
     """Return the bytes of one term: anchors and weights to all, sums block by block, gradients of the anchors."""
     size, total = len(counts), sum(counts)
-    step = max(contrastive.LEAST_ANCHORS, contrastive.BLOCK_ELEMENTS // max(most_rows, 1))
+    step = contrastive.anchors_at_a_time(most_rows, targets)
     blocks = [min(step, total - start) for start in range(0, total, step)]
-    summed = sum(ring_bytes(block * FLOAT, size) for block in blocks) + ring_bytes(total * dim * FLOAT, size)
+    summed = sum(ring_bytes(block * targets * FLOAT, size) for block in blocks) + ring_bytes(total * dim * FLOAT, size)
     return [count * (dim + 1) * FLOAT * (size - 1) + summed for count in counts]

@@ -15,6 +15,7 @@ from diffmm_dist.data.training import TrainingData
 from diffmm_dist.diffusion.denoiser import Denoiser
 from diffmm_dist.errors import UserError
 from diffmm_dist.graph.hetero import REAL, HeteroGraph, Kernel
+from diffmm_dist.graph.layout import Layout, RowLayout
 from diffmm_dist.graph.propagate import Rows, propagate, propagate_tables, propagate_to_users, sum_of_layers
 from diffmm_dist.graph.relation import Relation
 from diffmm_dist.models.base import GeneratedGraph
@@ -42,6 +43,7 @@ class DiffMM(EmbeddingTables):
         modal_graph_weight: lambda_adj.
         diffusion: settings of the denoisers.
         num_item_shards: over how many workers each denoiser is spread.
+        layout: how tables propagate; by rows by default. The graph is that of the layout.
 
     Attributes:
         denoising: the denoisers, and what this worker denoises.
@@ -64,6 +66,7 @@ class DiffMM(EmbeddingTables):
         modal_graph_weight: float,
         diffusion: DiffusionSettings,
         num_item_shards: int = 1,
+        layout: Layout | None = None,
     ) -> None:
         super().__init__(data.shard, seed=seed, embedding_dim=embedding_dim)
         self.modalities = tuple(data.features)
@@ -75,6 +78,7 @@ class DiffMM(EmbeddingTables):
         )
         self._seed = seed
         self.graph = graph
+        self.layout = layout or RowLayout(shard)
         self._num_layers = num_layers
         self._residual_weight = residual_weight
         self._modal_graph_weight = modal_graph_weight
@@ -134,7 +138,7 @@ class DiffMM(EmbeddingTables):
         return F.softmax(self.modality_logits, dim=0)
 
     def forward(
-        self, *, with_views: bool = True, read_rows: tuple[Tensor, Tensor] | None = None
+        self, *, with_views: bool = True, read_rows: tuple[Tensor, Tensor] | None = None, whole_views: bool = True
     ) -> tuple[Rows, dict[str, Rows]]:
         """Return the final embeddings H and, if asked for, the contrastive view C^m of each modality.
 
@@ -142,14 +146,16 @@ class DiffMM(EmbeddingTables):
             with_views: compute the views.
             read_rows: own users and own items whose final embeddings will be read, int64, each once; those of others
                 are left unfinished. All by default.
+            whole_views: all rows of the views will be read, not those of ``read_rows`` alone.
 
         The aggregates X^m = A^ [E_u; e^m] and Y^m = A^ [X^m_u; E_i] enter H only through their kappa-weighted sums X
         and Y, and propagation is linear with sum kappa = 1. So with e the weighted sum of the e^m, X_u is the user
         half of A^ [E_u; e], and X + Y = A^ [E_u + X_u; E_i + e]: one and a half products instead of two per modality.
         Z^m = A^_m [E_u; E_i] and the view's first layer A^_m [E_u; e^m] share what users send to items.
         """
-        ids = self.user_embedding, self.item_embedding
-        modal_items = {name: normalize_rows(self.projected(name)) for name in self.modalities}
+        own_modal_items = [normalize_rows(self.projected(name)) for name in self.modalities]
+        (users,), (items, *entered) = self.layout.enter([self.user_embedding], [self.item_embedding, *own_modal_items])
+        ids, modal_items = (users, items), dict(zip(self.modalities, entered, strict=True))
         kappa = self.modality_weights()
         modal_mean = weighted_sum(kappa, list(modal_items.values()))
         x_users = propagate_to_users(self.graph, REAL, ids[0], modal_mean)
@@ -164,9 +170,7 @@ class DiffMM(EmbeddingTables):
             weighted_sum(weights, [users for users, _ in z], base=x_and_y[0]),
             weighted_sum(weights, [items for _, items in z], base=x_and_y[1]),
         )
-        users, items = sum_of_layers(self.graph, first, num_layers=self._num_layers)
-        user_rows, item_rows = read_rows or (None, None)
-        final = self._with_residual(users, first[0], user_rows), self._with_residual(items, first[1], item_rows)
+        layers = sum_of_layers(self.graph, first, num_layers=self._num_layers)
         # Not all modalities at once, their columns side by side: putting them there takes longer than one product saves
         # (docs/benchmarks/propagate.md).
         views = {
@@ -174,7 +178,14 @@ class DiffMM(EmbeddingTables):
             for name, products in of_generated.items()
             if with_views
         }
-        return final, views
+        reading = self.layout.reading(read_rows)
+        of_views = self.layout.reading(None) if whole_views else reading
+        layers, first, *left = self.layout.leave(
+            [layers, first, *views.values()], [reading, reading, *[of_views] * len(views)]
+        )
+        user_rows, item_rows = read_rows or (None, None)
+        final = self._with_residual(layers[0], first[0], user_rows), self._with_residual(layers[1], first[1], item_rows)
+        return final, dict(zip(views, left, strict=True))
 
     def _with_residual(self, layers: Tensor, first: Tensor, rows: Tensor | None) -> Tensor:
         """Return layers + omega normalised first, at the given rows."""
@@ -193,7 +204,7 @@ class DiffMM(EmbeddingTables):
         self.generated_epoch.fill_(epoch)
         relations = {}
         for index, name in enumerate(self.modalities):
-            relation = Relation.normalized(self.generated_edges(index), self.shard)
+            relation = Relation.normalized(self.layout.pairs(self.generated_edges(index)), self.layout.shard)
             stream = RandomStream.of(self._seed, "edge_drop", epoch, name)
             relations[generated(name)] = relation.dropped(self.diffusion.edge_keep_prob, stream)
         self.graph = self.graph.with_relations(relations)

@@ -81,7 +81,10 @@ def recommend_losses(
     model: DiffMM, batch: RankingBatch, optimization: Optimization, contrast: ContrastSettings
 ) -> dict[str, Tensor]:
     """Return this worker's shares of the weighted terms of the recommendation loss (README.md, "recommend")."""
-    final, views = model(read_rows=batch.read_rows, with_views=contrast.contrastive_weight > 0)
+    in_batch = contrast.negatives == "batch"
+    final, views = model(
+        read_rows=batch.read_rows, with_views=contrast.contrastive_weight > 0, whole_views=not in_batch
+    )
     losses = {
         "bpr": batch.bpr(final, divisor=optimization.batch_size),
         "l2": optimization.l2_weight * model.squared_norm(),
@@ -94,7 +97,7 @@ def recommend_losses(
             nodes[side],
             temperature=contrast.temperature,
             world=model.shard.world,
-            in_batch=contrast.negatives == "batch",
+            in_batch=in_batch,
         )
         for anchor, targets in contrasted_views(final, list(views.values()), contrast.contrastive_anchor)
         for side in (0, 1)

@@ -20,9 +20,10 @@ from diffmm_dist.models.recipe import Ingredients, ModelEntry, Needs, Recipe
 
 def _build(settings: Settings, given: Ingredients) -> Recipe:
     shard = given.data.shard
+    layout = given.layout(width=settings.embedding_dim)
     model = DiffMM(
         given.data,
-        given.real_graph(width=settings.embedding_dim),
+        given.real_graph(width=settings.embedding_dim, layout=layout),
         seed=given.seed,
         embedding_dim=settings.embedding_dim,
         num_layers=settings.num_layers,
@@ -36,6 +37,7 @@ def _build(settings: Settings, given: Ingredients) -> Recipe:
             num_items=shard.num_items,
             num_workers=shard.world.size,
         ),
+        layout=layout,
     ).to(given.device)
     phases = diffmm_phases(model, given.optimization, contrast_of(settings))
     return Recipe(model, given.only_stage(phases))
@@ -81,6 +83,7 @@ def _memory(settings: Settings, needs: Needs) -> ModelMemory:
     kinds = [projection if isinstance(projection, str) else projection.get(name, "affine") for name in needs.widths]
     return memory(
         needs.share,
+        needs.graph,
         _denoising(settings, needs),
         diffusion_of(settings),
         contrast_of(settings),
@@ -99,6 +102,7 @@ def _work(settings: Settings, needs: Needs) -> Mapping[str, Work]:
         contrast_of(settings),
         embedding_dim=settings.embedding_dim,
         num_layers=settings.num_layers,
+        by_columns=needs.by_columns,
     )
 
 
@@ -134,6 +138,7 @@ ENTRY = ModelEntry(
     _build,
     _memory,
     reads_features=True,
+    by_columns=True,
     bounds={"diffusion.rebuild_topk": "items", "contrast.max_nodes": "nodes"},
     smallest=_smallest,
     measures=Measures(

@@ -5,17 +5,19 @@ Symbols: U users, I items, E interactions, L layers, d embedding, W workers, B b
 
 from collections.abc import Mapping
 
-from diffmm_dist.graph import relation
+from diffmm_dist.graph import layout, relation
 from diffmm_dist.models.common import costs
 from diffmm_dist.models.common.costs import ADAM_KEEPS, FLOAT, ModelMemory, Share
 from diffmm_dist.models.common.work import (
     ADAM_ACCESSES,
     EXCHANGES_PER_PRODUCT,
+    LAYOUT_EXCHANGES,
     RANKING_EXCHANGES,
     Cuts,
     Traffic,
     Work,
-    gathered_bytes,
+    layout_traffic,
+    propagated_bytes,
     real_rows_sent,
     sent_bytes,
 )
@@ -24,27 +26,35 @@ _STEP_ACCESSES = 8  # of each row of the tables in a step: their norm, its gradi
 _LAYER_ACCESSES = 6  # of each row in a layer, besides the gathered ones: read, added and written, forward and backward
 
 
-def memory(share: Share, *, embedding_dim: int, num_layers: int, batch_size: int, dgl: bool) -> ModelMemory:
+def memory(
+    share: Share, graph: Share, *, embedding_dim: int, num_layers: int, batch_size: int, dgl: bool
+) -> ModelMemory:
     """Return what LightGCN needs.
 
     Args:
         share: the data.
+        graph: what of it is in the worker's graph.
         embedding_dim: d.
         num_layers: L.
         batch_size: B.
         dgl: whether DGL may propagate.
     """
     table = (share.users + share.items) * embedding_dim * FLOAT
+    messages = costs.layout_messages(share, graph, 1, embedding_dim)
     step_tables = 2 if num_layers == 0 else 3  # the layers' sum, its gradient, and one in between
     return ModelMemory(
         kept={
             "interactions": costs.interactions(share),
-            "graph": costs.graph(share, dgl=dgl),
+            "graph": costs.graph(graph, dgl=dgl),
             "tables": ADAM_KEEPS * table,
         },
         phases={
             "recommend": costs.ranking_phase(
-                share, gradients=table, step={"propagation": step_tables * table}, dim=embedding_dim, batch=batch_size
+                share,
+                gradients=table,
+                step={"propagation": step_tables * table, "messages": messages},
+                dim=embedding_dim,
+                batch=batch_size,
             )
         },
         embedding=min(num_layers, 1) * table + (2 * table if num_layers > 1 else 0),
@@ -54,7 +64,9 @@ def memory(share: Share, *, embedding_dim: int, num_layers: int, batch_size: int
     )
 
 
-def work(share: Share, *, embedding_dim: int, num_layers: int, batch_size: int) -> Mapping[str, Work]:
+def work(
+    share: Share, *, embedding_dim: int, num_layers: int, batch_size: int, by_columns: bool = False
+) -> Mapping[str, Work]:
     """Return what one worker does in an epoch; it has no dense products but those of single rows.
 
     Args:
@@ -62,24 +74,32 @@ def work(share: Share, *, embedding_dim: int, num_layers: int, batch_size: int) 
         embedding_dim: d.
         num_layers: L.
         batch_size: B.
+        by_columns: tables propagate by columns.
     """
     steps, size = -(-share.num_interactions // batch_size), share.num_workers
     nodes = (share.num_users + share.num_items) / size
     accesses = ADAM_ACCESSES + _STEP_ACCESSES + num_layers * _LAYER_ACCESSES
-    moved = gathered_bytes(share.num_interactions * num_layers / size, embedding_dim)
-    exchanges = num_layers * EXCHANGES_PER_PRODUCT + RANKING_EXCHANGES if size > 1 else 0
+    moved = propagated_bytes(
+        share.num_interactions * num_layers, embedding_dim, num_workers=size, by_columns=by_columns
+    )
+    of_products = LAYOUT_EXCHANGES if by_columns else num_layers * EXCHANGES_PER_PRODUCT
+    exchanges = of_products + RANKING_EXCHANGES if size > 1 else 0
     moved += nodes * embedding_dim * accesses * FLOAT
     return {"recommend": Work(steps, 0.0, steps * moved, steps * exchanges)}
 
 
 def traffic(cuts: Cuts, *, embedding_dim: int, num_layers: int) -> list[Traffic]:
-    """Return what each worker sends in a step: the rows of each layer's product.
+    """Return what each worker sends in a step: the rows of each layer's product, or tables by columns and back.
 
     Args:
         cuts: the data and how they are cut.
         embedding_dim: d.
         num_layers: L.
     """
+    if cuts.by_columns:
+        return [
+            {"recommend": {layout.TRAFFIC: sent}} for sent in layout_traffic(cuts, embedding_dim, item_tables=1, read=1)
+        ]
     return [
         {"recommend": {relation.TRAFFIC: sent_bytes(num_layers * sum(rows), embedding_dim)}}
         for rows in real_rows_sent(cuts)

@@ -13,12 +13,14 @@ from diffmm_dist.models.recipe import Ingredients, ModelEntry, Needs, Recipe
 
 
 def _build(settings: Settings, given: Ingredients) -> Recipe:
+    layout = given.layout(width=settings.embedding_dim)
     model = LightGCN(
         given.data.shard,
-        given.real_graph(width=settings.embedding_dim),
+        given.real_graph(width=settings.embedding_dim, layout=layout),
         seed=given.seed,
         embedding_dim=settings.embedding_dim,
         num_layers=settings.num_layers,
+        layout=layout,
     ).to(given.device)
     return Recipe(model, given.only_stage(lightgcn_phases(model, given.data, given.optimization)))
 
@@ -26,6 +28,7 @@ def _build(settings: Settings, given: Ingredients) -> Recipe:
 def _memory(settings: Settings, needs: Needs) -> ModelMemory:
     return costs.memory(
         needs.share,
+        needs.graph,
         embedding_dim=settings.embedding_dim,
         num_layers=settings.num_layers,
         batch_size=needs.batch_size,
@@ -39,6 +42,7 @@ def _work(settings: Settings, needs: Needs) -> Mapping[str, Work]:
         embedding_dim=settings.embedding_dim,
         num_layers=settings.num_layers,
         batch_size=needs.batch_size,
+        by_columns=needs.by_columns,
     )
 
 
@@ -49,6 +53,7 @@ def _traffic(settings: Settings, cuts: Cuts) -> Sequence[Traffic]:
 ENTRY = ModelEntry(
     _build,
     _memory,
+    by_columns=True,
     smallest=lambda _: {"embedding_dim": 1, "num_layers": 0},
     measures=Measures(_work, _traffic),
 )

@@ -14,6 +14,7 @@ from diffmm_dist.bench.gpus import Assumptions, Work, bench_gpus, epoch_work
 from diffmm_dist.bench.report import markdown
 from diffmm_dist.bench.runner import bench_seeds, in_products, summarize
 from diffmm_dist.bench.stream import bench_stream
+from diffmm_dist.config.section import changed
 from diffmm_dist.data.dataset import Dataset
 from diffmm_dist.errors import UserError
 from diffmm_dist.parallel import group
@@ -167,11 +168,17 @@ def test_what_lightgcn_computes_moves_and_sends(tmp_path):
     one, four = (epoch_work(config, dataset, size, {"recommend": {"propagation": 500}}) for size in (1, 4))
     assert list(one) == ["recommend"]
     assert one["recommend"].flops == 0
-    # Both directions of three layers, forward and backward; 15 passes over the tables and six more for each layer.
-    assert one["recommend"].memory_bytes == steps * 8 * 4 * (4 * 3 * edges + (15 + 3 * 6) * 160)
+    # Both directions of three layers, forward and backward, each edge with its place and weight; 15 passes over the
+    # tables and six more for each layer.
+    assert one["recommend"].memory_bytes == steps * (4 * 3 * edges * (8 * 4 + 12) + 8 * 4 * (15 + 3 * 6) * 160)
     assert four["recommend"].memory_bytes == one["recommend"].memory_bytes / 4
     assert (one["recommend"].exchanges, four["recommend"].exchanges) == (0, steps * (3 * 4 + 8))
     assert four["recommend"].sent_bytes == steps * 500
+    by_columns = changed(config, {"graph.layout": "columns"})
+    (work,) = epoch_work(by_columns, dataset, 4, {"recommend": {"layout": 500}}).values()
+    # All edges, of two columns; a plan and both ways instead of an exchange for each half of every product.
+    assert work.memory_bytes == steps * (4 * 3 * edges * (2 * 4 + 12) + 8 * 4 * (15 + 3 * 6) * 160 / 4)
+    assert work.exchanges == steps * (6 + 8)
 
 
 def test_work_takes_what_its_parts_take_one_after_the_other():

@@ -72,10 +72,10 @@ def test_rounds_of_a_small_graph_outlast_a_moment_and_those_of_a_large_one_are_f
 
 def test_what_is_asked_for_is_taken():
     relation = Relation.normalized(random_pairs(20, 10))
-    assert choose_kernel("csr", relation, width=4).kernel == "csr"
+    assert choose_kernel("csr", relation, width=4, world=World.single()).kernel == "csr"
     dgl_or_skip()
-    assert choose_kernel("dgl", relation, width=4).kernel == "dgl"
-    chosen = choose_kernel("auto", relation, width=4)
+    assert choose_kernel("dgl", relation, width=4, world=World.single()).kernel == "dgl"
+    chosen = choose_kernel("auto", relation, width=4, world=World.single())
     assert chosen.kernel in ("csr", "dgl")
     assert "csr" in chosen.reason
     assert "dgl" in chosen.reason
@@ -84,8 +84,8 @@ def test_what_is_asked_for_is_taken():
 def test_without_dgl_csr_is_chosen_and_says_why(monkeypatch):
     monkeypatch.setitem(sys.modules, "dgl", None)
     relation = Relation.normalized(random_pairs(20, 10))
-    chosen = choose_kernel("auto", relation, width=4)
+    chosen = choose_kernel("auto", relation, width=4, world=World.single())
     assert chosen.kernel == "csr"
     assert "dgl==2.1.0" in chosen.reason
     with pytest.raises(UserError, match=r"graph\.kernel=csr"):
-        choose_kernel("dgl", relation, width=4)
+        choose_kernel("dgl", relation, width=4, world=World.single())

@@ -39,6 +39,7 @@ class Features:
 
 def memory(
     share: Share,
+    graph: Share,
     denoising: Denoising,
     diffusion: DiffusionSettings,
     contrast: ContrastSettings,
@@ -52,6 +53,7 @@ def memory(
 
     Args:
         share: the data.
+        graph: what of it is in the worker's graph.
         denoising: sizes of the denoisers.
         diffusion: their settings.
         contrast: the contrastive loss.
@@ -61,22 +63,20 @@ def memory(
         dgl: whether DGL may propagate.
     """
     row, num_modalities = embedding_dim * FLOAT, denoising.count
-    table = (share.users + share.items) * row
-    projections = sum(features.widths) * row
+    table, projections = (share.users + share.items) * row, sum(features.widths) * row
     columns = -(-share.num_items // denoising.item_shards)
     denoisers = num_modalities * weight_bytes(columns, diffusion)
-    graphs = _generated_graphs(share, num_modalities, diffusion, dgl=dgl)
+    graphs = _generated_graphs(graph, num_modalities, diffusion, dgl=dgl)
     kept = {
         "interactions": costs.interactions(share),
-        "graph": costs.graph(share, dgl=dgl),
+        "graph": costs.graph(graph, dgl=dgl),
         "features": share.items * sum(features.widths) * FLOAT,
         "tables": ADAM_KEEPS * (table + projections),
         "denoisers": ADAM_KEEPS * denoisers,
         "denoised rows": 0 if denoising.item_shards == 1 else rows_of_group(share, denoising),
         "generated graphs": graphs,
     }
-    rebuilding = rebuild_step(share, denoising, diffusion, columns)
-    building = {"generated graphs": graphs + share.users * topk(share, diffusion) * _PAIR_INTS * INT}
+    building = {"generated graphs": graphs + graph.users * topk(share, diffusion) * _PAIR_INTS * INT}
     messages = denoisers if share.num_workers > denoising.item_shards else 0  # all gradients side by side
     return ModelMemory(
         kept=kept,
@@ -86,17 +86,22 @@ def memory(
                 "items' signal": (num_modalities + 1) * columns * row,
                 **denoising_step(share, denoising, diffusion, columns, embedding_dim),
             },
-            "rebuild": costs.largest(rebuilding, building),
-            "recommend": _recommend(
+            "rebuild": costs.largest(rebuild_step(share, denoising, diffusion, columns), building),
+            "recommend": {"messages": costs.layout_messages(share, graph, 1 + num_modalities, embedding_dim)}
+            | _recommend(
                 share, denoising, contrast, features.matrix_projections, num_layers, embedding_dim, table + projections
             ),
         },
-        embedding=(share.users * (5 + num_modalities) + share.items * (5 + 2 * num_modalities)) * row
-        + min(num_layers, 1) * table,
+        embedding=_embedding(share, num_modalities, row) + min(num_layers, 1) * table,
         width=embedding_dim,
         trained=denoisers + table + projections,
         largest=max(largest_weight(columns, diffusion), max(share.users, share.items) * row),
     )
+
+
+def _embedding(share: Share, num_modalities: int, row: int) -> int:
+    """Return the bytes of the tables from which the final embeddings are made, but for those of the layers."""
+    return (share.users * (5 + num_modalities) + share.items * (5 + 2 * num_modalities)) * row
 
 
 def _generated_graphs(share: Share, num_modalities: int, diffusion: DiffusionSettings, *, dgl: bool) -> int:

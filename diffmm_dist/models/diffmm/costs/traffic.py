@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from diffmm_dist.diffusion.denoiser import TRAFFIC as DENOISER
-from diffmm_dist.graph import relation
+from diffmm_dist.graph import layout, relation
 from diffmm_dist.losses import contrastive
 from diffmm_dist.models.base import PhaseContext
 from diffmm_dist.models.common.denoising import DiffusionSettings
@@ -17,10 +17,11 @@ from diffmm_dist.models.common.work import (
     Traffic,
     contrast_traffic,
     halo_rows_sent,
+    layout_traffic,
     real_rows_sent,
     sent_bytes,
 )
-from diffmm_dist.models.diffmm.costs.work import num_pairs, propagation_products
+from diffmm_dist.models.diffmm.costs.work import num_targets, propagation_products
 from diffmm_dist.models.diffmm.model import DiffMM
 from diffmm_dist.models.diffmm.phases import ContrastSettings
 from diffmm_dist.parallel.random import RandomStream
@@ -46,12 +47,15 @@ def traffic(
         num_layers: L.
         item_shards: over how many workers each denoiser is spread.
     """
-    propagation = _propagation(cuts, diffusion, contrast, num_layers, embedding_dim)
+    if cuts.by_columns:
+        purpose, propagation = layout.TRAFFIC, _layout(cuts, contrast, embedding_dim)
+    else:
+        purpose, propagation = relation.TRAFFIC, _propagation(cuts, diffusion, contrast, num_layers, embedding_dim)
     contrasts = _contrast(cuts, contrast, embedding_dim)
     denoisers = _denoiser(cuts, diffusion, embedding_dim, item_shards)
     return [
         {
-            "recommend": {relation.TRAFFIC: propagation[rank], contrastive.TRAFFIC: contrasts[rank]},
+            "recommend": {purpose: propagation[rank], contrastive.TRAFFIC: contrasts[rank]},
             "denoise": {DENOISER: denoisers[rank]},
         }
         for rank in range(len(cuts.shards))
@@ -91,12 +95,22 @@ def _propagation(
     ]
 
 
+def _layout(cuts: Cuts, contrast: ContrastSettings, dim: int) -> list[int]:
+    """Return the bytes of all tables on their way to columns and back."""
+    modalities = len(cuts.data.features)
+    views = modalities if contrast.contrastive_weight > 0 else 0
+    read, whole = (2 + views, 0) if contrast.negatives == "batch" else (2, views)
+    return layout_traffic(cuts, dim, item_tables=1 + modalities, read=read, whole=whole)
+
+
 def _contrast(cuts: Cuts, contrast: ContrastSettings, dim: int) -> list[int]:
     """Return the bytes of all contrastive terms of the first batch."""
     in_batch = contrast.negatives == "batch"
-    both = contrast_traffic(cuts, dim, in_batch=in_batch, max_nodes=contrast.max_nodes)
-    pairs = num_pairs(contrast, len(cuts.data.features))
-    return [pairs * sent for sent in both]
+    terms = [
+        contrast_traffic(cuts, dim, in_batch=in_batch, max_nodes=contrast.max_nodes, targets=targets)
+        for targets in num_targets(contrast, len(cuts.data.features))
+    ]
+    return [sum(sent) for sent in zip(*terms, strict=True)] or [0] * len(cuts.shards)
 
 
 def _denoiser(cuts: Cuts, diffusion: DiffusionSettings, dim: int, item_shards: int) -> list[int]:

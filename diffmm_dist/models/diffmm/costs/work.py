@@ -11,16 +11,17 @@ from diffmm_dist.models.common.denoising import DiffusionSettings
 from diffmm_dist.models.common.denoising_costs import Denoising, denoise_work, rebuild_work
 from diffmm_dist.models.common.work import (
     EXCHANGES_PER_PRODUCT,
+    LAYOUT_EXCHANGES,
     RANKING_EXCHANGES,
     Work,
     contrast_flop,
-    gathered_bytes,
     num_anchors,
+    propagated_bytes,
 )
 from diffmm_dist.models.diffmm.phases import ContrastSettings
 
 _ROW_ACCESSES = 60  # of each row of an N x d array in a recommendation step, besides the gathered ones
-_EXCHANGES_PER_TERM = 5  # of the contrast: anchors, weights, sums of a block, gradients, counts
+_EXCHANGES_PER_TERM = 3  # of the contrast of a view with others, on one side: anchors, sums of a block, gradients
 
 
 def work(
@@ -31,6 +32,7 @@ def work(
     *,
     embedding_dim: int,
     num_layers: int,
+    by_columns: bool = False,
 ) -> Mapping[str, Work]:
     """Return what one worker does in an epoch, by phase.
 
@@ -41,11 +43,12 @@ def work(
         contrast: the contrastive loss.
         embedding_dim: d.
         num_layers: L.
+        by_columns: tables propagate by columns.
     """
     return {
         "denoise": denoise_work(share, denoising, diffusion, embedding_dim),
         "rebuild": rebuild_work(share, denoising, diffusion),
-        "recommend": _recommend(share, denoising, diffusion, contrast, num_layers, embedding_dim),
+        "recommend": _recommend(share, denoising, diffusion, contrast, num_layers, embedding_dim, by_columns),
     }
 
 
@@ -56,6 +59,7 @@ def _recommend(
     contrast: ContrastSettings,
     num_layers: int,
     dim: int,
+    by_columns: bool,
 ) -> Work:
     modalities, size, batch = denoising.count, share.num_workers, denoising.batch_size
     steps = -(-share.num_interactions // batch)
@@ -64,20 +68,21 @@ def _recommend(
     generated = modalities * of_each
     edges = share.num_interactions * real + share.num_users * diffusion.rebuild_topk * generated
     nodes = (share.num_users + share.num_items) / size
-    pairs = num_pairs(contrast, modalities)
+    targets = num_targets(contrast, modalities)
     anchors = num_anchors(batch, contrast.max_nodes)
     compared = 2 * anchors / size if contrast.negatives == "batch" else nodes
-    flops = pairs * contrast_flop(anchors, compared, dim)
-    exchanges = (real + generated) * EXCHANGES_PER_PRODUCT + 2 * pairs * _EXCHANGES_PER_TERM + RANKING_EXCHANGES
-    moved = gathered_bytes(edges / size, dim) + nodes * dim * _ROW_ACCESSES * FLOAT
+    flops = sum(targets) * contrast_flop(anchors, compared, dim)
+    of_products = LAYOUT_EXCHANGES if by_columns else (real + generated) * EXCHANGES_PER_PRODUCT
+    exchanges = of_products + 2 * len(targets) * _EXCHANGES_PER_TERM + RANKING_EXCHANGES
+    moved = propagated_bytes(edges, dim, num_workers=size, by_columns=by_columns) + nodes * dim * _ROW_ACCESSES * FLOAT
     return Work(steps, steps * flops, steps * moved, steps * exchanges if size > 1 else 0)
 
 
-def num_pairs(contrast: ContrastSettings, modalities: int) -> int:
-    """Return how many pairs of views are contrasted."""
+def num_targets(contrast: ContrastSettings, modalities: int) -> list[int]:
+    """Return, for each view whose nodes are anchors, with how many others it is contrasted."""
     if contrast.contrastive_weight == 0:
-        return 0
-    return modalities if contrast.contrastive_anchor == "main" else modalities * (modalities - 1) // 2
+        return []
+    return [modalities] if contrast.contrastive_anchor == "main" else list(range(modalities - 1, 0, -1))
 
 
 def propagation_products(modalities: int, layers: int, *, contrasted: bool) -> tuple[float, float]:
