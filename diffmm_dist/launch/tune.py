@@ -138,7 +138,7 @@ def _locked(folder: str, lease_s: float) -> RunLock:
     place = storage.join(folder, _LOCK)
     lock: RunLock = LeaseLock(place, lease_s=lease_s) if storage.is_remote(folder) else FileLock(Path(place))
     try:
-        lock.acquire(folder, patience_s=0, remedy="wait for it or choose another --out")
+        lock.acquire(folder, patience_s=0, option="--out")
     except OSError as error:
         raise UserError(f"{folder} cannot be written: {one_line(error)}; choose another --out") from error
     return lock

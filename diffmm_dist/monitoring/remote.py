@@ -37,7 +37,7 @@ def settle_server(uri: str) -> str:
     except ValueError:
         is_server = False
     if not is_server:
-        raise UserError(f"{shown(uri)} is no place of MLflow's; give http://HOST:PORT of a server, or sqlite:///FILE")
+        raise UserError(f"{shown(uri)}, and must be http://HOST:PORT of a server of MLflow's, or sqlite:///FILE")
     return uri.rstrip("/")
 
 
@@ -49,7 +49,7 @@ def check_project(name: str) -> str:
     """
     refuse_secrets(name)
     if not _PROJECT.fullmatch(name):
-        raise UserError(f"{shown(name)} is no project; give PROJECT or ENTITY/PROJECT, of letters, digits, _ . and -")
+        raise UserError(f"{shown(name)}, and must be PROJECT or ENTITY/PROJECT, of letters, digits, _ . and -")
     return name
 
 

@@ -147,7 +147,7 @@ class MonitoringConfig(Section):
     tensorboard: bool = True
     """Write TensorBoard events into the run folder."""
     mlflow: TrackingServer | None = None
-    """Record in MLflow too: `http://HOST:PORT` of a server or `sqlite:///FILE`; login and experiment come from the
+    """Record in MLflow too: the address of a server, or `sqlite:///FILE`; login and experiment come from the
     environment (docs/monitoring.md)."""
     wandb: Project | None = None
     """Record in Weights & Biases too: PROJECT, or ENTITY/PROJECT; the key and WANDB_MODE come from the environment."""

@@ -65,16 +65,14 @@ class RunLock(ABC):
         self._uri = uri
         self.writer = 0
 
-    def acquire(
-        self, where: str, *, patience_s: float, after: int = 0, remedy: str = "wait for it or choose another run.path"
-    ) -> None:
+    def acquire(self, where: str, *, patience_s: float, after: int = 0, option: str = "run.path") -> None:
         """Take the lock, or wait for it.
 
         Args:
             where: the run folder, for messages.
             patience_s: seconds to wait for a holder that is alive. Whether one on S3 is takes a while to find out.
             after: a number below that of this writer.
-            remedy: what the user can do about another process that is there.
+            option: what names the place, for the error.
 
         Raises:
             UserError: another process still has it after ``patience_s`` seconds.
@@ -84,7 +82,9 @@ class RunLock(ABC):
         while not self._try(after):
             holder = self._busy()
             if holder is not None and time.monotonic() >= deadline:
-                raise UserError(f"another process is training in {where}: {holder}; {remedy}")
+                raise UserError(
+                    f"another process is training in {where}: {holder}; wait for it or choose another {option}"
+                )
             if not told:
                 logger.info("waiting for another process to leave %s", where)
             told = True

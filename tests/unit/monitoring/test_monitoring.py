@@ -1,11 +1,13 @@
 import json
+from pathlib import Path
 
+import numpy as np
 import pytest
 
 from diffmm_dist.errors import UserError
 from diffmm_dist.monitoring.jsonl import JsonlRecorder, lost_epochs, read_jsonl
 from diffmm_dist.monitoring.recorder import MultiRecorder
-from diffmm_dist.monitoring.timing import Stopwatch, peak_rss_gib
+from diffmm_dist.monitoring.timing import PeakMemory, Stopwatch, peak_rss_gib
 from diffmm_dist.records import sealed, unsealed
 from tests.support.builders import RUN_ID
 
@@ -104,3 +106,18 @@ def test_stopwatch_goes_on_from_saved_seconds():
 
 def test_memory_is_measured():
     assert 0.01 < peak_rss_gib() < 100
+
+
+def test_the_peak_of_a_part_is_its_own_and_the_largest_of_all_is_kept():
+    if not Path("/proc/self/clear_refs").exists():
+        pytest.skip("only Linux tells the peak of a part")
+    memory = PeakMemory()
+    with memory.measure("large"):
+        np.ones(40_000_000)  # 320 MB
+    with memory.measure("small"):
+        pass
+    assert memory.gib["large"] > memory.gib["small"] + 0.25
+    assert peak_rss_gib() >= memory.gib["large"]
+    with memory.measure("large"):
+        pass
+    assert memory.gib["large"] > memory.gib["small"] + 0.25

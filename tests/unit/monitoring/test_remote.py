@@ -93,12 +93,12 @@ def test_a_server_that_is_away_at_first_is_said_at_once():
 WRONG = {
     "monitoring.mlflow=http://me:secret@host:5000": "this holds credentials",
     "monitoring.mlflow=http://host:5000/?token=abc": "this holds credentials",
-    "monitoring.mlflow=sqlite:///": "'sqlite:///' is no place of MLflow's; give http://HOST:PORT of a server, or sqli",
-    "monitoring.mlflow=mlruns": "is no place of MLflow's",
-    "monitoring.mlflow=postgresql://host/db": "is no place of MLflow's",
-    "monitoring.mlflow=http://host:99999": "is no place of MLflow's",
-    "monitoring.wandb=a/b/c": "'a/b/c' is no project; give PROJECT or ENTITY/PROJECT",
-    "monitoring.wandb=''": "is no project",
+    "monitoring.mlflow=sqlite:///": "'sqlite:///', and must be http://HOST:PORT of a server of MLflow's, or sqli",
+    "monitoring.mlflow=mlruns": "must be http://HOST:PORT of a server of MLflow's",
+    "monitoring.mlflow=postgresql://host/db": "must be http://HOST:PORT of a server of MLflow's",
+    "monitoring.mlflow=http://host:99999": "must be http://HOST:PORT of a server of MLflow's",
+    "monitoring.wandb=a/b/c": "'a/b/c', and must be PROJECT or ENTITY/PROJECT",
+    "monitoring.wandb=''": "must be PROJECT",
 }
 
 

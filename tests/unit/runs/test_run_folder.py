@@ -111,7 +111,7 @@ def test_the_kernel_that_was_chosen_stays(tmp_path, monkeypatch):
     dataset = synthetic_dataset(tmp_path / "d")
     asked = []
 
-    def choose(requested, real, *, width):
+    def choose(requested, real, *, width, world):
         asked.append(requested)
         return KernelChoice("csr", "by the test")
 
