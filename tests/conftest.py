@@ -16,7 +16,7 @@ LONGEST = (
     "test_cluster.py", "test_s3.py", "test_ray_workers.py", "test_benchmarks.py", "test_memory.py",
     "test_one_writer.py", "test_end_to_end.py", "test_kill_loop.py", "test_ray.py", "test_s3_faults.py",
     "test_training.py", "test_autoscaling.py", "test_without_packages.py", "test_large_import.py",
-    "test_every_moment.py", "test_ended_commands.py", "test_sharded_diffkg.py",
+    "test_every_moment.py", "test_ended_commands.py", "test_sharded_diffkg.py", "test_tune.py", "test_tutorial.py",
 )  # fmt: skip
 
 
