@@ -154,7 +154,9 @@ def _without_them(text: str) -> str:
             "az://CONTAINER/PATH and set AZURE_STORAGE_ACCOUNT_NAME"
         )
     place = "in a netrc file"
-    if scheme not in ("http", "https"):
+    if "mlflow" in scheme:  # behind the name of the setting
+        place = "as MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD or as MLFLOW_TRACKING_TOKEN"
+    elif scheme not in ("http", "https"):
         place = "as AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY or as an AWS profile"
     return f"this holds credentials, which would end up in files and logs; take them out, and give them {place}"
 

@@ -21,10 +21,9 @@ from diffmm_dist.runs.lock import FileLock, RunLock
 from diffmm_dist.training.build import check_trainable, open_dataset
 from diffmm_dist.training.selection import check_selection_split
 from diffmm_dist.training.teacher import check_teacher
-from diffmm_dist.tuning.journal import Journal, Search
+from diffmm_dist.tuning.journal import LOCK, Journal, Search
 from diffmm_dist.tuning.space import Space, as_tree, read_space
 
-_LOCK = "lock"
 _TRIALS_PER_PLACE = 10  # a sampler that knows nothing yet of many trials at work suggests at random
 _FIRST_OF = 9  # trials may be stopped at a ninth of their epochs, and at a third
 
@@ -135,7 +134,7 @@ def _absolute(folder: str) -> str:
 
 def _locked(folder: str, lease_s: float) -> RunLock:
     """Keep other commands out of the folder."""
-    place = storage.join(folder, _LOCK)
+    place = storage.join(folder, LOCK)
     lock: RunLock = LeaseLock(place, lease_s=lease_s) if storage.is_remote(folder) else FileLock(Path(place))
     try:
         lock.acquire(folder, patience_s=0, option="--out")

@@ -28,7 +28,7 @@ def settle_server(uri: str) -> str:
     Raises:
         UserError: it is neither, or it holds credentials.
     """
-    refuse_secrets(uri)
+    refuse_secrets(f"monitoring.mlflow={uri}")  # by its name the remedy is known
     if uri.startswith(_SQLITE) and len(uri) > len(_SQLITE):
         return f"{_SQLITE}{os.path.abspath(settle_local(uri.removeprefix(_SQLITE)))}"
     try:
@@ -53,6 +53,9 @@ def check_project(name: str) -> str:
     return name
 
 
+_FOR_GOOD = ("UsageError", "AuthenticationError")  # of wandb, without a login
+
+
 class RemoteRecorder(Recorder):
     """Hands records on in a thread of its own; what cannot be delivered is tried again with the next one.
 
@@ -63,13 +66,21 @@ class RemoteRecorder(Recorder):
         opened: makes the recorder, which asks its server.
         at_once: make it now, so that what is wrong with it is said before there is anything to lose.
         patience_s: how long to wait for it at the end.
+        is_server: what it records to may be away for a while.
 
     Raises:
         TryAgainError: it is to be made now and cannot be.
+        UserError: likewise, and waiting would not help.
     """
 
     def __init__(
-        self, setting: str, opened: Callable[[], Recorder], *, at_once: bool, patience_s: float = _PATIENCE_S
+        self,
+        setting: str,
+        opened: Callable[[], Recorder],
+        *,
+        at_once: bool,
+        patience_s: float = _PATIENCE_S,
+        is_server: bool = True,
     ) -> None:
         self._setting, self._opened, self._patience_s = setting, opened, patience_s
         self._recorder: Recorder | None = None
@@ -79,7 +90,8 @@ class RemoteRecorder(Recorder):
             try:
                 self._recorder = opened()
             except Exception as error:  # of another library's many kinds
-                raise TryAgainError(f"{setting} cannot be used: {one_line(error)}; see docs/monitoring.md") from error
+                kind = TryAgainError if is_server and type(error).__name__ not in _FOR_GOOD else UserError
+                raise kind(f"{setting} cannot be used: {one_line(error)}; see docs/monitoring.md") from error
         self._records: queue.SimpleQueue[_Record | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._deliver, name=setting, daemon=True)
         self._thread.start()

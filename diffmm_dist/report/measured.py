@@ -10,6 +10,8 @@ from diffmm_dist.data.schema import Split
 from diffmm_dist.errors import UserError
 from diffmm_dist.evaluation.resampling import Interval
 from diffmm_dist.evaluation.users import UserFigures
+from diffmm_dist.monitoring.jsonl import lost_epochs
+from diffmm_dist.monitoring.log import logger
 from diffmm_dist.report.graphs import ShownGraph, shown_graphs
 from diffmm_dist.report.groups import Floats, Groups, Ints, item_groups, mean_of_users, recall_of_items, user_groups
 from diffmm_dist.runs.config import Config
@@ -32,6 +34,7 @@ class FinishedRun:
         result: what it has come to.
         identity: what it was started with.
         records: of every epoch.
+        num_lost: epochs of which metrics.jsonl has none.
     """
 
     uri: str
@@ -39,6 +42,7 @@ class FinishedRun:
     result: Result
     identity: Identity
     records: Sequence[dict[str, Any]]
+    num_lost: int = 0
 
 
 def read_finished(uri: str) -> FinishedRun:
@@ -53,7 +57,10 @@ def read_finished(uri: str) -> FinishedRun:
     if result is None:
         raise UserError(f"run {uri} has not finished; run its `train` command again")
     folder.fetch_records()
-    return FinishedRun(uri, folder.config(), result, folder.identity(), folder.records())
+    lost = lost_epochs(folder.metrics, run=folder.run, before=result["epochs"])
+    if lost:
+        logger.warning("metrics.jsonl of %s has lost the records of %d epochs, so the curves lack them", uri, len(lost))
+    return FinishedRun(uri, folder.config(), result, folder.identity(), folder.records(), len(lost))
 
 
 @dataclass(frozen=True)

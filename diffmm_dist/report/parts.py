@@ -116,11 +116,13 @@ def _figure_rows(split: Split, mine: Figures, base: Figures) -> tuple[list[list[
 def curves_section(measured: Measured, families: Sequence[curves.Family]) -> Html:
     """Return every recorded value over the epochs, but for what is of the machine."""
     of_training = [one for one in families if not curves.is_of_machine(one.phase) and not curves.is_of_weights(one)]
-    if not of_training:
+    lost = measured.run.num_lost
+    if not of_training and not lost:
         return Html("")
     drawn, left = curves.pictures(of_training, measured.run.result)
     more = paragraph(f"{left:,} further tags are not drawn; metrics.jsonl has them.") if left else Html("")
-    return section("Curves", charts(drawn), more)
+    gap = paragraph(f"metrics.jsonl has lost the records of {lost:,} epochs.") if lost else Html("")
+    return section("Curves", gap, charts(drawn), more)
 
 
 def weights_section(measured: Measured, families: Sequence[curves.Family]) -> Html:

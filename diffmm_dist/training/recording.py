@@ -78,13 +78,19 @@ def _remote_recorders(folder: RunFolder, config: Config, start_epoch: int) -> li
         from diffmm_dist.monitoring.mlflow import MlflowRecorder
 
         opened = partial(MlflowRecorder, uri, run=folder.run, name=name)
-        recorders.append(RemoteRecorder("monitoring.mlflow", opened, at_once=start_epoch == 0))
+        is_server = not uri.startswith("sqlite:")
+        recorders.append(RemoteRecorder("monitoring.mlflow", opened, at_once=start_epoch == 0, is_server=is_server))
     if project is not None:
         from diffmm_dist.monitoring.wandb import WandbRecorder
 
         own = Path(tempfile.gettempdir()) if storage.is_remote(folder.uri) else folder.local
         keep = partial(WandbRecorder, project, run=folder.run, name=name, folder=own)
-        recorders.append(RemoteRecorder("monitoring.wandb", keep, at_once=start_epoch == 0))
+        try:
+            recorders.append(RemoteRecorder("monitoring.wandb", keep, at_once=start_epoch == 0))
+        except UserError:
+            for recorder in recorders:  # what was told of the run stays behind as one that has ended
+                recorder.close()
+            raise
     return recorders
 
 

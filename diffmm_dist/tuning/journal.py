@@ -21,6 +21,7 @@ from diffmm_dist.words import shown
 
 FILE = "tune.json"
 TRIALS = "trials"
+LOCK = "lock"
 _FORMAT = 1
 _REMEDY = "choose another --out"
 State = Literal["running", "complete", "stopped", "failed"]
@@ -116,6 +117,8 @@ class Journal:
             _check_numbered(trials, search, self._place)
         elif storage.exists(storage.join(folder, TRIALS)):
             raise UserError(f"{folder} has trials but its {FILE} is gone; choose another --out, or remove the folder")
+        elif set(storage.list_names(folder)) - {LOCK}:
+            raise UserError(f"{folder} holds other files and no search; choose another --out")
         self._record = Record(
             format=_FORMAT, version=__version__, command=command, metric=self.metric, search=search, trials=trials
         )

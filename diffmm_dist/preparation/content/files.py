@@ -84,6 +84,11 @@ class FileSource:
     def scan(self) -> None:
         """List the folder; it is an error if it is not clear which item a file belongs to."""
         versions = versions_of(self._folder)
+        odd = sorted(name for name in versions if not _is_text(name))
+        if odd:
+            raise UserError(
+                f"{self._folder} has {len(odd):,} files whose names are no UTF-8, such as {odd[0]!r}; rename them"
+            )
         owners: Mapping[str, int | str]
         owners = self._named(versions) if self._map is None else self._mapped(versions, self._map)
         names = sorted(owners, key=lambda name: (str(owners[name]), name))
@@ -179,6 +184,14 @@ class FileSource:
                 self.notes += notes
                 return typed
         return found
+
+
+def _is_text(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _is_hidden(name: str) -> bool:

@@ -85,6 +85,12 @@ def test_a_server_that_never_ends_an_answer_is_not_waited_for(caplog):
     answers.set()
 
 
+def test_what_waiting_does_not_mend_is_a_mistake():
+    with pytest.raises(UserError) as error:
+        RemoteRecorder("monitoring.mlflow", Server(away_for=1).opened, at_once=True, is_server=False)
+    assert not isinstance(error.value, TryAgainError)
+
+
 def test_a_server_that_is_away_at_first_is_said_at_once():
     with pytest.raises(TryAgainError, match=r"^monitoring.mlflow cannot be used: nobody answers; see docs/monitor"):
         RemoteRecorder("monitoring.mlflow", Server(away_for=1).opened, at_once=True)
@@ -92,7 +98,7 @@ def test_a_server_that_is_away_at_first_is_said_at_once():
 
 WRONG = {
     "monitoring.mlflow=http://me:secret@host:5000": "this holds credentials",
-    "monitoring.mlflow=http://host:5000/?token=abc": "this holds credentials",
+    "monitoring.mlflow=http://host:5000/?token=abc": "give them as MLFLOW_TRACKING_USERNAME",
     "monitoring.mlflow=sqlite:///": "'sqlite:///', and must be http://HOST:PORT of a server of MLflow's, or sqli",
     "monitoring.mlflow=mlruns": "must be http://HOST:PORT of a server of MLflow's",
     "monitoring.mlflow=postgresql://host/db": "must be http://HOST:PORT of a server of MLflow's",

@@ -56,6 +56,13 @@ def test_ids_that_are_no_plain_numbers_stay_text(names, ids, tmp_path):
     assert list(found(of_files(touch(tmp_path, *names)))) == ids
 
 
+def test_a_name_that_is_no_text_is_one_sentence(tmp_path):
+    with open(os.fsencode(tmp_path) + b"/bad\xff.png", "wb") as file:
+        file.write(b"x")
+    with pytest.raises(UserError, match=r"has 1 files whose names are no UTF-8, such as 'bad\\udcff.png'; rename them"):
+        of_files(tmp_path)
+
+
 def test_numbers_are_text_where_asked_for(tmp_path):
     assert list(found(of_files(touch(tmp_path, "5.png"), text_ids=True))) == ["5"]
 

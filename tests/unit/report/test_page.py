@@ -132,6 +132,14 @@ def test_a_figure_that_is_not_the_run_s_own_is_said(runs, written, tmp_path):
     assert told in page.words
 
 
+def test_records_that_are_lost_are_said(runs, written, tmp_path, caplog):
+    shutil.copytree(runs / "diffmm", tmp_path / "cut")
+    metrics = tmp_path / "cut" / "metrics.jsonl"
+    metrics.write_bytes(metrics.read_bytes()[:100])
+    page, _ = written(tmp_path / "cut")
+    assert any("metrics.jsonl has lost the records of" in word for word in page.words)
+
+
 def test_a_page_of_several_runs_names_them_and_compares_them(runs, written):
     page, _ = written(runs / "a", runs / "b", runs / "popular", runs / "a")
     words = "".join(page.words)

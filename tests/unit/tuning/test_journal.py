@@ -84,6 +84,13 @@ def test_another_search_in_the_folder_is_refused(tmp_path, changes, sentence):
         journal_of(tmp_path, **changes)
 
 
+def test_a_folder_of_other_files_is_left_alone(tmp_path):
+    (tmp_path / "picture.png").write_bytes(b"x")
+    with pytest.raises(UserError, match="holds other files and no search; choose another --out"):
+        journal_of(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["picture.png"]
+
+
 def test_where_it_runs_may_change(tmp_path):
     journal_of(tmp_path)
     journal_of(tmp_path, config=small_config("e", "q", cluster={"threads_per_worker": 2}).model_dump(mode="json"))
