@@ -7,6 +7,7 @@ import pyarrow as pa
 import pytest
 
 from diffmm_dist import storage
+from diffmm_dist.errors import UserError
 from diffmm_dist.exports.bundle import export_run
 from diffmm_dist.preparation.partitioning import partition_dataset
 from diffmm_dist.training import recording
@@ -40,6 +41,29 @@ def test_of_many_items_those_with_most_interactions_are_kept(data, tmp_path, mon
     whole, kept = items_of(tmp_path / "all"), items_of(tmp_path / "few")
     assert len(kept) == 7
     assert sorted(count for _, count in kept.values()) == sorted(count for _, count in whole.values())[-7:]
+
+
+def test_generated_graphs_are_drawn_as_of_the_best_epoch(data, tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    for name, model in {"generates": {"name": "diffmm"}, "does not": {"name": "lightgcn"}}.items():
+        train_alone(small_config(data, tmp_path / name, model=model, train={"epochs": 2}))
+        events = EventAccumulator(str(tmp_path / name / "tensorboard"), size_guidance={"images": 0}).Reload()
+        assert events.Tags()["images"] == (["graphs/generated"] if name == "generates" else [])
+    (image,) = EventAccumulator(str(tmp_path / "generates" / "tensorboard")).Reload().Images("graphs/generated")
+    assert image.encoded_image_string.startswith(b"\x89PNG")
+    best = json.loads((tmp_path / "generates" / "result.json").read_text())["best_epoch"]
+    assert image.step == best
+
+
+def test_what_cannot_be_drawn_costs_no_run(data, tmp_path, monkeypatch, caplog):
+    def undrawn(model, data):
+        raise UserError("pictures as PNG need Pillow")
+
+    monkeypatch.setattr(recording, "figure_of", undrawn)
+    train_alone(small_config(data, tmp_path / "run", train={"epochs": 1}))
+    assert "no picture of the generated graphs is recorded: pictures as PNG need Pillow" in caplog.text
+    assert (tmp_path / "run" / "result.json").exists()
 
 
 def test_one_number_an_item_is_nothing_to_draw(data, tmp_path):
