@@ -5,8 +5,8 @@ import warnings
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from diffmm_dist import storage
-from diffmm_dist.errors import TryAgainError, UserError, one_line
+from diffmm_dist.errors import UserError
+from diffmm_dist.preparation.content.decoding import decoded, undecodable
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -37,16 +37,7 @@ def read_image(uri: str) -> "Image":
         UserError: it cannot be read; the text is a reason.
         TryAgainError: the store did not answer.
     """
-    data = storage.read_bytes(uri, limit=_LARGEST_BYTES)
-    if not data:
-        raise UserError("it is empty")
-    try:
-        return _decoded(data)
-    except (TryAgainError, UserError, MemoryError):
-        raise
-    except Exception as error:  # a damaged file can end a decoder in any way
-        kind = type(error).__name__
-        raise UserError(_reason(kind, one_line(error))) from error
+    return decoded(uri, _decoded, limit=_LARGEST_BYTES, reason=_reason)
 
 
 def _decoded(data: bytes) -> "Image":
@@ -66,12 +57,13 @@ def _decoded(data: bytes) -> "Image":
         return converted
 
 
-def _reason(kind: str, text: str) -> str:
+def _reason(error: Exception) -> str:
+    kind = type(error).__name__
     if kind in ("DecompressionBombError", "DecompressionBombWarning"):
         return _too_large()
     if kind == "UnidentifiedImageError":
         return f"it is no image of {', '.join(_FORMATS)}"
-    return f"it cannot be decoded: {text}"
+    return undecodable(error)
 
 
 def _too_large() -> str:

@@ -8,8 +8,8 @@ import numpy as np
 import numpy.typing as npt
 from scipy.signal import resample_poly
 
-from diffmm_dist import storage
-from diffmm_dist.errors import TryAgainError, UserError, one_line
+from diffmm_dist.errors import UserError
+from diffmm_dist.preparation.content.decoding import decoded
 
 ENDINGS = frozenset((".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif", ".aiff", ".au"))
 WINDOW_S = 10.0  # what the models in docs/features.md were made for, or take without cutting any of it off
@@ -33,15 +33,7 @@ def read_windows(uri: str, *, rate: int, max_seconds: float) -> list[Samples]:
         UserError: it cannot be read; the text is a reason.
         TryAgainError: the store did not answer.
     """
-    data = storage.read_bytes(uri, limit=_LARGEST_BYTES)
-    if not data:
-        raise UserError("it is empty")
-    try:
-        samples, own_rate = _decoded(data, max_seconds)
-    except (TryAgainError, UserError, MemoryError):
-        raise
-    except Exception as error:  # of libsndfile's, or of a damaged file that ends a decoder in any way
-        raise UserError(f"it cannot be decoded: {one_line(error)}") from error
+    samples, own_rate = decoded(uri, lambda data: _decoded(data, max_seconds), limit=_LARGEST_BYTES)
     if len(samples) < _SHORTEST_S * own_rate:
         raise UserError(f"it is shorter than {_SHORTEST_S} s")
     if not np.isfinite(samples).all():
