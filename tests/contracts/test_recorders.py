@@ -95,11 +95,17 @@ class WandbCase:
 
     @staticmethod
     def records(path):
-        """What the files hold that `wandb sync` sends."""
+        """What the files hold that `wandb sync` sends, once wandb's own process has written to the end of each."""
         from wandb.proto.wandb_internal_pb2 import Record
 
-        for file in sorted(path.glob(f"wandb/offline-run-*-{RUN_ID}/*.wandb")):
-            yield from map(Record.FromString, leveldb_records(file.read_bytes()))
+        for file in sorted(path.glob(f"wandb/offline-run-*-{RUN_ID}")):
+            found, end = [], time.monotonic() + 60
+            while not any(record.HasField("exit") for record in found):
+                assert time.monotonic() < end
+                time.sleep(0.02)
+                written = b"".join(part.read_bytes() for part in file.glob("*.wandb"))
+                found = list(map(Record.FromString, leveldb_records(written)))
+            yield from found
 
     @classmethod
     def read(cls, path):
@@ -119,6 +125,8 @@ def leveldb_records(data, block=32768):
             at += block - at % block
             continue
         _, length, kind = struct.unpack("<IHB", data[at : at + 7])
+        if at + 7 + length > len(data):
+            return  # it is being written
         whole += data[at + 7 : at + 7 + length]
         at += 7 + length
         if kind in (1, 4):  # whole, or the last piece

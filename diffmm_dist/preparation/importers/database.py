@@ -15,6 +15,8 @@ from diffmm_dist.interrupts import result_of
 from diffmm_dist.preparation.importers.times import quoted
 
 _AGAIN_S = 0.1
+# What DuckDB raises where the disk or the memory ends; after a failed write to its file, FatalException of every query.
+_NO_ROOM = (duckdb.IOException, duckdb.OutOfMemoryException, duckdb.FatalException)
 Result = TypeVar("Result")
 
 
@@ -37,9 +39,13 @@ class Database:
     Args:
         folder: for the file and what does not fit in memory; removed by whoever made it.
         memory_gib: what the database may hold in memory.
+
+    Raises:
+        UserError: by every query, when the folder's disk is full.
     """
 
     def __init__(self, folder: str, *, memory_gib: float) -> None:
+        self._folder = folder
         self._thread = ThreadPoolExecutor(max_workers=1)
         self._connection = duckdb.connect(
             os.path.join(folder, "interactions.duckdb"),
@@ -87,8 +93,18 @@ class Database:
         running = self._thread.submit(work)
         try:
             return result_of(running)
+        except _NO_ROOM as error:
+            raise UserError(
+                f"the temporary database of this import, in {os.path.dirname(self._folder)}, ran out of room: "
+                f"{_first_line(error)}; make room there, or set TMPDIR to a folder of a larger disk"
+            ) from error
         except BaseException:
             while not running.done():
                 self._connection.interrupt()
                 wait([running], timeout=_AGAIN_S)
             raise
+
+
+def _first_line(error: Exception) -> str:
+    """Return the first line of DuckDB's text, without the kind of error; what follows are settings of its own."""
+    return str(error).splitlines()[0].split(": ", 1)[-1].rstrip(".")

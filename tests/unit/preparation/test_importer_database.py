@@ -1,14 +1,16 @@
 """The database of an import: answers, and its end when a signal comes."""
 
 import os
+import resource
 import signal
 import threading
 
 import duckdb
+import numpy as np
 import pyarrow as pa
 import pytest
 
-from diffmm_dist.errors import StoppedEarlyError
+from diffmm_dist.errors import StoppedEarlyError, UserError
 from diffmm_dist.launch.signals import at_once
 from diffmm_dist.preparation.importers.database import Database
 
@@ -32,6 +34,26 @@ def test_rows_tables_and_pieces(database):
     with pytest.raises(duckdb.Error):
         database.run("select nothing")
     assert database.run(query)
+
+
+def test_a_disk_without_room_is_one_sentence(tmp_path):
+    folder = tmp_path / "diffmm-import-1"
+    folder.mkdir()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    database = Database(str(folder), memory_gib=1)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, limits[1]))
+        said = f"temporary database of this import, in {tmp_path}, ran out of room: .*; make room there, or set TMPDIR"
+        for _ in range(2):
+            with pytest.raises(UserError, match=said):
+                database.append("t", database_rows(), create=True)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        database.close()
+
+
+def database_rows():
+    return pa.table({"n": np.random.default_rng(0).random(1 << 20)})
 
 
 @pytest.mark.parametrize("attempt", range(5))
