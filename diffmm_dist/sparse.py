@@ -79,12 +79,16 @@ class CSR:
             rows: int64.
             num_entries: how many entries they have, if known: on a GPU, counting them makes the host wait.
         """
+        return self.select_entries(rows, num_entries=num_entries)[0]
+
+    def select_entries(self, rows: Tensor, *, num_entries: int | None = None) -> tuple["CSR", Tensor]:
+        """Return ``select`` of rows, and where its entries are among those of this matrix, int64."""
         counts = self.row_counts[rows]
         indptr = torch.zeros(rows.numel() + 1, dtype=torch.int64, device=rows.device)
         torch.cumsum(counts, 0, out=indptr[1:])
         shift = torch.repeat_interleave(self.indptr[rows] - indptr[:-1], counts, output_size=num_entries)
         places = shift + torch.arange(shift.numel(), device=rows.device)
-        return CSR(indptr, self.indices[places], self.num_columns)
+        return CSR(indptr, self.indices[places], self.num_columns), places
 
     def first(self, count: int) -> "CSR":
         """Return the first rows, as views."""
@@ -137,8 +141,13 @@ class CSR:
 
     def transpose(self) -> "CSR":
         """Return the C x R pattern, rows again ascending inside each of its rows."""
+        return self.transpose_entries()[0]
+
+    def transpose_entries(self) -> tuple["CSR", Tensor]:
+        """Return ``transpose``, and where its entries are among those of this matrix, int64 (E,)."""
         order = torch.argsort(self.indices, stable=True)
-        return CSR(_row_pointers(self.indices[order], self.num_columns), self.row_ids[order], self.num_rows)
+        transposed = CSR(_row_pointers(self.indices[order], self.num_columns), self.row_ids[order], self.num_rows)
+        return transposed, order
 
     def dense(self, dtype: torch.dtype = torch.float32) -> Tensor:
         """Return the R x C matrix of zeros and ones; meant for a batch of rows."""

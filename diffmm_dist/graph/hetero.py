@@ -96,7 +96,7 @@ class HeteroGraph:
             weights: in the order of ``edges.by_target``, of edges as the relation has them; their own by default.
         """
         if self.kernel == "csr":
-            return edges.by_target.weighted_matmul(edges.weights if weights is None else weights, source_rows)
+            return edges.neighbor_sum(source_rows, weights)
         graph, own_weights = self._dgl_relations[id(edges)]
         padding = graph.num_src_nodes() - source_rows.shape[0]
         width = source_rows.shape[1]

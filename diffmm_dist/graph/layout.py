@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from diffmm_dist.errors import UserError
-from diffmm_dist.graph.propagate import Rows
+from diffmm_dist.graph.propagate import Places, Rows
 from diffmm_dist.parallel.collectives import exchange_rows, gather_owned, gather_rows, worker_counts
 from diffmm_dist.parallel.ranges import Ownership
 from diffmm_dist.parallel.shard import Shard
@@ -29,17 +29,24 @@ _PLAN = "layout_plan"
 
 @dataclass(frozen=True, eq=False)
 class Reading:
-    """Which rows of a result the workers read, as ``ColumnLayout`` needs it.
+    """Which rows of a result the workers read.
 
     Attributes:
         own: own rows that are read, local numbers, int64; of users, then of items. None for all.
-        rows: those of all workers, a worker's after the other's, numbers among all rows.
+        sizes: own rows of users and of items.
+        rows: rows of a result in this layout that any worker reads, a worker's after the other's.
         counts: how many each worker reads.
     """
 
-    own: tuple[Tensor | None, Tensor | None]
-    rows: tuple[Tensor | None, Tensor | None]
+    own: Places
+    sizes: tuple[int, int]
+    rows: Places
     counts: tuple[list[int], list[int]]
+
+    def place(self, read: Rows) -> Rows:
+        """Return tables of own users and own items that hold rows that were read, and zeros elsewhere."""
+        users, items = map(_placed, read, self.own, self.sizes)
+        return users, items
 
 
 class Layout(Protocol):
@@ -58,11 +65,11 @@ class Layout(Protocol):
     def enter(self, users: Sequence[Tensor], items: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
         """Return tables of own users and of own items, each (N, D), as the layout has them; every worker calls it."""
 
-    def reading(self, read: tuple[Tensor, Tensor] | None) -> Reading | None:
+    def reading(self, read: Rows | None) -> Reading:
         """Plan to read own users and own items, int64, each once; None reads all. Every worker calls it."""
 
-    def leave(self, tables: Sequence[Rows], readings: Sequence[Reading | None]) -> list[Rows]:
-        """Return results as tables of own users and own items (N, D); rows that are not read hold anything."""
+    def leave(self, read: Sequence[Rows], readings: Sequence[Reading]) -> list[Rows]:
+        """Return own rows that are read of users and of items, (n, D), from ``rows`` of each reading in this layout."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,13 +94,16 @@ class RowLayout:
         """Return the same tables."""
         return list(users), list(items)
 
-    def reading(self, read: tuple[Tensor, Tensor] | None) -> Reading | None:
-        """Return nothing: all is here."""
-        return None
+    def reading(self, read: Rows | None) -> Reading:
+        """Return the same rows: results are where they are read."""
+        sizes = self.shard.users.own.size, self.shard.items.own.size
+        own = read or (None, None)
+        counts = [size if rows is None else rows.numel() for rows, size in zip(own, sizes, strict=True)]
+        return Reading(own, sizes, own, ([counts[0]], [counts[1]]))
 
-    def leave(self, tables: Sequence[Rows], readings: Sequence[Reading | None]) -> list[Rows]:
-        """Return the same tables."""
-        return list(tables)
+    def leave(self, read: Sequence[Rows], readings: Sequence[Reading]) -> list[Rows]:
+        """Return the same rows."""
+        return list(read)
 
 
 @dataclass(frozen=True, eq=False)
@@ -149,11 +159,12 @@ class ColumnLayout:
         entered = _Transposed.apply(self, counts, True, *users, *items)  # type: ignore[no-untyped-call, unused-ignore]
         return list(entered[: len(users)]), list(entered[len(users) :])
 
-    def reading(self, read: tuple[Tensor, Tensor] | None) -> Reading:
+    def reading(self, read: Rows | None) -> Reading:
         """Tell all workers which rows this one reads."""
         owners, world = (self.own.users, self.own.items), self.own.world
+        own_sizes = owners[0].own.size, owners[1].own.size
         if read is None:
-            return Reading((None, None), (None, None), (owners[0].sizes, owners[1].sizes))
+            return Reading((None, None), own_sizes, (None, None), (owners[0].sizes, owners[1].sizes))
         sizes = torch.tensor([[rows.numel() for rows in read]], device=world.device)
         every, each = [1] * world.size, sizes.expand(world.size, -1)
         counts = exchange_rows(each, every, every, world, purpose=_PLAN).T.tolist()
@@ -162,22 +173,14 @@ class ColumnLayout:
         asked = exchange_rows(
             ids.repeat(world.size), [ids.numel()] * world.size, per_worker, world, purpose=_PLAN
         ).split([count for pair in zip(*counts, strict=True) for count in pair])
-        return Reading(read, (torch.cat(asked[::2]), torch.cat(asked[1::2])), (counts[0], counts[1]))
+        return Reading(read, own_sizes, (torch.cat(asked[::2]), torch.cat(asked[1::2])), (counts[0], counts[1]))
 
-    def leave(self, tables: Sequence[Rows], readings: Sequence[Reading | None]) -> list[Rows]:
-        """Return the rows that are read, where their owners have them; the others are zeros."""
-        chosen, counts, places = [], [], []
-        for pair, reading in zip(tables, readings, strict=True):
-            assert reading is not None
-            for side, table in enumerate(pair):
-                rows = reading.rows[side]
-                chosen.append(table if rows is None else table.index_select(0, rows))
-                counts.append(reading.counts[side])
-                places.append(reading.own[side])
-        left = _Transposed.apply(self, counts, False, *chosen)  # type: ignore[no-untyped-call, unused-ignore]
-        sizes = (self.own.users.own.size, self.own.items.own.size) * len(tables)
-        whole = [_placed(rows, own, size) for rows, own, size in zip(left, places, sizes, strict=True)]
-        return list(zip(whole[::2], whole[1::2], strict=True))
+    def leave(self, read: Sequence[Rows], readings: Sequence[Reading]) -> list[Rows]:
+        """Return all columns of the own rows."""
+        tables = [table for pair in read for table in pair]
+        counts = [of_side for reading in readings for of_side in reading.counts]
+        left = _Transposed.apply(self, counts, False, *tables)  # type: ignore[no-untyped-call, unused-ignore]
+        return list(zip(left[::2], left[1::2], strict=True))
 
     def to_columns(self, tables: Sequence[Tensor], counts: Sequence[list[int]]) -> list[Tensor]:
         """Return the own columns of every worker's rows of each table, one worker's after the other's, (R, C).
@@ -222,7 +225,7 @@ class ColumnLayout:
 
 def _placed(rows: Tensor, own: Tensor | None, size: int) -> Tensor:
     """Return a table of ``size`` rows that has the given ones at their places."""
-    return rows if own is None else rows.new_zeros(size, rows.shape[1]).index_add(0, own, rows)
+    return rows if own is None else rows.new_zeros(size, rows.shape[1]).index_copy_(0, own, rows)
 
 
 class _Transposed(torch.autograd.Function):

@@ -11,6 +11,7 @@ from diffmm_dist.graph.hetero import REAL, HeteroGraph
 from diffmm_dist.graph.relation import Relation
 
 Rows = tuple[Tensor, Tensor]
+Places = tuple[Tensor | None, Tensor | None]  # some rows of users and of items, int64, each once; None for all
 
 
 def propagate(
@@ -58,18 +59,50 @@ def items_from_users(graph: HeteroGraph, relation: str, user_rows: Tensor) -> Te
     return items
 
 
-def sum_of_layers(graph: HeteroGraph, rows: Rows, *, num_layers: int) -> Rows:
-    """Return sum_{l=0..L} A^^l [user rows; item rows] over the real graph, (U, d) and (I, d).
+def propagate_at(
+    graph: HeteroGraph, relation: str, user_rows: Tensor, item_rows: Tensor, at: Rows, *, with_input: bool = False
+) -> Rows:
+    """Return the rows ``at`` of ``propagate``, int64 local numbers of own users and of own items, each once.
 
-    Computed as rows + A^ (rows + A^ (... (I + A^) rows)).
+    Where all rows are here, that takes the time of the edges to those rows: of the last product of a step, a batch
+    reads few. Where halos are exchanged it is the whole product.
+    """
+    of_graph = graph.relations[relation]
+    if of_graph.halo.world.size > 1:
+        return select(propagate(graph, relation, user_rows, item_rows, with_input=with_input), at)
+    rows: Rows = _PropagateAt.apply(user_rows, item_rows, of_graph, at, with_input)  # type: ignore[no-untyped-call, unused-ignore]
+    return rows
+
+
+def select(rows: Rows, at: Places) -> Rows:
+    """Return some rows of users and of items."""
+    users, items = (
+        table if which is None else table.index_select(0, which) for table, which in zip(rows, at, strict=True)
+    )
+    return users, items
+
+
+def sum_of_layers(graph: HeteroGraph, rows: Rows, *, num_layers: int, at: Places = (None, None)) -> Rows:
+    """Return sum_{l=0..L} A^^l [user rows; item rows] over the real graph, (U, d) and (I, d), or some rows of it.
+
+    Computed as rows + A^ (rows + A^ (... (I + A^) rows)); of the last product only the rows that are asked for.
     """
     if num_layers == 0:
-        return rows
-    users, items = propagate(graph, REAL, *rows, with_input=True)
-    for _ in range(num_layers - 1):
-        layer = propagate(graph, REAL, users, items)
-        users, items = rows[0] + layer[0], rows[1] + layer[1]
-    return users, items
+        return select(rows, at)
+    layer = rows
+    for number in range(num_layers - 1):
+        layer = propagate(graph, REAL, *layer, with_input=number == 0)
+        if number > 0:
+            layer = rows[0] + layer[0], rows[1] + layer[1]
+    users, items = at
+    if users is None or items is None:
+        last = propagate(graph, REAL, *layer, with_input=num_layers == 1)
+    else:
+        last = propagate_at(graph, REAL, *layer, (users, items), with_input=num_layers == 1)
+    if num_layers == 1:
+        return last
+    base = select(rows, at)
+    return base[0] + last[0], base[1] + last[1]
 
 
 class _Propagate(torch.autograd.Function):
@@ -105,6 +138,30 @@ class _Propagate(torch.autograd.Function):
         users = graph.neighbor_sum(to_users, halo_rows()).addcmul_(ctx.loops[0], reduce(torch.add, user_grads))
         items = [sums().addcmul_(ctx.loops[1], gradient) for sums, gradient in zip(own_sums, item_grads, strict=True)]
         return None, None, None, users, *items
+
+
+class _PropagateAt(torch.autograd.Function):
+    """Some rows of ``_Propagate``; backward, the same edges reversed."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, user_rows: Tensor, item_rows: Tensor, relation: Relation, at: Rows, with_input: bool
+    ) -> tuple[Tensor, Tensor]:
+        ctx.at, ctx.edges = at, (relation.to_users.onto(at[0]), relation.to_items.onto(at[1]))
+        ctx.loops = tuple(
+            loop.index_select(0, rows) + int(with_input)
+            for loop, rows in zip((relation.user_loop, relation.item_loop), at, strict=True)
+        )
+        users = ctx.edges[0].neighbor_sum(item_rows).addcmul_(ctx.loops[0], user_rows.index_select(0, at[0]))
+        items = ctx.edges[1].neighbor_sum(user_rows).addcmul_(ctx.loops[1], item_rows.index_select(0, at[1]))
+        return users, items
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
+        to_users, to_items = ctx.edges
+        items = to_users.reversed.neighbor_sum(gradients[0]).index_add_(0, ctx.at[1], ctx.loops[1] * gradients[1])
+        users = to_items.reversed.neighbor_sum(gradients[1]).index_add_(0, ctx.at[0], ctx.loops[0] * gradients[0])
+        return users, items, None, None, None
 
 
 class _PropagateToUsers(torch.autograd.Function):

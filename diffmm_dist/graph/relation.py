@@ -64,6 +64,17 @@ class Edges:
         """Number of edges."""
         return self.by_target.num_entries
 
+    def onto(self, targets: Tensor) -> "Edges":
+        """Return the edges to some targets alone, int64, each once; they are numbered by their places."""
+        by_target, places = self.by_target.select_entries(targets)
+        by_source, order = by_target.transpose_entries()
+        weights = self.weights[places]
+        return Edges(by_target, by_source, weights, weights[order])
+
+    def neighbor_sum(self, source_rows: Tensor, weights: Tensor | None = None) -> Tensor:
+        """Return, for each target, the sum of its sources' rows (targets, d) by these weights or the edges' own."""
+        return self.by_target.weighted_matmul(self.weights if weights is None else weights, source_rows)
+
 
 @dataclass(frozen=True, eq=False)
 class Relation:

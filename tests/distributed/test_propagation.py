@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from diffmm_dist.graph.hetero import REAL, HeteroGraph
-from diffmm_dist.graph.layout import ColumnLayout
-from diffmm_dist.graph.propagate import propagate, propagate_tables, propagate_to_users
+from diffmm_dist.graph.layout import ColumnLayout, RowLayout
+from diffmm_dist.graph.propagate import propagate, propagate_at, propagate_tables, propagate_to_users
 from diffmm_dist.graph.relation import Relation
 from diffmm_dist.losses import contrastive, equations
 from diffmm_dist.losses.contrastive import BatchNodes, info_nce
@@ -83,28 +83,30 @@ def compare_with_matrix(graph, shard, matrix, name):
         torch.testing.assert_close(row.grad, own_of(table.grad, owner).detach(), msg=lambda text: f"{name}: {text}")
 
 
-def check_columns(world):
-    """Tables by columns and back: whole, a few rows, and a chain of products in between; gradients too."""
+def check_layouts(world):
+    """Tables into a layout and back: whole, a few rows, and a chain of products in between; gradients too."""
     for shard, (name, graph) in product(shards(world), GRAPHS.items()):
-        layout = ColumnLayout.of(shard, width=WIDTH)
         matrix = as_matrix(Relation.normalized(graph()))
-        hetero = HeteroGraph({REAL: Relation.normalized(layout.pairs(own_rows(graph(), shard)), layout.shard)})
-        for read in (None, (torch.tensor([12, 0, 7]), torch.tensor([8, 2]))):
-            compare_columns(layout, hetero, matrix, read, name)
+        for layout in (ColumnLayout.of(shard, width=WIDTH), RowLayout(shard)):
+            hetero = HeteroGraph({REAL: Relation.normalized(layout.pairs(own_rows(graph(), shard)), layout.shard)})
+            for read in (None, (torch.tensor([12, 0, 7]), torch.tensor([8, 2]))):
+                compare_layout(layout, shard, hetero, matrix, read, name)
 
 
-def compare_columns(layout, graph, matrix, read, name):
+def compare_layout(layout, shard, graph, matrix, read, name):
     """Both sides of A^ A^ [users; items], of which some rows are read, and the tables as they entered."""
-    shard = layout.own
     owners = shard.users, shard.items
     full = [random_rows(owner.total, WIDTH, seed).requires_grad_() for seed, owner in enumerate(owners)]
     plain = (matrix @ (matrix @ torch.cat(full))).split([NUM_USERS, NUM_ITEMS])
     mine = [own_of(table, owner) for table, owner in zip(full, owners, strict=True)]
     (users,), (items,) = layout.enter(mine[:1], mine[1:])
-    assert users.shape[1] == layout.width(WIDTH) == layout.columns.own.size
-    twice = propagate(graph, REAL, *propagate(graph, REAL, users, items))
+    assert users.shape[1] == layout.width(WIDTH)
+    once = propagate(graph, REAL, users, items)
     own = None if read is None else tuple(map(local_rows, read, owners))
-    left, entered = layout.leave([twice, (users, items)], [layout.reading(own), layout.reading(None)])
+    reading, whole = layout.reading(own), layout.reading(None)
+    twice = propagate(graph, REAL, *once) if read is None else propagate_at(graph, REAL, *once, reading.rows)
+    left, entered = layout.leave([twice, (users, items)], [reading, whole])
+    left = reading.place(left)
     losses = [0.0, 0.0]
     for side, owner in enumerate(owners):
         torch.testing.assert_close(entered[side], mine[side], msg=lambda text: f"{name}: {text}")
@@ -179,4 +181,4 @@ def check_ranking(world):
 @pytest.mark.parametrize("size", SIZES)
 def test_sharded_operations_equal_their_twins(size):
     dgl_or_skip()
-    on_workers(size, check_propagation, check_columns, check_contrast, check_ranking)
+    on_workers(size, check_propagation, check_layouts, check_contrast, check_ranking)

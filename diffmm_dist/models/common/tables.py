@@ -93,9 +93,10 @@ class PropagatedTables(EmbeddingTables):
                 anything. All by default.
         """
         (users,), (items,) = self.layout.enter([self.user_embedding], [self.item_embedding])
-        final = sum_of_layers(self.graph, (users, items), num_layers=self._num_layers)
-        (left,) = self.layout.leave([final], [self.layout.reading(read_rows)])
-        return left
+        reading = self.layout.reading(read_rows)
+        final = sum_of_layers(self.graph, (users, items), num_layers=self._num_layers, at=reading.rows)
+        (left,) = self.layout.leave([final], [reading])
+        return reading.place(left)
 
     @torch.no_grad()
     def embeddings(self) -> tuple[Tensor, Tensor]:

@@ -16,7 +16,7 @@ from diffmm_dist.diffusion.denoiser import Denoiser
 from diffmm_dist.errors import UserError
 from diffmm_dist.graph.hetero import REAL, HeteroGraph, Kernel
 from diffmm_dist.graph.layout import Layout, RowLayout
-from diffmm_dist.graph.propagate import Rows, propagate, propagate_tables, propagate_to_users, sum_of_layers
+from diffmm_dist.graph.propagate import Rows, propagate, propagate_tables, propagate_to_users, select, sum_of_layers
 from diffmm_dist.graph.relation import Relation
 from diffmm_dist.models.base import GeneratedGraph
 from diffmm_dist.models.common.denoising import Diffusion, DiffusionSettings, new_denoiser
@@ -170,28 +170,26 @@ class DiffMM(EmbeddingTables):
             weighted_sum(weights, [users for users, _ in z], base=x_and_y[0]),
             weighted_sum(weights, [items for _, items in z], base=x_and_y[1]),
         )
-        layers = sum_of_layers(self.graph, first, num_layers=self._num_layers)
+        reading = self.layout.reading(read_rows)
+        of_views = self.layout.reading(None) if whole_views else reading
+        layers = sum_of_layers(self.graph, first, num_layers=self._num_layers, at=reading.rows)
         # Not all modalities at once, their columns side by side: putting them there takes longer than one product saves
         # (docs/benchmarks/propagate.md).
         views = {
-            name: sum_of_layers(self.graph, products[1], num_layers=self._num_layers)
+            name: sum_of_layers(self.graph, products[1], num_layers=self._num_layers, at=of_views.rows)
             for name, products in of_generated.items()
             if with_views
         }
-        reading = self.layout.reading(read_rows)
-        of_views = self.layout.reading(None) if whole_views else reading
         layers, first, *left = self.layout.leave(
-            [layers, first, *views.values()], [reading, reading, *[of_views] * len(views)]
+            [layers, select(first, reading.rows), *views.values()], [reading, reading, *[of_views] * len(views)]
         )
-        user_rows, item_rows = read_rows or (None, None)
-        final = self._with_residual(layers[0], first[0], user_rows), self._with_residual(layers[1], first[1], item_rows)
-        return final, dict(zip(views, left, strict=True))
+        final = self._with_residual(layers[0], first[0]), self._with_residual(layers[1], first[1])
+        placed = map(of_views.place, left)
+        return reading.place(final), dict(zip(views, placed, strict=True))
 
-    def _with_residual(self, layers: Tensor, first: Tensor, rows: Tensor | None) -> Tensor:
-        """Return layers + omega normalised first, at the given rows."""
-        if rows is None:
-            return torch.add(layers, normalize_rows(first), alpha=self._residual_weight)
-        return layers.index_add(0, rows, normalize_rows(first.index_select(0, rows)), alpha=self._residual_weight)
+    def _with_residual(self, layers: Tensor, first: Tensor) -> Tensor:
+        """Return layers + omega normalised first."""
+        return torch.add(layers, normalize_rows(first), alpha=self._residual_weight)
 
     @torch.no_grad()
     def embeddings(self) -> Rows:

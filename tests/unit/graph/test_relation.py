@@ -121,6 +121,23 @@ def test_sum_of_layers():
         torch.testing.assert_close(ours, layer_sum(normalized_adjacency(dense(pairs)), rows, num_layers=num_layers))
 
 
+@pytest.mark.parametrize("kernel", ["csr", "dgl"])
+@pytest.mark.parametrize("num_layers", [0, 1, 2, 3])
+def test_some_rows_of_the_layers(num_layers, kernel):
+    """Those of the whole, in any order, and gradients as if all had been computed and the others had got none."""
+    if kernel == "dgl":
+        dgl_or_skip()
+    pairs = GRAPHS["cold nodes"]()
+    graph = HeteroGraph({REAL: Relation.normalized(pairs)}, kernel=kernel)
+    rows = random_rows(16, 4).requires_grad_()
+    for at in ((torch.tensor([4, 0, 8]), torch.tensor([6, 1])), (torch.tensor([], dtype=torch.int64), torch.arange(7))):
+        found = torch.cat(sum_of_layers(graph, (rows[:9], rows[9:]), num_layers=num_layers, at=at))
+        whole = layer_sum(normalized_adjacency(dense(pairs)), rows, num_layers=num_layers)
+        expected = torch.cat([whole[at[0]], whole[9 + at[1]]])
+        torch.testing.assert_close(found, expected)
+        torch.testing.assert_close(*(torch.autograd.grad(x.pow(3).sum(), rows)[0] for x in (found, expected)))
+
+
 @pytest.mark.parametrize("kind", GRAPHS)
 def test_the_product_with_its_input_and_the_half_product(kind):
     pairs = GRAPHS[kind]()
