@@ -18,7 +18,7 @@ from diffmm_dist.models.common.work import Cuts, Traffic
 from diffmm_dist.parallel.group import run_group
 from diffmm_dist.parallel.world import World
 from diffmm_dist.runs.config import Config
-from diffmm_dist.training.build import build_recipe, load_training_data, model_entry, open_dataset
+from diffmm_dist.training.build import build_recipe, load_training_data, messages_of, model_entry, open_dataset
 from diffmm_dist.training.teacher import teacher_of
 from diffmm_dist.training.worker import prepare_process
 
@@ -87,7 +87,8 @@ def by_purpose(traffic: Traffic) -> dict[str, int]:
 
 def predict(config: Config, dataset: Dataset, data: TrainingData, size: int) -> Sequence[Traffic]:
     """Return what each of ``size`` workers sends in one step of each phase, from the whole data in one process."""
-    shards = [shard_of(dataset, World(rank, size, torch.device("cpu"))) for rank in range(size)]
+    worlds = [World(rank, size, torch.device("cpu")) for rank in range(size)]
+    shards = [shard_of(dataset, world, messages=messages_of(config)) for world in worlds]
     by_columns = config.graph.layout == "columns"
     cuts = Cuts(data, shards, config.train.batch_size, config.run.seed, by_columns)
     traffic: Sequence[Traffic] = model_entry(config).measures.traffic(config.model, cuts)

@@ -4,7 +4,7 @@ What each phase computes, moves and sends is said by the model (models/measures.
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 import torch
 
@@ -13,7 +13,8 @@ from diffmm_dist.bench.comm import predict
 from diffmm_dist.bench.machine import command
 from diffmm_dist.bench.phases import check_has_phases
 from diffmm_dist.data.dataset import Dataset
-from diffmm_dist.models.common.work import Traffic
+from diffmm_dist.data.training import TrainingData
+from diffmm_dist.models.common.work import Traffic, read_edges
 from diffmm_dist.parallel.world import World
 from diffmm_dist.runs.config import Config
 from diffmm_dist.training.build import load_training_data, model_entry, open_dataset
@@ -75,7 +76,7 @@ def bench_gpus(config: Config, sizes: Sequence[int], assumed: Assumptions, *, ou
             phase: {purpose: max(worker[phase][purpose] for worker in sent) for purpose in purposes}
             for phase, purposes in sent[0].items()
         }
-        works = epoch_work(config, dataset, size, most)
+        works = epoch_work(config, dataset, size, most, data)
         prediction[str(size)] = {
             "work": {phase: asdict(work) for phase, work in works.items()},
             "seconds": {phase: work.seconds(assumed) for phase, work in works.items()},
@@ -92,7 +93,9 @@ def bench_gpus(config: Config, sizes: Sequence[int], assumed: Assumptions, *, ou
     )
 
 
-def epoch_work(config: Config, dataset: Dataset, size: int, sent: Traffic) -> dict[str, Work]:
+def epoch_work(
+    config: Config, dataset: Dataset, size: int, sent: Traffic, data: TrainingData | None = None
+) -> dict[str, Work]:
     """Return what each of ``size`` workers does in an epoch, by phase.
 
     Args:
@@ -100,10 +103,13 @@ def epoch_work(config: Config, dataset: Dataset, size: int, sent: Traffic) -> di
         dataset: its data.
         size: W.
         sent: bytes that the worker which sends most sends in a step, by phase and purpose.
+        data: all training data, if they are loaded.
     """
     works_of = model_entry(config).measures.work
     assert works_of is not None, "check_has_phases comes first"
-    works = works_of(config.model, needs_of(config, dataset.manifest, num_workers=size))
+    data = data or load_training_data(config, dataset, World.single())
+    read = read_edges(data, config.train.batch_size, config.run.seed)
+    works = works_of(config.model, replace(needs_of(config, dataset.manifest, num_workers=size), read_edges=read))
     return {
         phase: Work(work.flops, work.memory_bytes, work.steps * sum(sent.get(phase, {}).values()), work.exchanges)
         for phase, work in works.items()

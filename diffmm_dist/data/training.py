@@ -51,8 +51,13 @@ class TrainingData:
         return torch.repeat_interleave(shift, counts) + torch.arange(self.interactions.num_entries, device=shift.device)
 
 
-def shard_of(dataset: Dataset, world: World) -> Shard:
+def shard_of(dataset: Dataset, world: World, *, messages: torch.dtype | None = None) -> Shard:
     """Return what this worker owns of a dataset: whole parts of a partitioned one, else even ranges.
+
+    Args:
+        dataset: the dataset.
+        world: the workers.
+        messages: as what rows of tables travel while they propagate; None for as they are.
 
     Raises:
         UserError: a file of the dataset is damaged.
@@ -64,7 +69,7 @@ def shard_of(dataset: Dataset, world: World) -> Shard:
     }
     items, users = axes.pop("items"), _ownership(dataset, "users", world)
     user_ids = dataset.source_rows("users", users.own).to(world.device)
-    return Shard(world, users, items.ownership, user_ids, items.ids, axes)
+    return Shard(world, users, items.ownership, user_ids, items.ids, axes, messages)
 
 
 def _ownership(dataset: Dataset, axis: str, world: World) -> Ownership:

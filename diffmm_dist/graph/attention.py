@@ -80,7 +80,16 @@ class TypedEdges:
     tail_pairs: Pairs
 
     @classmethod
-    def of(cls, tails: CSR, relations: Tensor, nodes: AllRows, world: World, *, num_relations: int) -> "TypedEdges":
+    def of(
+        cls,
+        tails: CSR,
+        relations: Tensor,
+        nodes: AllRows,
+        world: World,
+        *,
+        num_relations: int,
+        messages: torch.dtype | None = None,
+    ) -> "TypedEdges":
         """Plan how the tails are reached; every worker calls it at the same time.
 
         Args:
@@ -89,6 +98,7 @@ class TypedEdges:
             nodes: all nodes.
             world: the workers.
             num_relations: R.
+            messages: as what rows and gradients of tails travel; None for as they are.
         """
         halo, local = localize(nodes.rows[tails.indices], nodes.ownership, world, purpose=TRAFFIC)
         by_target = CSR(tails.indptr, local, halo.num_local)
@@ -96,7 +106,7 @@ class TypedEdges:
         sizes = {"num_relations": num_relations}
         return cls(
             Edges(by_target, by_target.transpose(), ones, ones),
-            halo,
+            halo.sending(messages),
             torch.argsort(local, stable=True),
             Pairs.of(by_target.row_ids, relations, num_nodes=by_target.num_rows, **sizes),
             Pairs.of(local, relations, num_nodes=halo.num_local, **sizes),

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from diffmm_dist.graph.hetero import HeteroGraph
 from diffmm_dist.graph.relation import Relation
-from diffmm_dist.parallel.halo import extended
+from diffmm_dist.parallel.halo import Halo, extended
 
 Rows = tuple[Tensor, Tensor]
 _BLOCK_ELEMENTS = 1 << 20  # of the rows of edges that are held at a time: 4 MiB
@@ -101,7 +101,9 @@ def edge_blocks(relation: Relation, width: int) -> Iterator[tuple[slice, Tensor,
         yield block, edges.row_ids[block], edges.indices[block]
 
 
-def propagate_entries(graph: HeteroGraph, relation: Relation, values_V: Tensor, rows: Rows) -> Rows:
+def propagate_entries(
+    graph: HeteroGraph, relation: Relation, values_V: Tensor, rows: Rows, *, exact: bool = False
+) -> Rows:
     """Return M [user rows; item rows] of the matrix M with these values, differentiable in rows and values.
 
     With y = M x and the gradient g of y, that of x is M^T g and that of the value at (i, j) is g_i . x_j. Every worker
@@ -112,15 +114,17 @@ def propagate_entries(graph: HeteroGraph, relation: Relation, values_V: Tensor, 
         relation: the pattern.
         values_V: (V,).
         rows: of own users (U, D) and own items (I, D).
+        exact: rows and sums travel as they are, whatever the shard says of tables.
     """
-    product: Rows = _PropagateEntries.apply(graph, relation, values_V, *rows)  # type: ignore[no-untyped-call, unused-ignore]
+    halo = relation.halo if exact else relation.messages
+    product: Rows = _PropagateEntries.apply(graph, relation, halo, values_V, *rows)  # type: ignore[no-untyped-call, unused-ignore]
     return product
 
 
 def row_sums(graph: HeteroGraph, relation: Relation, values_V: Tensor) -> Rows:
     """Return the sum of each row's values, (U, 1) and (I, 1), differentiable in the values."""
     ones = [values_V.new_ones(count, 1) for count in _num_nodes(relation)]
-    return propagate_entries(graph, relation, values_V, (ones[0], ones[1]))
+    return propagate_entries(graph, relation, values_V, (ones[0], ones[1]), exact=True)
 
 
 def _num_nodes(relation: Relation) -> tuple[int, int]:
@@ -130,12 +134,18 @@ def _num_nodes(relation: Relation) -> tuple[int, int]:
 class _PropagateEntries(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, graph: HeteroGraph, relation: Relation, values_V: Tensor, user_rows: Tensor, item_rows: Tensor
+        ctx: Any,
+        graph: HeteroGraph,
+        relation: Relation,
+        halo: Halo,
+        values_V: Tensor,
+        user_rows: Tensor,
+        item_rows: Tensor,
     ) -> Rows:
-        ctx.graph, ctx.relation = graph, relation
+        ctx.graph, ctx.relation, ctx.halo = graph, relation, halo
         entries, order = Entries.of(values_V, relation), relation.order_by_item
-        item_rows_L = relation.halo.start_extend(item_rows)
-        sums = relation.halo.start_fold(graph.neighbor_sum(relation.to_items, user_rows, entries.to_items[order]))
+        item_rows_L = halo.start_extend(item_rows)
+        sums = halo.start_fold(graph.neighbor_sum(relation.to_items, user_rows, entries.to_items[order]))
         items_LD = item_rows_L()
         users = graph.neighbor_sum(relation.to_users, items_LD, entries.to_users)
         users.addcmul_(entries.user_loops[:, None], user_rows)
@@ -145,22 +155,22 @@ class _PropagateEntries(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        graph, relation = ctx.graph, ctx.relation
+        graph, relation, halo = ctx.graph, ctx.relation, ctx.halo
         values_V, user_rows, items_LD = ctx.saved_tensors
         entries = Entries.of(values_V, relation)
         grad_U, grad_I = gradients
-        grad_L = relation.halo.extend(grad_I)
+        grad_L = halo.extend(grad_I)
         user_grad = item_grad = value_grad = None
-        if ctx.needs_input_grad[4]:
+        if ctx.needs_input_grad[5]:
             weights = entries.to_users[relation.order_by_item]
-            sums = relation.halo.start_fold(graph.neighbor_sum(relation.to_items, grad_U, weights))
+            sums = halo.start_fold(graph.neighbor_sum(relation.to_items, grad_U, weights))
             item_grad = torch.addcmul(sums(), entries.item_loops[:, None], grad_I)
-        if ctx.needs_input_grad[3]:
+        if ctx.needs_input_grad[4]:
             user_grad = graph.neighbor_sum(relation.to_users, grad_L, entries.to_items)
             user_grad.addcmul_(entries.user_loops[:, None], grad_U)
-        if ctx.needs_input_grad[2]:
+        if ctx.needs_input_grad[3]:
             value_grad = _value_gradient(relation, (grad_U, grad_L), (user_rows, items_LD))
-        return None, None, value_grad, user_grad, item_grad
+        return None, None, None, value_grad, user_grad, item_grad
 
 
 def _value_gradient(relation: Relation, gradients: Rows, rows: Rows) -> Tensor:

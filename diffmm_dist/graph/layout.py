@@ -217,6 +217,7 @@ class ColumnLayout:
             list(map(sum, sizes)),
             self.own.world,
             purpose=TRAFFIC,
+            dtype=self.own.messages,
         ).split([size for of_worker in sizes for size in of_worker])
         blocks = [values.view(shape) for values, shape in zip(received, [s for w in shapes for s in w], strict=True)]
         num_tables = len(shapes[0])

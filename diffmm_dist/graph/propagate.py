@@ -119,8 +119,8 @@ class _Propagate(torch.autograd.Function):
         ctx.graph, ctx.relation = graph, relation
         ctx.loops = relation.user_loop + int(with_input), relation.item_loop + int(with_input)
         # Each exchange is under way while others' rows are summed.
-        halo_rows = [relation.halo.start_extend(table) for table in item_tables]
-        own_sums = relation.halo.start_fold(graph.neighbor_sum(relation.to_items, user_rows))
+        halo_rows = [relation.messages.start_extend(table) for table in item_tables]
+        own_sums = relation.messages.start_fold(graph.neighbor_sum(relation.to_items, user_rows))
         users = [graph.neighbor_sum(relation.to_users, rows()) for rows in halo_rows]
         for rows in users:
             rows.addcmul_(ctx.loops[0], user_rows)
@@ -130,7 +130,7 @@ class _Propagate(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        graph, halo = ctx.graph, ctx.relation.halo
+        graph, halo = ctx.graph, ctx.relation.messages
         to_users, to_items = ctx.relation.to_items.reversed, ctx.relation.to_users.reversed
         user_grads, item_grads = gradients[: len(gradients) // 2], gradients[len(gradients) // 2 :]
         halo_rows = halo.start_extend(reduce(torch.add, item_grads))
@@ -170,13 +170,13 @@ class _PropagateToUsers(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, user_rows: Tensor, item_rows: Tensor, graph: HeteroGraph, relation: Relation) -> Tensor:
         ctx.graph, ctx.relation = graph, relation
-        users = graph.neighbor_sum(relation.to_users, relation.halo.extend(item_rows))
+        users = graph.neighbor_sum(relation.to_users, relation.messages.extend(item_rows))
         return users.addcmul_(relation.user_loop, user_rows)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None, None]:
         relation: Relation = ctx.relation
-        own_sums = relation.halo.start_fold(ctx.graph.neighbor_sum(relation.to_users.reversed, gradients[0]))
+        own_sums = relation.messages.start_fold(ctx.graph.neighbor_sum(relation.to_users.reversed, gradients[0]))
         user_grad = relation.user_loop * gradients[0]
         return user_grad, own_sums(), None, None
 
@@ -188,14 +188,14 @@ class _Half(torch.autograd.Function):
     def forward(ctx: Any, graph: HeteroGraph, relation: Relation, to_users: bool, rows: Tensor) -> Tensor:
         ctx.graph, ctx.relation, ctx.to_users = graph, relation, to_users
         if to_users:
-            return graph.neighbor_sum(relation.to_users, relation.halo.extend(rows))
-        return relation.halo.fold(graph.neighbor_sum(relation.to_items, rows))
+            return graph.neighbor_sum(relation.to_users, relation.messages.extend(rows))
+        return relation.messages.fold(graph.neighbor_sum(relation.to_items, rows))
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[None, None, None, Tensor]:
         graph, relation = ctx.graph, ctx.relation
         if ctx.to_users:
             back = graph.neighbor_sum(relation.to_users.reversed, gradients[0])
-            return None, None, None, relation.halo.fold(back)
-        back = graph.neighbor_sum(relation.to_items.reversed, relation.halo.extend(gradients[0]))
+            return None, None, None, relation.messages.fold(back)
+        back = graph.neighbor_sum(relation.to_items.reversed, relation.messages.extend(gradients[0]))
         return None, None, None, back

@@ -157,6 +157,11 @@ class Relation:
         )
 
     @cached_property
+    def messages(self) -> Halo:
+        """The halo, for rows of tables that propagate, which travel as the shard says; ``halo`` itself is exact."""
+        return self.halo.sending(self.shard.messages)
+
+    @cached_property
     def order_by_item(self) -> Tensor:
         """Place of each edge of ``to_items.by_target`` among those of ``to_users.by_target``, int64 (E,)."""
         return torch.argsort(self.to_users.by_target.indices, stable=True)

@@ -167,6 +167,7 @@ class Needs:
         rounded: matrix products take rounded operands.
         dgl: DGL may propagate.
         by_columns: tables propagate by columns (graph/layout.py).
+        read_edges: edges to the rows that a batch reads, both ways; None if nobody has counted them.
     """
 
     share: Share
@@ -175,6 +176,7 @@ class Needs:
     rounded: bool
     dgl: bool
     by_columns: bool = False
+    read_edges: int | None = None
 
     @property
     def graph(self) -> Share:

@@ -182,7 +182,13 @@ def exchange_counts(send_counts: Tensor, world: World) -> Tensor:
 
 
 def start_exchange(
-    rows: Tensor, send_counts: Sequence[int], receive_counts: Sequence[int], world: World, *, purpose: str
+    rows: Tensor,
+    send_counts: Sequence[int],
+    receive_counts: Sequence[int],
+    world: World,
+    *,
+    purpose: str,
+    dtype: torch.dtype | None = None,
 ) -> Callable[[], Tensor]:
     """Begin to send rows to their workers; the returned function waits for the rows that come in and returns them.
 
@@ -192,15 +198,20 @@ def start_exchange(
         receive_counts: rows from each worker.
         world: the workers, at least two.
         purpose: what the bytes are counted under.
+        dtype: rows travel as this, rounded to the nearest, ties to even, and are what they were again where they
+            arrive; those that this worker sends to itself are not rounded. None sends them as they are.
     """
-    sent = rows.contiguous()
-    received = rows.new_empty(sum(receive_counts), *rows.shape[1:])
+    sent = rows.to(dtype or rows.dtype).contiguous()
+    received = sent.new_empty(sum(receive_counts), *rows.shape[1:])
     counts = list(receive_counts), list(send_counts)
     work = _together(dist.all_to_all_single, received, sent, *counts, group=world.group, async_op=True)
     leaving = sum(send_counts) - send_counts[world.rank]
-    world.sent_bytes[purpose] += leaving * rows[:1].numel() * rows.element_size()
-
-    return partial(_finish, work, received, sent)
+    world.sent_bytes[purpose] += leaving * rows[:1].numel() * sent.element_size()
+    finish = partial(_finish, work, received, sent)
+    if sent.dtype == rows.dtype:
+        return finish
+    own = rows.split(counts[1])[world.rank].clone()  # a view would keep all of them
+    return partial(_restored, finish, own, sum(counts[0][: world.rank]))
 
 
 def _finish(work: dist.Work, received: Tensor, sent: Tensor) -> Tensor:
@@ -209,10 +220,23 @@ def _finish(work: dist.Work, received: Tensor, sent: Tensor) -> Tensor:
     return received
 
 
+def _restored(finish: Callable[[], Tensor], own: Tensor, start: int) -> Tensor:
+    """Return what an exchange of rounded rows brings, in the type of the own rows, which did not leave."""
+    received = finish().to(own.dtype)
+    received[start : start + own.shape[0]] = own
+    return received
+
+
 def exchange_rows(
-    rows: Tensor, send_counts: Sequence[int], receive_counts: Sequence[int], world: World, *, purpose: str
+    rows: Tensor,
+    send_counts: Sequence[int],
+    receive_counts: Sequence[int],
+    world: World,
+    *,
+    purpose: str,
+    dtype: torch.dtype | None = None,
 ) -> Tensor:
     """Return the rows that come in from a whole exchange; arguments as of ``start_exchange``."""
     if world.size == 1:
         return rows
-    return start_exchange(rows, send_counts, receive_counts, world, purpose=purpose)()
+    return start_exchange(rows, send_counts, receive_counts, world, purpose=purpose, dtype=dtype)()

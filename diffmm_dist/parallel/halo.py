@@ -4,7 +4,7 @@ A worker numbers the rows that it touches locally: its own ("inner") rows first,
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -27,6 +27,9 @@ class Halo:
         send_rows: own rows that other workers need, local, in the order of these workers, int64 (S,).
         send_counts: own rows that each worker needs.
         purpose: what the traffic is counted under.
+        dtype: as what rows travel, and are rounded to; None sends them as they are. What a worker reads of its own rows
+            is never rounded, so an owner and those that read its row see it a little differently: no two workers may
+            compute the same thing from it and rely on the same bits.
     """
 
     world: World
@@ -36,6 +39,11 @@ class Halo:
     send_rows: Tensor
     send_counts: list[int]
     purpose: str
+    dtype: torch.dtype | None = None
+
+    def sending(self, dtype: torch.dtype | None) -> "Halo":
+        """Return the same plan for rows that travel as a type."""
+        return replace(self, dtype=dtype)
 
     @property
     def num_local(self) -> int:
@@ -54,9 +62,7 @@ class Halo:
         """Begin ``extend``; the returned function finishes it, so that work can be done in between."""
         if self.world.size == 1:
             return lambda: inner
-        received = start_exchange(
-            inner[self.send_rows], self.send_counts, self.receive_counts, self.world, purpose=self.purpose
-        )
+        received = self._start(inner[self.send_rows], self.send_counts, self.receive_counts)
         return lambda: torch.cat([inner, received()])
 
     def start_fold(self, local: Tensor) -> Callable[[], Tensor]:
@@ -64,8 +70,11 @@ class Halo:
         if self.world.size == 1:
             return lambda: local
         inner, halo = local[: self.num_inner], local[self.num_inner :]
-        received = start_exchange(halo, self.receive_counts, self.send_counts, self.world, purpose=self.purpose)
+        received = self._start(halo, self.receive_counts, self.send_counts)
         return lambda: inner.index_add(0, self.send_rows, received())
+
+    def _start(self, rows: Tensor, send: list[int], receive: list[int]) -> Callable[[], Tensor]:
+        return start_exchange(rows, send, receive, self.world, purpose=self.purpose, dtype=self.dtype)
 
 
 def localize(rows: Tensor, ownership: Ownership, world: World, *, purpose: str) -> tuple[Halo, Tensor]:

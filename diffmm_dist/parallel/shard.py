@@ -80,6 +80,8 @@ class Shard:
         user_ids: id of each own user, int64 (own users,).
         item_ids: id of each item row, of all workers, int64 (I,).
         further: other axes by name, such as the entities of a knowledge graph that are no items.
+        messages: as what rows of tables travel from worker to worker while they propagate, such as bfloat16 in half the
+            bytes; None for as they are. It concerns nothing else that workers send.
     """
 
     world: World
@@ -88,6 +90,7 @@ class Shard:
     user_ids: Tensor
     item_ids: Tensor
     further: Mapping[str, AllRows] = field(default_factory=dict)
+    messages: torch.dtype | None = None
 
     @classmethod
     def whole(cls, num_users: int, num_items: int, *, world: World | None = None) -> "Shard":

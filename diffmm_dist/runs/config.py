@@ -104,6 +104,10 @@ class GraphConfig(Section):
     layout: Literal["rows", "columns"] = "rows"
     """What a worker has while tables propagate: its own `rows` and a halo, or some `columns` of all rows and the whole
     graph, which sends far less where the graph fits every worker (docs/distributed.md); one worker has both."""
+    messages: Literal["float32", "bfloat16"] = "float32"
+    """As what rows of tables and of their gradients travel between workers while they propagate, in either layout;
+    `bfloat16` halves these bytes and rounds what arrives, to 8 significant bits (docs/distributed.md). Counts, degrees,
+    scores of edges, and what losses exchange of the results travel as they are; one worker sends nothing."""
 
 
 class CheckpointConfig(Section):

@@ -59,6 +59,11 @@ def check_layout(config: Config) -> None:
         raise UserError(f"graph.layout=columns is for {able}, not for {config.model.name}; set it to rows")
 
 
+def messages_of(config: Config) -> torch.dtype | None:
+    """Return as what rows of tables travel while they propagate; None for as they are."""
+    return torch.bfloat16 if config.graph.messages == "bfloat16" else None
+
+
 def load_training_data(config: Config, dataset: Dataset, world: World) -> TrainingData:
     """Read the worker's slice of the training data onto its device.
 
@@ -70,7 +75,7 @@ def load_training_data(config: Config, dataset: Dataset, world: World) -> Traini
         modalities = tuple(dataset.manifest.modalities)
     if not reads_features(config):
         modalities = ()
-    shard = shard_of(dataset, world)
+    shard = shard_of(dataset, world, messages=messages_of(config))
     return TrainingData(
         shard=shard,
         interactions=shard_interactions(dataset, "train", shard),

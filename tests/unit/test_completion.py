@@ -43,7 +43,7 @@ CASES = {
     "train --config on": ["one.yaml", "onward/"],
     "train che": ["checkpoint."],
     "train checkpoint.": ["checkpoint.every_epochs=", "checkpoint.every_steps=", "checkpoint.keep="],
-    "train one.yaml train.epochs=3 graph.": ["graph.kernel=", "graph.layout="],
+    "train one.yaml train.epochs=3 graph.": ["graph.kernel=", "graph.layout=", "graph.messages="],
     "train graph.kernel=": ["graph.kernel=auto", "graph.kernel=dgl", "graph.kernel=csr"],
     "train graph.kernel=c": ["graph.kernel=csr"],
     "train data.verify=": ["data.verify=true", "data.verify=false"],

@@ -143,7 +143,7 @@ def traffic(cuts: Cuts, *, embedding_dim: int, num_layers: int, alone: bool) -> 
     return [
         {
             "recommend": {
-                relation.TRAFFIC: _propagation_bytes(rows, embedding_dim, num_layers),
+                relation.TRAFFIC: _propagation_bytes(rows, embedding_dim, num_layers, cuts.value_bytes),
                 contrastive.TRAFFIC: of_contrast,
             }
         }
@@ -151,11 +151,11 @@ def traffic(cuts: Cuts, *, embedding_dim: int, num_layers: int, alone: bool) -> 
     ]
 
 
-def _propagation_bytes(rows: HaloRows, dim: int, num_layers: int) -> int:
+def _propagation_bytes(rows: HaloRows, dim: int, num_layers: int, value_bytes: int) -> int:
     """Return the bytes of all products of a step, of what is decoded, and of numbers of nodes that entries read."""
-    wide = num_layers * 2 * _PRODUCTS  # forward and backward
-    values = rows.given * ((wide + 1) * dim + num_layers * _NARROW_GIVEN)
-    return (values + rows.returned * (wide * dim + num_layers * _NARROW_RETURNED)) * FLOAT
+    wide = num_layers * 2 * _PRODUCTS * dim * sum(rows)  # forward and backward
+    exact = rows.given * (dim + num_layers * _NARROW_GIVEN) + rows.returned * num_layers * _NARROW_RETURNED
+    return wide * value_bytes + exact * FLOAT
 
 
 def _contrast_bytes(cuts: Cuts, dim: int) -> list[int]:

@@ -17,8 +17,8 @@ from diffmm_dist.data.batches import EpochBatches
 from diffmm_dist.data.training import TrainingData
 from diffmm_dist.losses import contrastive
 from diffmm_dist.models.base import PhaseContext
-from diffmm_dist.models.common.costs import FLOAT
-from diffmm_dist.models.common.ranking import RankingBatches
+from diffmm_dist.models.common.costs import FLOAT, Share
+from diffmm_dist.models.common.ranking import RankingBatch, RankingBatches
 from diffmm_dist.parallel.collectives import ring_bytes
 from diffmm_dist.parallel.ranges import Ownership
 from diffmm_dist.parallel.shard import Shard
@@ -68,6 +68,12 @@ class Cuts:
     batch_size: int
     seed: int
     by_columns: bool = False
+
+    @property
+    def value_bytes(self) -> int:
+        """Bytes of a number of a table that propagates, on its way to another worker."""
+        messages = self.shards[0].messages
+        return FLOAT if messages is None else messages.itemsize
 
 
 def product_flop(rows: float, items: float, width: int) -> float:
@@ -120,6 +126,20 @@ def gathered_bytes(edges: float, dim: float) -> float:
     return _GATHERS * edges * (dim * FLOAT + _EDGE_BYTES)
 
 
+def products_of_few(products: int, share: Share, read: int | None, *, by_columns: bool) -> float:
+    """Return how many whole products take as long as some of which only the rows of a batch are read.
+
+    Args:
+        products: those; where workers exchange halos they are whole ones.
+        share: the data.
+        read: edges to the rows that a batch reads; None counts all.
+        by_columns: tables propagate by columns.
+    """
+    if read is None or (share.num_workers > 1 and not by_columns):
+        return products
+    return products * read / max(2 * share.num_interactions, 1)
+
+
 def propagated_bytes(edges: float, dim: int, *, num_workers: int, by_columns: bool) -> float:
     """Return the same of one of W workers: of its edges, or of all edges and its columns.
 
@@ -132,6 +152,18 @@ def propagated_bytes(edges: float, dim: int, *, num_workers: int, by_columns: bo
     if by_columns:
         return gathered_bytes(edges, dim / num_workers)
     return gathered_bytes(edges / num_workers, dim)
+
+
+def _first_batch(data: TrainingData, batch_size: int, seed: int) -> RankingBatch:
+    batches = RankingBatches(data, batch_size)
+    batches.begin(PhaseContext(World.single(), seed, 0))
+    return batches[0]
+
+
+def read_edges(data: TrainingData, batch_size: int, seed: int) -> int:
+    """Return how many edges lead to the users and to the items that the first batch reads."""
+    users, items = _first_batch(data, batch_size, seed).read_rows
+    return int(data.interactions.row_counts[users].sum() + data.interactions.column_counts[items].sum())
 
 
 class HaloRows(NamedTuple):
@@ -173,9 +205,9 @@ def real_rows_sent(cuts: Cuts) -> list[HaloRows]:
     return halo_rows_sent(data.shard.user_ids[data.interactions.row_ids], data.interactions.indices, cuts.shards)
 
 
-def sent_bytes(rows: float, dim: int) -> int:
+def sent_bytes(cuts: Cuts, rows: float, dim: int) -> int:
     """Return the bytes of rows that are sent forward, and of as many gradients that are sent backward."""
-    return int(2 * rows) * dim * FLOAT
+    return int(2 * rows) * dim * cuts.value_bytes
 
 
 def first_batch(cuts: Cuts) -> tuple[Tensor, Tensor]:
@@ -205,9 +237,7 @@ def layout_traffic(cuts: Cuts, dim: int, *, item_tables: int, read: int, whole: 
     size, shards = len(cuts.shards), cuts.shards
     if size == 1:
         return [0]
-    batches = RankingBatches(cuts.data, cuts.batch_size)
-    batches.begin(PhaseContext(World.single(), cuts.seed, 0))
-    users, items = batches[0].read_rows
+    users, items = _first_batch(cuts.data, cuts.batch_size, cuts.seed).read_rows
     of_users = owned(cuts.data.shard.user_ids[users], [shard.user_ids for shard in shards])
     of_items = owned(cuts.data.shard.item_ids[items], [shard.own_item_ids for shard in shards])
     read_rows = [sum(both) for both in zip(of_users, of_items, strict=True)]
@@ -217,7 +247,7 @@ def layout_traffic(cuts: Cuts, dim: int, *, item_tables: int, read: int, whole: 
         entered + read * few + whole * all_ for entered, few, all_ in zip(entering, read_rows, all_rows, strict=True)
     ]
     return [
-        (rows * (dim - columns) + (sum(own) - rows) * columns) * FLOAT
+        (rows * (dim - columns) + (sum(own) - rows) * columns) * cuts.value_bytes
         for rows, columns in zip(own, Ownership.even(dim, size=size).sizes, strict=True)
     ]
 

@@ -276,7 +276,8 @@ def traffic(
         terms = contrast_traffic(cuts, dim, in_batch=in_batch, max_nodes=contrast.max_nodes)
     recommend = [
         {
-            relation.TRAFFIC: views * (sent_bytes(num_layers * sum(rows), dim) + of_hops * dim * FLOAT),
+            relation.TRAFFIC: views
+            * (sent_bytes(cuts, num_layers * sum(rows), dim) + of_hops * dim * cuts.value_bytes),
             contrastive.TRAFFIC: of_terms,
         }
         for rows, of_hops, of_terms in zip(real_rows_sent(cuts), hops, terms, strict=True)

@@ -343,7 +343,11 @@ class DiffKG(Recommender):
         return View(facts, to_nodes, to_items)
 
     def _typed(self, facts: Facts) -> TypedEdges:
-        knowledge = self.knowledge
         return TypedEdges.of(
-            facts.pairs, facts.relations, knowledge.nodes, self.shard.world, num_relations=self._num_types
+            facts.pairs,
+            facts.relations,
+            self.knowledge.nodes,
+            self.shard.world,
+            num_relations=self._num_types,
+            messages=self.shard.messages,
         )

@@ -103,6 +103,7 @@ def _work(settings: Settings, needs: Needs) -> Mapping[str, Work]:
         embedding_dim=settings.embedding_dim,
         num_layers=settings.num_layers,
         by_columns=needs.by_columns,
+        read_edges=needs.read_edges,
     )
 
 

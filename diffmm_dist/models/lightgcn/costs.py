@@ -17,6 +17,7 @@ from diffmm_dist.models.common.work import (
     Traffic,
     Work,
     layout_traffic,
+    products_of_few,
     propagated_bytes,
     real_rows_sent,
     sent_bytes,
@@ -65,7 +66,13 @@ def memory(
 
 
 def work(
-    share: Share, *, embedding_dim: int, num_layers: int, batch_size: int, by_columns: bool = False
+    share: Share,
+    *,
+    embedding_dim: int,
+    num_layers: int,
+    batch_size: int,
+    by_columns: bool = False,
+    read_edges: int | None = None,
 ) -> Mapping[str, Work]:
     """Return what one worker does in an epoch; it has no dense products but those of single rows.
 
@@ -75,13 +82,14 @@ def work(
         num_layers: L.
         batch_size: B.
         by_columns: tables propagate by columns.
+        read_edges: edges to the rows that a batch reads; None counts all.
     """
     steps, size = -(-share.num_interactions // batch_size), share.num_workers
     nodes = (share.num_users + share.num_items) / size
     accesses = ADAM_ACCESSES + _STEP_ACCESSES + num_layers * _LAYER_ACCESSES
-    moved = propagated_bytes(
-        share.num_interactions * num_layers, embedding_dim, num_workers=size, by_columns=by_columns
-    )
+    last = min(num_layers, 1)
+    products = num_layers - last + products_of_few(last, share, read_edges, by_columns=by_columns)
+    moved = propagated_bytes(share.num_interactions * products, embedding_dim, num_workers=size, by_columns=by_columns)
     of_products = LAYOUT_EXCHANGES if by_columns else num_layers * EXCHANGES_PER_PRODUCT
     exchanges = of_products + RANKING_EXCHANGES if size > 1 else 0
     moved += nodes * embedding_dim * accesses * FLOAT
@@ -101,6 +109,6 @@ def traffic(cuts: Cuts, *, embedding_dim: int, num_layers: int) -> list[Traffic]
             {"recommend": {layout.TRAFFIC: sent}} for sent in layout_traffic(cuts, embedding_dim, item_tables=1, read=1)
         ]
     return [
-        {"recommend": {relation.TRAFFIC: sent_bytes(num_layers * sum(rows), embedding_dim)}}
+        {"recommend": {relation.TRAFFIC: sent_bytes(cuts, num_layers * sum(rows), embedding_dim)}}
         for rows in real_rows_sent(cuts)
     ]

@@ -43,6 +43,7 @@ def _work(settings: Settings, needs: Needs) -> Mapping[str, Work]:
         num_layers=settings.num_layers,
         batch_size=needs.batch_size,
         by_columns=needs.by_columns,
+        read_edges=needs.read_edges,
     )
 
 

@@ -195,9 +195,11 @@ def traffic(cuts: Cuts, sizes: Sizes) -> list[Traffic]:
     found: list[Traffic] = []
     num_modal = len(sizes.widths)
     for rows in real_rows_sent(cuts):
-        passed = sent_bytes((sizes.num_layers + num_modal) * sum(rows), sizes.dim)
-        taught = {"prompted": passed, "noisy": sent_bytes(num_modal * sum(rows), sizes.dim) // 2}.get(sizes.targets, 0)
-        distill = sent_bytes(sizes.student_layers * sum(rows), sizes.student_dim) + taught
+        passed = sent_bytes(cuts, (sizes.num_layers + num_modal) * sum(rows), sizes.dim)
+        taught = {"prompted": passed, "noisy": sent_bytes(cuts, num_modal * sum(rows), sizes.dim) // 2}.get(
+            sizes.targets, 0
+        )
+        distill = sent_bytes(cuts, sizes.student_layers * sum(rows), sizes.student_dim) + taught
         phases = {"teach": {relation.TRAFFIC: passed}} if sizes.targets != "given" else {}
         found.append(phases | {"distill": {relation.TRAFFIC: distill}})
     return found

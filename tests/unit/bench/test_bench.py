@@ -17,7 +17,10 @@ from diffmm_dist.bench.stream import bench_stream
 from diffmm_dist.config.section import changed
 from diffmm_dist.data.dataset import Dataset
 from diffmm_dist.errors import UserError
+from diffmm_dist.models.common.work import read_edges
 from diffmm_dist.parallel import group
+from diffmm_dist.parallel.world import World
+from diffmm_dist.training.build import load_training_data
 from tests.support.builders import small_config, synthetic_dataset
 from tests.support.forked import START
 from tests.support.optional import dgl_or_skip
@@ -168,16 +171,20 @@ def test_what_lightgcn_computes_moves_and_sends(tmp_path):
     one, four = (epoch_work(config, dataset, size, {"recommend": {"propagation": 500}}) for size in (1, 4))
     assert list(one) == ["recommend"]
     assert one["recommend"].flops == 0
-    # Both directions of three layers, forward and backward, each edge with its place and weight; 15 passes over the
-    # tables and six more for each layer.
-    assert one["recommend"].memory_bytes == steps * (4 * 3 * edges * (8 * 4 + 12) + 8 * 4 * (15 + 3 * 6) * 160)
-    assert four["recommend"].memory_bytes == one["recommend"].memory_bytes / 4
+    # Both ways of two layers and of the rows that a batch reads of the third, forward and backward, each edge with
+    # its place and weight; 15 passes over the tables and six more for each layer.
+    read = read_edges(load_training_data(config, dataset, World.single()), 64, config.run.seed)
+    assert 0 < read < 2 * edges
+    gathered, passes = 4 * 2 * edges + 2 * read, 8 * 4 * (15 + 3 * 6) * 160
+    assert one["recommend"].memory_bytes == pytest.approx(steps * (gathered * (8 * 4 + 12) + passes))
+    # Workers that exchange halos take the whole of the last product.
+    assert four["recommend"].memory_bytes == steps * (4 * 3 * edges * (8 * 4 + 12) + passes) / 4
     assert (one["recommend"].exchanges, four["recommend"].exchanges) == (0, steps * (3 * 4 + 8))
     assert four["recommend"].sent_bytes == steps * 500
     by_columns = changed(config, {"graph.layout": "columns"})
     (work,) = epoch_work(by_columns, dataset, 4, {"recommend": {"layout": 500}}).values()
     # All edges, of two columns; a plan and both ways instead of an exchange for each half of every product.
-    assert work.memory_bytes == steps * (4 * 3 * edges * (2 * 4 + 12) + 8 * 4 * (15 + 3 * 6) * 160 / 4)
+    assert work.memory_bytes == pytest.approx(steps * (gathered * (2 * 4 + 12) + passes / 4))
     assert work.exchanges == steps * (6 + 8)
 
 

@@ -90,7 +90,7 @@ def _propagation(
     contrasted = contrast.contrastive_weight > 0
     of_real, of_generated = propagation_products(num_modalities, num_layers, contrasted=contrasted)
     return [
-        sent_bytes(of_real * sum(rows) + of_generated * sum(sum(of_graph[rank]) for of_graph in generated), dim)
+        sent_bytes(cuts, of_real * sum(rows) + of_generated * sum(sum(of_graph[rank]) for of_graph in generated), dim)
         for rank, rows in enumerate(real_rows_sent(cuts))
     ]
 

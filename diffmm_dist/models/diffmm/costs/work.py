@@ -16,6 +16,7 @@ from diffmm_dist.models.common.work import (
     Work,
     contrast_flop,
     num_anchors,
+    products_of_few,
     propagated_bytes,
 )
 from diffmm_dist.models.diffmm.phases import ContrastSettings
@@ -33,6 +34,7 @@ def work(
     embedding_dim: int,
     num_layers: int,
     by_columns: bool = False,
+    read_edges: int | None = None,
 ) -> Mapping[str, Work]:
     """Return what one worker does in an epoch, by phase.
 
@@ -44,11 +46,17 @@ def work(
         embedding_dim: d.
         num_layers: L.
         by_columns: tables propagate by columns.
+        read_edges: edges to the rows that a batch reads; None counts all.
     """
+    contrasted = denoising.count if contrast.contrastive_weight > 0 else 0
+    # H is read at the batch's rows, and so are the views that are contrasted in it.
+    last = min(num_layers, 1) * (1 + (contrasted if contrast.negatives == "batch" else 0))
+    real, of_each = propagation_products(denoising.count, num_layers, contrasted=contrasted > 0)
+    real += products_of_few(last, share, read_edges, by_columns=by_columns) - last
     return {
         "denoise": denoise_work(share, denoising, diffusion, embedding_dim),
         "rebuild": rebuild_work(share, denoising, diffusion),
-        "recommend": _recommend(share, denoising, diffusion, contrast, num_layers, embedding_dim, by_columns),
+        "recommend": _recommend(share, denoising, diffusion, contrast, (real, of_each), embedding_dim, by_columns),
     }
 
 
@@ -57,15 +65,14 @@ def _recommend(
     denoising: Denoising,
     diffusion: DiffusionSettings,
     contrast: ContrastSettings,
-    num_layers: int,
+    products: tuple[float, float],
     dim: int,
     by_columns: bool,
 ) -> Work:
+    """Return the work of the recommendation phase, with so many products over the real graph and each generated one."""
     modalities, size, batch = denoising.count, share.num_workers, denoising.batch_size
     steps = -(-share.num_interactions // batch)
-    contrasted = contrast.contrastive_weight > 0
-    real, of_each = propagation_products(modalities, num_layers, contrasted=contrasted)
-    generated = modalities * of_each
+    real, generated = products[0], modalities * products[1]
     edges = share.num_interactions * real + share.num_users * diffusion.rebuild_topk * generated
     nodes = (share.num_users + share.num_items) / size
     targets = num_targets(contrast, modalities)
