@@ -9,6 +9,7 @@ from functools import partial
 import pyarrow as pa
 import torch
 
+from diffmm_dist.config.section import changed
 from diffmm_dist.cores import Threads, choose_threads, usable_cores
 from diffmm_dist.data.dataset import Dataset
 from diffmm_dist.data.training import TrainingData
@@ -20,7 +21,7 @@ from diffmm_dist.monitoring.recorder import Recorder
 from diffmm_dist.parallel.collectives import agree, all_reduce_max, on_first, worker_counts
 from diffmm_dist.parallel.world import World
 from diffmm_dist.runs.checkpoint import Checkpoints, Writer
-from diffmm_dist.runs.config import Config, GraphConfig
+from diffmm_dist.runs.config import Config
 from diffmm_dist.runs.run_folder import RunFolder
 from diffmm_dist.runs.run_records import Result
 from diffmm_dist.training.allocator import give_back_freed_memory, keep_freed_memory
@@ -263,7 +264,7 @@ def _build(folder: RunFolder, config: Config, dataset: Dataset, data: TrainingDa
     world = data.shard.world
     chosen = agree(folder.identity, world).get("kernel")
     if config.graph.kernel == "auto" and chosen is not None:
-        config = config.model_copy(update={"graph": GraphConfig(kernel=chosen)})
+        config = changed(config, {"graph.kernel": chosen})
     recipe = build_recipe(config, data, device=world.device, teacher=teacher_of(config, dataset, data.shard))
     if recipe.model.kernel is not None and chosen is None:
         on_first(partial(folder.remember_kernel, recipe.model.kernel), world)
