@@ -9,6 +9,7 @@ from torch import Tensor
 
 from diffmm_dist.graph.hetero import REAL, HeteroGraph
 from diffmm_dist.graph.relation import Relation
+from diffmm_dist.graph.targets import Targets
 
 Rows = tuple[Tensor, Tensor]
 Places = tuple[Tensor | None, Tensor | None]  # some rows of users and of items, int64, each once; None for all
@@ -59,18 +60,9 @@ def items_from_users(graph: HeteroGraph, relation: str, user_rows: Tensor) -> Te
     return items
 
 
-def propagate_at(
-    graph: HeteroGraph, relation: str, user_rows: Tensor, item_rows: Tensor, at: Rows, *, with_input: bool = False
-) -> Rows:
-    """Return the rows ``at`` of ``propagate``, int64 local numbers of own users and of own items, each once.
-
-    Where all rows are here, that takes the time of the edges to those rows: of the last product of a step, a batch
-    reads few. Where halos are exchanged it is the whole product.
-    """
-    of_graph = graph.relations[relation]
-    if of_graph.halo.world.size > 1:
-        return select(propagate(graph, relation, user_rows, item_rows, with_input=with_input), at)
-    rows: Rows = _PropagateAt.apply(user_rows, item_rows, of_graph, at, with_input)  # type: ignore[no-untyped-call, unused-ignore]
+def propagate_to(targets: Targets, user_rows: Tensor, item_rows: Tensor, *, with_input: bool = False) -> Rows:
+    """Return some rows of ``propagate``, in the time and with the messages that the edges to those rows take."""
+    rows: Rows = _PropagateTo.apply(user_rows, item_rows, targets, with_input)  # type: ignore[no-untyped-call, unused-ignore]
     return rows
 
 
@@ -82,11 +74,12 @@ def select(rows: Rows, at: Places) -> Rows:
     return users, items
 
 
-def sum_of_layers(graph: HeteroGraph, rows: Rows, *, num_layers: int, at: Places = (None, None)) -> Rows:
-    """Return sum_{l=0..L} A^^l [user rows; item rows] over the real graph, (U, d) and (I, d), or some rows of it.
+def sum_of_layers(graph: HeteroGraph, rows: Rows, *, num_layers: int, targets: Targets | None = None) -> Rows:
+    """Return sum_{l=0..L} A^^l [user rows; item rows] over the real graph, (U, d) and (I, d), or the rows of targets.
 
-    Computed as rows + A^ (rows + A^ (... (I + A^) rows)); of the last product only the rows that are asked for.
+    Computed as rows + A^ (rows + A^ (... (I + A^) rows)); of the last product only the targets, which are that graph's.
     """
+    at: Places = (None, None) if targets is None else targets.at
     if num_layers == 0:
         return select(rows, at)
     layer = rows
@@ -94,11 +87,10 @@ def sum_of_layers(graph: HeteroGraph, rows: Rows, *, num_layers: int, at: Places
         layer = propagate(graph, REAL, *layer, with_input=number == 0)
         if number > 0:
             layer = rows[0] + layer[0], rows[1] + layer[1]
-    users, items = at
-    if users is None or items is None:
+    if targets is None:
         last = propagate(graph, REAL, *layer, with_input=num_layers == 1)
     else:
-        last = propagate_at(graph, REAL, *layer, (users, items), with_input=num_layers == 1)
+        last = propagate_to(targets, *layer, with_input=num_layers == 1)
     if num_layers == 1:
         return last
     base = select(rows, at)
@@ -140,28 +132,31 @@ class _Propagate(torch.autograd.Function):
         return None, None, None, users, *items
 
 
-class _PropagateAt(torch.autograd.Function):
+class _PropagateTo(torch.autograd.Function):
     """Some rows of ``_Propagate``; backward, the same edges reversed."""
 
     @staticmethod
     def forward(
-        ctx: Any, user_rows: Tensor, item_rows: Tensor, relation: Relation, at: Rows, with_input: bool
+        ctx: Any, user_rows: Tensor, item_rows: Tensor, targets: Targets, with_input: bool
     ) -> tuple[Tensor, Tensor]:
-        ctx.at, ctx.edges = at, (relation.to_users.onto(at[0]), relation.to_items.onto(at[1]))
-        ctx.loops = tuple(
-            loop.index_select(0, rows) + int(with_input)
-            for loop, rows in zip((relation.user_loop, relation.item_loop), at, strict=True)
+        ctx.targets, ctx.loops = targets, (targets.user_loop + int(with_input), targets.item_loop + int(with_input))
+        halo_rows = targets.item_sources.start_extend(item_rows)
+        own_sums = targets.item_targets.start_fold(targets.to_items.neighbor_sum(user_rows))
+        users = targets.to_users.neighbor_sum(halo_rows()).addcmul_(
+            ctx.loops[0], user_rows.index_select(0, targets.at[0])
         )
-        users = ctx.edges[0].neighbor_sum(item_rows).addcmul_(ctx.loops[0], user_rows.index_select(0, at[0]))
-        items = ctx.edges[1].neighbor_sum(user_rows).addcmul_(ctx.loops[1], item_rows.index_select(0, at[1]))
+        items = own_sums().addcmul_(ctx.loops[1], item_rows.index_select(0, targets.at[1]))
         return users, items
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
-        to_users, to_items = ctx.edges
-        items = to_users.reversed.neighbor_sum(gradients[0]).index_add_(0, ctx.at[1], ctx.loops[1] * gradients[1])
-        users = to_items.reversed.neighbor_sum(gradients[1]).index_add_(0, ctx.at[0], ctx.loops[0] * gradients[0])
-        return users, items, None, None, None
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        targets: Targets = ctx.targets
+        halo_rows = targets.item_targets.start_extend(gradients[1])
+        own_sums = targets.item_sources.start_fold(targets.to_users.reversed.neighbor_sum(gradients[0]))
+        users = targets.to_items.reversed.neighbor_sum(halo_rows())
+        users.index_add_(0, targets.at[0], ctx.loops[0] * gradients[0])
+        items = own_sums().index_add_(0, targets.at[1], ctx.loops[1] * gradients[1])
+        return users, items, None, None
 
 
 class _PropagateToUsers(torch.autograd.Function):

@@ -45,6 +45,28 @@ class Halo:
         """Return the same plan for rows that travel as a type."""
         return replace(self, dtype=dtype)
 
+    def told_owners(self, needed: Tensor) -> Tensor:
+        """Tell owners which of their rows are needed, bool (H,); return which of ``send_rows`` are, bool (S,)."""
+        return self._told(needed, self.receive_counts, self.send_counts)
+
+    def told_readers(self, given: Tensor) -> Tensor:
+        """Tell readers which of ``send_rows`` are given, bool (S,); return which halo rows are, bool (H,)."""
+        return self._told(given, self.send_counts, self.receive_counts)
+
+    def _told(self, flags: Tensor, send: list[int], receive: list[int]) -> Tensor:
+        told = exchange_rows(flags.to(torch.uint8), send, receive, self.world, purpose=f"{self.purpose}_plan")
+        return told.to(torch.bool)
+
+    def narrowed(self, needed: Tensor, given: Tensor) -> "Halo":
+        """Return the plan of some halo rows alone, bool (H,), of which owners know that they give them, bool (S,)."""
+        return replace(
+            self,
+            global_ids=self.global_ids[needed],
+            receive_counts=[int(part.sum()) for part in needed.split(self.receive_counts)],
+            send_rows=self.send_rows[given],
+            send_counts=[int(part.sum()) for part in given.split(self.send_counts)],
+        )
+
     @property
     def num_local(self) -> int:
         """Inner and halo rows."""

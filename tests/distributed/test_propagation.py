@@ -7,8 +7,9 @@ import torch
 
 from diffmm_dist.graph.hetero import REAL, HeteroGraph
 from diffmm_dist.graph.layout import ColumnLayout, RowLayout
-from diffmm_dist.graph.propagate import propagate, propagate_at, propagate_tables, propagate_to_users
+from diffmm_dist.graph.propagate import propagate, propagate_tables, propagate_to, propagate_to_users
 from diffmm_dist.graph.relation import Relation
+from diffmm_dist.graph.targets import Targets
 from diffmm_dist.losses import contrastive, equations
 from diffmm_dist.losses.contrastive import BatchNodes, info_nce
 from diffmm_dist.models.common.ranking import RankingBatch
@@ -104,7 +105,11 @@ def compare_layout(layout, shard, graph, matrix, read, name):
     once = propagate(graph, REAL, users, items)
     own = None if read is None else tuple(map(local_rows, read, owners))
     reading, whole = layout.reading(own), layout.reading(None)
-    twice = propagate(graph, REAL, *once) if read is None else propagate_at(graph, REAL, *once, reading.rows)
+    twice = (
+        propagate(graph, REAL, *once)
+        if read is None
+        else propagate_to(Targets.of(graph.relations[REAL], reading.rows), *once)
+    )
     left, entered = layout.leave([twice, (users, items)], [reading, whole])
     left = reading.place(left)
     losses = [0.0, 0.0]

@@ -3,9 +3,10 @@
 import torch
 from torch import Tensor
 
-from diffmm_dist.graph.hetero import HeteroGraph, Kernel
+from diffmm_dist.graph.hetero import REAL, HeteroGraph, Kernel
 from diffmm_dist.graph.layout import Layout, RowLayout
 from diffmm_dist.graph.propagate import Rows, sum_of_layers
+from diffmm_dist.graph.targets import Targets
 from diffmm_dist.losses.regularization import squared_norm
 from diffmm_dist.models.base import Recommender
 from diffmm_dist.models.common.initialization import xavier_table
@@ -94,7 +95,8 @@ class PropagatedTables(EmbeddingTables):
         """
         (users,), (items,) = self.layout.enter([self.user_embedding], [self.item_embedding])
         reading = self.layout.reading(read_rows)
-        final = sum_of_layers(self.graph, (users, items), num_layers=self._num_layers, at=reading.rows)
+        targets = Targets.of(self.graph.relations[REAL], reading.rows)
+        final = sum_of_layers(self.graph, (users, items), num_layers=self._num_layers, targets=targets)
         (left,) = self.layout.leave([final], [reading])
         return reading.place(left)
 

@@ -26,6 +26,7 @@ from diffmm_dist.parallel.world import World
 
 ADAM_ACCESSES = 7  # of each weight in a step: value, gradient and moments read, all but the gradient written
 EXCHANGES_PER_PRODUCT = 4  # out and back, forward and backward
+TARGET_EXCHANGES = 2  # of a step: owners and readers tell each other which halo rows the last product needs
 RANKING_EXCHANGES = 8  # of a step over interactions besides those of its products and contrasts: plans, rows, counts
 LAYOUT_EXCHANGES = 6  # of a step whose tables propagate by columns: two of a plan, and both ways forward and backward
 _GATHERS = 4  # of each edge of a product: both directions, forward and backward
@@ -126,18 +127,15 @@ def gathered_bytes(edges: float, dim: float) -> float:
     return _GATHERS * edges * (dim * FLOAT + _EDGE_BYTES)
 
 
-def products_of_few(products: int, share: Share, read: int | None, *, by_columns: bool) -> float:
+def products_of_few(products: int, share: Share, read: int | None) -> float:
     """Return how many whole products take as long as some of which only the rows of a batch are read.
 
     Args:
-        products: those; where workers exchange halos they are whole ones.
+        products: those.
         share: the data.
         read: edges to the rows that a batch reads; None counts all.
-        by_columns: tables propagate by columns.
     """
-    if read is None or (share.num_workers > 1 and not by_columns):
-        return products
-    return products * read / max(2 * share.num_interactions, 1)
+    return products if read is None else products * read / max(2 * share.num_interactions, 1)
 
 
 def propagated_bytes(edges: float, dim: int, *, num_workers: int, by_columns: bool) -> float:
@@ -203,6 +201,23 @@ def real_rows_sent(cuts: Cuts) -> list[HaloRows]:
     """Return the rows that each worker sends in one product over the real graph."""
     data = cuts.data
     return halo_rows_sent(data.shard.user_ids[data.interactions.row_ids], data.interactions.indices, cuts.shards)
+
+
+def real_target_rows_sent(cuts: Cuts) -> list[float]:
+    """Return the rows that each worker sends for those of such a product that the first batch reads: the passes' mean.
+
+    Of its halo a worker gets the items of the users that it reads, and sends the sums of items that anyone reads.
+    """
+    data = cuts.data
+    users, items = _first_batch(data, cuts.batch_size, cuts.seed).read_rows
+    rows, item_ids = data.interactions.row_ids, data.interactions.indices
+    read_users = torch.isin(torch.arange(data.interactions.num_rows), users)[rows]
+    read_items = torch.isin(torch.arange(data.shard.num_items), data.shard.item_ids[items])[item_ids]
+    sent = [
+        halo_rows_sent(data.shard.user_ids[rows[which]], item_ids[which], cuts.shards)
+        for which in (read_users, read_items)
+    ]
+    return [(sum(given) + sum(returned)) / 2 for given, returned in zip(*sent, strict=True)]
 
 
 def sent_bytes(cuts: Cuts, rows: float, dim: int) -> int:

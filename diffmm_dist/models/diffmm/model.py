@@ -18,6 +18,7 @@ from diffmm_dist.graph.hetero import REAL, HeteroGraph, Kernel
 from diffmm_dist.graph.layout import Layout, RowLayout
 from diffmm_dist.graph.propagate import Rows, propagate, propagate_tables, propagate_to_users, select, sum_of_layers
 from diffmm_dist.graph.relation import Relation
+from diffmm_dist.graph.targets import Targets
 from diffmm_dist.models.base import GeneratedGraph
 from diffmm_dist.models.common.denoising import Diffusion, DiffusionSettings, new_denoiser
 from diffmm_dist.models.common.denoising_shard import DenoisingShard
@@ -172,11 +173,14 @@ class DiffMM(EmbeddingTables):
         )
         reading = self.layout.reading(read_rows)
         of_views = self.layout.reading(None) if whole_views else reading
-        layers = sum_of_layers(self.graph, first, num_layers=self._num_layers, at=reading.rows)
+        targets = Targets.of(self.graph.relations[REAL], reading.rows)
+        layers = sum_of_layers(self.graph, first, num_layers=self._num_layers, targets=targets)
         # Not all modalities at once, their columns side by side: putting them there takes longer than one product saves
         # (docs/benchmarks/propagate.md).
         views = {
-            name: sum_of_layers(self.graph, products[1], num_layers=self._num_layers, at=of_views.rows)
+            name: sum_of_layers(
+                self.graph, products[1], num_layers=self._num_layers, targets=None if whole_views else targets
+            )
             for name, products in of_generated.items()
             if with_views
         }

@@ -13,6 +13,7 @@ from diffmm_dist.models.common.work import (
     EXCHANGES_PER_PRODUCT,
     LAYOUT_EXCHANGES,
     RANKING_EXCHANGES,
+    TARGET_EXCHANGES,
     Cuts,
     Traffic,
     Work,
@@ -20,6 +21,7 @@ from diffmm_dist.models.common.work import (
     products_of_few,
     propagated_bytes,
     real_rows_sent,
+    real_target_rows_sent,
     sent_bytes,
 )
 
@@ -88,9 +90,9 @@ def work(
     nodes = (share.num_users + share.num_items) / size
     accesses = ADAM_ACCESSES + _STEP_ACCESSES + num_layers * _LAYER_ACCESSES
     last = min(num_layers, 1)
-    products = num_layers - last + products_of_few(last, share, read_edges, by_columns=by_columns)
+    products = num_layers - last + products_of_few(last, share, read_edges)
     moved = propagated_bytes(share.num_interactions * products, embedding_dim, num_workers=size, by_columns=by_columns)
-    of_products = LAYOUT_EXCHANGES if by_columns else num_layers * EXCHANGES_PER_PRODUCT
+    of_products = LAYOUT_EXCHANGES if by_columns else num_layers * EXCHANGES_PER_PRODUCT + TARGET_EXCHANGES
     exchanges = of_products + RANKING_EXCHANGES if size > 1 else 0
     moved += nodes * embedding_dim * accesses * FLOAT
     return {"recommend": Work(steps, 0.0, steps * moved, steps * exchanges)}
@@ -108,7 +110,8 @@ def traffic(cuts: Cuts, *, embedding_dim: int, num_layers: int) -> list[Traffic]
         return [
             {"recommend": {layout.TRAFFIC: sent}} for sent in layout_traffic(cuts, embedding_dim, item_tables=1, read=1)
         ]
+    last = min(num_layers, 1)
     return [
-        {"recommend": {relation.TRAFFIC: sent_bytes(cuts, num_layers * sum(rows), embedding_dim)}}
-        for rows in real_rows_sent(cuts)
+        {"recommend": {relation.TRAFFIC: sent_bytes(cuts, (num_layers - last) * sum(rows) + last * few, embedding_dim)}}
+        for rows, few in zip(real_rows_sent(cuts), real_target_rows_sent(cuts), strict=True)
     ]

@@ -5,6 +5,7 @@ from diffmm_dist.graph.equations import layer_sum, normalized_adjacency
 from diffmm_dist.graph.hetero import REAL, HeteroGraph
 from diffmm_dist.graph.propagate import propagate, propagate_tables, propagate_to_users, sum_of_layers
 from diffmm_dist.graph.relation import Edges, Relation
+from diffmm_dist.graph.targets import Targets
 from diffmm_dist.parallel.random import RandomStream
 from diffmm_dist.sparse import CSR
 from tests.support.builders import as_matrix, random_pairs, random_rows
@@ -131,7 +132,11 @@ def test_some_rows_of_the_layers(num_layers, kernel):
     graph = HeteroGraph({REAL: Relation.normalized(pairs)}, kernel=kernel)
     rows = random_rows(16, 4).requires_grad_()
     for at in ((torch.tensor([4, 0, 8]), torch.tensor([6, 1])), (torch.tensor([], dtype=torch.int64), torch.arange(7))):
-        found = torch.cat(sum_of_layers(graph, (rows[:9], rows[9:]), num_layers=num_layers, at=at))
+        found = torch.cat(
+            sum_of_layers(
+                graph, (rows[:9], rows[9:]), num_layers=num_layers, targets=Targets.of(graph.relations[REAL], at)
+            )
+        )
         whole = layer_sum(normalized_adjacency(dense(pairs)), rows, num_layers=num_layers)
         expected = torch.cat([whole[at[0]], whole[9 + at[1]]])
         torch.testing.assert_close(found, expected)

@@ -19,9 +19,10 @@ from diffmm_dist.models.common.work import (
     halo_rows_sent,
     layout_traffic,
     real_rows_sent,
+    real_target_rows_sent,
     sent_bytes,
 )
-from diffmm_dist.models.diffmm.costs.work import num_targets, propagation_products
+from diffmm_dist.models.diffmm.costs.work import num_targets, products_of_batch, propagation_products
 from diffmm_dist.models.diffmm.model import DiffMM
 from diffmm_dist.models.diffmm.phases import ContrastSettings
 from diffmm_dist.parallel.random import RandomStream
@@ -89,9 +90,16 @@ def _propagation(
     ]
     contrasted = contrast.contrastive_weight > 0
     of_real, of_generated = propagation_products(num_modalities, num_layers, contrasted=contrasted)
+    last = products_of_batch(contrast, num_modalities, num_layers)
     return [
-        sent_bytes(cuts, of_real * sum(rows) + of_generated * sum(sum(of_graph[rank]) for of_graph in generated), dim)
-        for rank, rows in enumerate(real_rows_sent(cuts))
+        sent_bytes(
+            cuts,
+            (of_real - last) * sum(rows)
+            + last * few
+            + of_generated * sum(sum(of_graph[rank]) for of_graph in generated),
+            dim,
+        )
+        for rank, (rows, few) in enumerate(zip(real_rows_sent(cuts), real_target_rows_sent(cuts), strict=True))
     ]
 
 

@@ -13,6 +13,7 @@ from diffmm_dist.models.common.work import (
     EXCHANGES_PER_PRODUCT,
     LAYOUT_EXCHANGES,
     RANKING_EXCHANGES,
+    TARGET_EXCHANGES,
     Work,
     contrast_flop,
     num_anchors,
@@ -48,15 +49,13 @@ def work(
         by_columns: tables propagate by columns.
         read_edges: edges to the rows that a batch reads; None counts all.
     """
-    contrasted = denoising.count if contrast.contrastive_weight > 0 else 0
-    # H is read at the batch's rows, and so are the views that are contrasted in it.
-    last = min(num_layers, 1) * (1 + (contrasted if contrast.negatives == "batch" else 0))
-    real, of_each = propagation_products(denoising.count, num_layers, contrasted=contrasted > 0)
-    real += products_of_few(last, share, read_edges, by_columns=by_columns) - last
+    products = propagation_products(denoising.count, num_layers, contrasted=contrast.contrastive_weight > 0)
+    last = products_of_batch(contrast, denoising.count, num_layers)
+    saved = last - products_of_few(last, share, read_edges)
     return {
         "denoise": denoise_work(share, denoising, diffusion, embedding_dim),
         "rebuild": rebuild_work(share, denoising, diffusion),
-        "recommend": _recommend(share, denoising, diffusion, contrast, (real, of_each), embedding_dim, by_columns),
+        "recommend": _recommend(share, denoising, diffusion, contrast, products, saved, embedding_dim, by_columns),
     }
 
 
@@ -66,20 +65,25 @@ def _recommend(
     diffusion: DiffusionSettings,
     contrast: ContrastSettings,
     products: tuple[float, float],
+    saved: float,
     dim: int,
     by_columns: bool,
 ) -> Work:
-    """Return the work of the recommendation phase, with so many products over the real graph and each generated one."""
+    """Return the work of the recommendation phase.
+
+    It has so many products over the real graph and over each generated one, and of those over the real graph the edges
+    of ``saved`` are not touched.
+    """
     modalities, size, batch = denoising.count, share.num_workers, denoising.batch_size
     steps = -(-share.num_interactions // batch)
     real, generated = products[0], modalities * products[1]
-    edges = share.num_interactions * real + share.num_users * diffusion.rebuild_topk * generated
+    edges = share.num_interactions * (real - saved) + share.num_users * diffusion.rebuild_topk * generated
     nodes = (share.num_users + share.num_items) / size
     targets = num_targets(contrast, modalities)
     anchors = num_anchors(batch, contrast.max_nodes)
     compared = 2 * anchors / size if contrast.negatives == "batch" else nodes
     flops = sum(targets) * contrast_flop(anchors, compared, dim)
-    of_products = LAYOUT_EXCHANGES if by_columns else (real + generated) * EXCHANGES_PER_PRODUCT
+    of_products = LAYOUT_EXCHANGES if by_columns else (real + generated) * EXCHANGES_PER_PRODUCT + TARGET_EXCHANGES
     exchanges = of_products + 2 * len(targets) * _EXCHANGES_PER_TERM + RANKING_EXCHANGES
     moved = propagated_bytes(edges, dim, num_workers=size, by_columns=by_columns) + nodes * dim * _ROW_ACCESSES * FLOAT
     return Work(steps, steps * flops, steps * moved, steps * exchanges if size > 1 else 0)
@@ -104,3 +108,12 @@ def propagation_products(modalities: int, layers: int, *, contrasted: bool) -> t
         contrasted: whether the views are computed.
     """
     return 1.5 + layers * (1 + contrasted * modalities), 1.5 if contrasted else 1.0
+
+
+def products_of_batch(contrast: ContrastSettings, modalities: int, layers: int) -> int:
+    """Return of how many products over the real graph a batch reads its own rows alone.
+
+    That is the last one of H, and of every view that is contrasted in the batch.
+    """
+    in_batch = contrast.contrastive_weight > 0 and contrast.negatives == "batch"
+    return min(layers, 1) * (1 + in_batch * modalities)

@@ -1,0 +1,88 @@
+"""Some rows of a relation's products: what a batch reads of the last one, which few edges lead to.
+
+As in relation.py a worker keeps the edges of its own users. Of them it takes those that lead to the users that it
+reads, whose items come from their owners, and those that lead to items that any worker reads, whose sums go to their
+owners. So there is a halo for each direction, of the rows that these edges touch.
+"""
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from diffmm_dist.graph.relation import Edges, Relation
+from diffmm_dist.parallel.halo import Halo
+
+Rows = tuple[Tensor, Tensor]
+
+
+@dataclass(frozen=True, eq=False)
+class Targets:
+    """Own users and own items of which products are read.
+
+    Attributes:
+        at: the rows, int64 local numbers of users and of items, each once.
+        to_users: edges from local items to these users, numbered by their places in ``at``.
+        item_sources: how these local items are reached; all own ones are among them.
+        to_items: edges from own users to local items.
+        item_targets: how these local items are reached: those in ``at``, then other workers' that they read.
+        user_loop: weight of each such user's self loop, float32.
+        item_loop: of each such item's.
+    """
+
+    at: Rows
+    to_users: Edges
+    item_sources: Halo
+    to_items: Edges
+    item_targets: Halo
+    user_loop: Tensor
+    item_loop: Tensor
+
+    @classmethod
+    def of(cls, relation: Relation, at: tuple[Tensor | None, Tensor | None]) -> "Targets | None":
+        """Return these rows of a relation, None where all of them are; every worker calls it at the same time."""
+        users, items = at
+        if users is None or items is None:
+            return None
+        halo = relation.messages
+        to_users = relation.to_users.onto(users)
+        sources, to_users = _needed(halo, to_users)
+        targets, local = _read(halo, items)
+        return cls(
+            (users, items),
+            to_users,
+            sources,
+            relation.to_items.onto(local),
+            targets,
+            relation.user_loop.index_select(0, users),
+            relation.item_loop.index_select(0, items),
+        )
+
+
+def _needed(halo: Halo, edges: Edges) -> tuple[Halo, Edges]:
+    """Return the halo of the rows that edges come from, and the edges with their sources numbered by it."""
+    if halo.world.size == 1:
+        return halo, edges
+    touched = torch.zeros(halo.num_local, dtype=torch.bool, device=halo.send_rows.device)
+    touched[edges.by_target.indices] = True
+    touched[: halo.num_inner] = True  # own rows keep their numbers
+    needed = touched[halo.num_inner :]
+    narrow = halo.narrowed(needed, halo.told_owners(needed))
+    numbers = touched.cumsum(0) - 1
+    by_target = replace(edges.by_target, indices=numbers[edges.by_target.indices], num_columns=narrow.num_local)
+    kept = torch.nonzero(touched)[:, 0]
+    by_source = edges.by_source.select(kept, num_entries=edges.num_edges)
+    return narrow, Edges(by_target, by_source, edges.weights, edges.weights_by_source)
+
+
+def _read(halo: Halo, items: Tensor) -> tuple[Halo, Tensor]:
+    """Return the halo of items that any worker reads, own ones numbered by their places, and their local numbers."""
+    if halo.world.size == 1:
+        return replace(halo, num_inner=items.numel()), items
+    places = items.new_full((halo.num_inner,), -1)
+    places[items] = torch.arange(items.numel(), device=items.device)
+    given = places[halo.send_rows] >= 0
+    needed = halo.told_readers(given)
+    narrow = halo.narrowed(needed, given)
+    narrow = replace(narrow, num_inner=items.numel(), send_rows=places[narrow.send_rows])
+    return narrow, torch.cat([items, torch.nonzero(needed)[:, 0] + halo.num_inner])
