@@ -4,6 +4,7 @@ import importlib
 import os
 import signal
 import time
+import uuid
 from contextlib import suppress
 
 import pytest
@@ -76,7 +77,7 @@ def test_a_library_that_makes_another_error_of_it_does_not_hide_it():
 
 def module_that(folder, monkeypatch, *lines):
     """The name of a new module, in whose import the signal comes and would be passed over."""
-    name = f"signalled_{folder.name}".replace("-", "_")
+    name = f"signalled_{uuid.uuid4().hex}"  # folders of tests that have passed are removed, and their names used again
     body = ["import os, signal, time", "try:", *(f"    {line}" for line in lines), "except BaseException:", "    pass"]
     (folder / f"{name}.py").write_text("\n".join(body))
     monkeypatch.syspath_prepend(folder)
