@@ -107,7 +107,7 @@ class GraphConfig(Section):
     messages: Literal["float32", "bfloat16"] = "float32"
     """As what rows of tables and of their gradients travel between workers while they propagate, in either layout;
     `bfloat16` halves these bytes and rounds what arrives, to 8 significant bits (docs/distributed.md). Counts, degrees,
-    scores of edges, and what losses exchange of the results travel as they are; one worker sends nothing."""
+    AdaGCL's scores of edges, and what losses exchange of the results travel as they are; one worker sends nothing."""
 
 
 class CheckpointConfig(Section):
