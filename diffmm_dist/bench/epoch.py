@@ -12,6 +12,7 @@ from diffmm_dist.bench.operations import Operation, Variant, measure, write_resu
 from diffmm_dist.bench.phases import begin_stages, check_has_phases
 from diffmm_dist.data.dataset import Dataset
 from diffmm_dist.models.base import Phase, PhaseContext
+from diffmm_dist.models.common.work import read_edges
 from diffmm_dist.parallel.world import World
 from diffmm_dist.precision import matmul_precision
 from diffmm_dist.runs.config import Config
@@ -36,7 +37,7 @@ def bench_epoch(config: Config, *, repeats: int, out: str) -> None:
     prepare_process(config.cluster.threads_per_worker)
     dataset = open_dataset(config)
     epochs = Epochs(config, dataset, device)
-    works = epoch_work(config, dataset, 1, {})
+    works = epoch_work(config, dataset, 1, {}, read_edges(epochs.data, config.train.batch_size, config.run.seed))
     phases = {
         phase.name: Variant(partial(epochs.run, phase), works[phase.name].flops, works[phase.name].memory_bytes)
         for phase in epochs.phases
@@ -65,13 +66,14 @@ class Epochs:
 
     Attributes:
         phases: the phases.
+        data: what they are trained with.
     """
 
     def __init__(self, config: Config, dataset: Dataset, device: torch.device) -> None:
         self._world = World.single(device)
         self._seed = config.run.seed
         self._precision = config.train.precision
-        data = load_training_data(config, dataset, self._world)
+        self.data = data = load_training_data(config, dataset, self._world)
         teacher = teacher_of(config, dataset, data.shard)
         recipe = build_recipe(config, data, device=device, teacher=teacher)
         begin_stages(recipe)

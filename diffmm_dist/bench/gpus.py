@@ -13,7 +13,6 @@ from diffmm_dist.bench.comm import predict
 from diffmm_dist.bench.machine import command
 from diffmm_dist.bench.phases import check_has_phases
 from diffmm_dist.data.dataset import Dataset
-from diffmm_dist.data.training import TrainingData
 from diffmm_dist.models.common.work import Traffic, read_edges
 from diffmm_dist.parallel.world import World
 from diffmm_dist.runs.config import Config
@@ -69,6 +68,7 @@ def bench_gpus(config: Config, sizes: Sequence[int], assumed: Assumptions, *, ou
     check_has_phases(config)
     dataset = open_dataset(config)
     data = load_training_data(config, dataset, World.single())
+    read = read_edges(data, config.train.batch_size, config.run.seed)
     prediction = {}
     for size in sizes:
         sent = predict(config, dataset, data, size)
@@ -76,7 +76,7 @@ def bench_gpus(config: Config, sizes: Sequence[int], assumed: Assumptions, *, ou
             phase: {purpose: max(worker[phase][purpose] for worker in sent) for purpose in purposes}
             for phase, purposes in sent[0].items()
         }
-        works = epoch_work(config, dataset, size, most, data)
+        works = epoch_work(config, dataset, size, most, read)
         prediction[str(size)] = {
             "work": {phase: asdict(work) for phase, work in works.items()},
             "seconds": {phase: work.seconds(assumed) for phase, work in works.items()},
@@ -93,9 +93,7 @@ def bench_gpus(config: Config, sizes: Sequence[int], assumed: Assumptions, *, ou
     )
 
 
-def epoch_work(
-    config: Config, dataset: Dataset, size: int, sent: Traffic, data: TrainingData | None = None
-) -> dict[str, Work]:
+def epoch_work(config: Config, dataset: Dataset, size: int, sent: Traffic, read: int | None = None) -> dict[str, Work]:
     """Return what each of ``size`` workers does in an epoch, by phase.
 
     Args:
@@ -103,12 +101,10 @@ def epoch_work(
         dataset: its data.
         size: W.
         sent: bytes that the worker which sends most sends in a step, by phase and purpose.
-        data: all training data, if they are loaded.
+        read: edges to the rows that a batch reads (models/common/work.py); None counts all.
     """
     works_of = model_entry(config).measures.work
     assert works_of is not None, "check_has_phases comes first"
-    data = data or load_training_data(config, dataset, World.single())
-    read = read_edges(data, config.train.batch_size, config.run.seed)
     works = works_of(config.model, replace(needs_of(config, dataset.manifest, num_workers=size), read_edges=read))
     return {
         phase: Work(work.flops, work.memory_bytes, work.steps * sum(sent.get(phase, {}).values()), work.exchanges)

@@ -20,8 +20,10 @@ from diffmm_dist.bench.gpus import epoch_work
 from diffmm_dist.bench.operations import Operation, Variant, measure, write_results
 from diffmm_dist.bench.phases import check_has_phases
 from diffmm_dist.cores import tell_libraries, usable_cores
+from diffmm_dist.models.common.work import read_edges
+from diffmm_dist.parallel.world import World
 from diffmm_dist.runs.config import Config
-from diffmm_dist.training.build import open_dataset
+from diffmm_dist.training.build import load_training_data, open_dataset
 from diffmm_dist.training.worker import prepare_process
 
 _LOOKS = 1_000_000  # of a busy loop between two looks at whether the process that started it is still there
@@ -78,7 +80,8 @@ def bench_threads(config: Config, *, repeats: int, busy: int, out: str) -> None:
     prepare_process(0)
     device = torch.device("cpu")
     dataset = open_dataset(config)
-    works = epoch_work(config, dataset, 1, {}).values()
+    data = load_training_data(config, dataset, World.single())
+    works = epoch_work(config, dataset, 1, {}, read_edges(data, config.train.batch_size, config.run.seed)).values()
     flop, num_bytes = sum(work.flops for work in works), sum(work.memory_bytes for work in works)
     operations = {}
     for name, variants in settings(usable_cores().of_machine).items():

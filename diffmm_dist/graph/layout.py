@@ -16,8 +16,9 @@ import torch
 from torch import Tensor
 
 from diffmm_dist.errors import UserError
-from diffmm_dist.graph.propagate import Places, Rows
-from diffmm_dist.parallel.collectives import exchange_rows, gather_owned, gather_rows, worker_counts
+from diffmm_dist.graph.propagate import Rows
+from diffmm_dist.graph.targets import Places
+from diffmm_dist.parallel.collectives import exchange_rows, gather_owned, gather_rows, start_exchange, worker_counts
 from diffmm_dist.parallel.ranges import Ownership
 from diffmm_dist.parallel.shard import Shard
 from diffmm_dist.parallel.world import World
@@ -211,14 +212,14 @@ class ColumnLayout:
             shapes: of what each worker sends of every table.
         """
         sizes = [[rows * columns for rows, columns in of_worker] for of_worker in shapes]
-        received = exchange_rows(
+        received = start_exchange(
             torch.cat(list(sent)),
             [values.numel() for values in sent],
             list(map(sum, sizes)),
             self.own.world,
             purpose=TRAFFIC,
             dtype=self.own.messages,
-        ).split([size for of_worker in sizes for size in of_worker])
+        )().split([size for of_worker in sizes for size in of_worker])
         blocks = [values.view(shape) for values, shape in zip(received, [s for w in shapes for s in w], strict=True)]
         num_tables = len(shapes[0])
         return [blocks[table::num_tables] for table in range(num_tables)]

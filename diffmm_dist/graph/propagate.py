@@ -9,10 +9,9 @@ from torch import Tensor
 
 from diffmm_dist.graph.hetero import REAL, HeteroGraph
 from diffmm_dist.graph.relation import Relation
-from diffmm_dist.graph.targets import Targets
+from diffmm_dist.graph.targets import Places, Targets
 
 Rows = tuple[Tensor, Tensor]
-Places = tuple[Tensor | None, Tensor | None]  # some rows of users and of items, int64, each once; None for all
 
 
 def propagate(

@@ -46,6 +46,12 @@ class Edges:
     weights_by_source: Tensor
 
     @classmethod
+    def of(cls, by_target: CSR, weights: Tensor) -> "Edges":
+        """Return edges with the weights of their entries, float32 (edges,)."""
+        by_source, order = by_target.transpose_entries()
+        return cls(by_target, by_source, weights, weights[order])
+
+    @classmethod
     def weighted(
         cls, by_target: CSR, by_source: CSR, target_scale: Tensor, source_scale: Tensor, factor: float = 1.0
     ) -> "Edges":
@@ -67,9 +73,7 @@ class Edges:
     def onto(self, targets: Tensor) -> "Edges":
         """Return the edges to some targets alone, int64, each once; they are numbered by their places."""
         by_target, places = self.by_target.select_entries(targets)
-        by_source, order = by_target.transpose_entries()
-        weights = self.weights[places]
-        return Edges(by_target, by_source, weights, weights[order])
+        return Edges.of(by_target, self.weights[places])
 
     def neighbor_sum(self, source_rows: Tensor, weights: Tensor | None = None) -> Tensor:
         """Return, for each target, the sum of its sources' rows (targets, d) by these weights or the edges' own."""

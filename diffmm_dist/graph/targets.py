@@ -12,8 +12,9 @@ from torch import Tensor
 
 from diffmm_dist.graph.relation import Edges, Relation
 from diffmm_dist.parallel.halo import Halo
+from diffmm_dist.sparse import CSR
 
-Rows = tuple[Tensor, Tensor]
+Places = tuple[Tensor | None, Tensor | None]  # some rows of users and of items, int64, each once; None for all
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,7 +31,7 @@ class Targets:
         item_loop: of each such item's.
     """
 
-    at: Rows
+    at: tuple[Tensor, Tensor]
     to_users: Edges
     item_sources: Halo
     to_items: Edges
@@ -39,18 +40,18 @@ class Targets:
     item_loop: Tensor
 
     @classmethod
-    def of(cls, relation: Relation, at: tuple[Tensor | None, Tensor | None]) -> "Targets | None":
+    def of(cls, relation: Relation, at: Places) -> "Targets | None":
         """Return these rows of a relation, None where all of them are; every worker calls it at the same time."""
         users, items = at
         if users is None or items is None:
             return None
         halo = relation.messages
-        to_users = relation.to_users.onto(users)
-        sources, to_users = _needed(halo, to_users)
+        by_user, places = relation.to_users.by_target.select_entries(users)
+        sources, by_user = _needed(halo, by_user)
         targets, local = _read(halo, items)
         return cls(
             (users, items),
-            to_users,
+            Edges.of(by_user, relation.to_users.weights[places]),
             sources,
             relation.to_items.onto(local),
             targets,
@@ -59,20 +60,17 @@ class Targets:
         )
 
 
-def _needed(halo: Halo, edges: Edges) -> tuple[Halo, Edges]:
-    """Return the halo of the rows that edges come from, and the edges with their sources numbered by it."""
+def _needed(halo: Halo, by_user: CSR) -> tuple[Halo, CSR]:
+    """Return the halo of the local items that edges come from, and the edges with these numbered by it."""
     if halo.world.size == 1:
-        return halo, edges
+        return halo, by_user
     touched = torch.zeros(halo.num_local, dtype=torch.bool, device=halo.send_rows.device)
-    touched[edges.by_target.indices] = True
+    touched[by_user.indices] = True
     touched[: halo.num_inner] = True  # own rows keep their numbers
     needed = touched[halo.num_inner :]
     narrow = halo.narrowed(needed, halo.told_owners(needed))
     numbers = touched.cumsum(0) - 1
-    by_target = replace(edges.by_target, indices=numbers[edges.by_target.indices], num_columns=narrow.num_local)
-    kept = torch.nonzero(touched)[:, 0]
-    by_source = edges.by_source.select(kept, num_entries=edges.num_edges)
-    return narrow, Edges(by_target, by_source, edges.weights, edges.weights_by_source)
+    return narrow, replace(by_user, indices=numbers[by_user.indices], num_columns=narrow.num_local)
 
 
 def _read(halo: Halo, items: Tensor) -> tuple[Halo, Tensor]:

@@ -196,11 +196,13 @@ def start_exchange(
         rows: (sum(send_counts), ...), in the order of ranks.
         send_counts: rows for each worker.
         receive_counts: rows from each worker.
-        world: the workers, at least two.
+        world: the workers; of one, its own rows are what comes in.
         purpose: what the bytes are counted under.
         dtype: rows travel as this, rounded to the nearest, ties to even, and are what they were again where they
             arrive; those that this worker sends to itself are not rounded. None sends them as they are.
     """
+    if world.size == 1:
+        return lambda: rows
     sent = rows.to(dtype or rows.dtype).contiguous()
     received = sent.new_empty(sum(receive_counts), *rows.shape[1:])
     counts = list(receive_counts), list(send_counts)
@@ -228,15 +230,7 @@ def _restored(finish: Callable[[], Tensor], own: Tensor, start: int) -> Tensor:
 
 
 def exchange_rows(
-    rows: Tensor,
-    send_counts: Sequence[int],
-    receive_counts: Sequence[int],
-    world: World,
-    *,
-    purpose: str,
-    dtype: torch.dtype | None = None,
+    rows: Tensor, send_counts: Sequence[int], receive_counts: Sequence[int], world: World, *, purpose: str
 ) -> Tensor:
-    """Return the rows that come in from a whole exchange; arguments as of ``start_exchange``."""
-    if world.size == 1:
-        return rows
-    return start_exchange(rows, send_counts, receive_counts, world, purpose=purpose, dtype=dtype)()
+    """Return the rows that come in from a whole exchange, as they are; arguments as of ``start_exchange``."""
+    return start_exchange(rows, send_counts, receive_counts, world, purpose=purpose)()

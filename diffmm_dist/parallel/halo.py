@@ -62,9 +62,9 @@ class Halo:
         return replace(
             self,
             global_ids=self.global_ids[needed],
-            receive_counts=[int(part.sum()) for part in needed.split(self.receive_counts)],
+            receive_counts=_kept(needed, self.receive_counts),
             send_rows=self.send_rows[given],
-            send_counts=[int(part.sum()) for part in given.split(self.send_counts)],
+            send_counts=_kept(given, self.send_counts),
         )
 
     @property
@@ -97,6 +97,12 @@ class Halo:
 
     def _start(self, rows: Tensor, send: list[int], receive: list[int]) -> Callable[[], Tensor]:
         return start_exchange(rows, send, receive, self.world, purpose=self.purpose, dtype=self.dtype)
+
+
+def _kept(flags: Tensor, counts: list[int]) -> list[int]:
+    """Return how many flags are set of each worker's, which stand one worker's after the other's."""
+    kept: list[int] = torch.stack([part.sum() for part in flags.split(counts)]).tolist()
+    return kept
 
 
 def localize(rows: Tensor, ownership: Ownership, world: World, *, purpose: str) -> tuple[Halo, Tensor]:

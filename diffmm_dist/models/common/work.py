@@ -8,12 +8,12 @@ Symbols: B rows, U users, I items, E interactions, h hidden, d embedding, A anch
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from diffmm_dist.data.batches import EpochBatches
 from diffmm_dist.data.training import TrainingData
 from diffmm_dist.losses import contrastive
 from diffmm_dist.models.base import PhaseContext
@@ -69,6 +69,11 @@ class Cuts:
     batch_size: int
     seed: int
     by_columns: bool = False
+
+    @cached_property
+    def batch(self) -> RankingBatch:
+        """The first batch of interactions."""
+        return _first_batch(self.data, self.batch_size, self.seed)
 
     @property
     def value_bytes(self) -> int:
@@ -209,7 +214,7 @@ def real_target_rows_sent(cuts: Cuts) -> list[float]:
     Of its halo a worker gets the items of the users that it reads, and sends the sums of items that anyone reads.
     """
     data = cuts.data
-    users, items = _first_batch(data, cuts.batch_size, cuts.seed).read_rows
+    users, items = cuts.batch.read_rows
     rows, item_ids = data.interactions.row_ids, data.interactions.indices
     read_users = torch.isin(torch.arange(data.interactions.num_rows), users)[rows]
     read_items = torch.isin(torch.arange(data.shard.num_items), data.shard.item_ids[items])[item_ids]
@@ -227,16 +232,8 @@ def sent_bytes(cuts: Cuts, rows: float, dim: int) -> int:
 
 def first_batch(cuts: Cuts) -> tuple[Tensor, Tensor]:
     """Return the distinct users and positive items of the first batch of interactions, int64 ids."""
-    data = cuts.data
-    batches = EpochBatches(
-        data.interaction_ids,
-        total=data.num_interactions,
-        batch_size=cuts.batch_size,
-        stream=PhaseContext(World.single(), cuts.seed, 0).stream("interactions"),
-    )
-    chosen = batches[0]
-    users = torch.unique(data.shard.user_ids[data.interactions.row_ids[chosen]])
-    return users, torch.unique(data.interactions.indices[chosen])
+    shard, batch = cuts.data.shard, cuts.batch
+    return torch.unique(shard.user_ids[batch.user_rows]), torch.unique(shard.item_ids[batch.pos_items])
 
 
 def layout_traffic(cuts: Cuts, dim: int, *, item_tables: int, read: int, whole: int = 0) -> list[int]:
@@ -252,7 +249,7 @@ def layout_traffic(cuts: Cuts, dim: int, *, item_tables: int, read: int, whole: 
     size, shards = len(cuts.shards), cuts.shards
     if size == 1:
         return [0]
-    users, items = _first_batch(cuts.data, cuts.batch_size, cuts.seed).read_rows
+    users, items = cuts.batch.read_rows
     of_users = owned(cuts.data.shard.user_ids[users], [shard.user_ids for shard in shards])
     of_items = owned(cuts.data.shard.item_ids[items], [shard.own_item_ids for shard in shards])
     read_rows = [sum(both) for both in zip(of_users, of_items, strict=True)]

@@ -168,12 +168,12 @@ def test_what_lightgcn_computes_moves_and_sends(tmp_path):
     config = small_config(dataset.uri, "run", model=model, train={"batch_size": 64})
     edges = dataset.manifest.num_interactions("train")
     steps = -(-edges // 64)
-    one, four = (epoch_work(config, dataset, size, {"recommend": {"propagation": 500}}) for size in (1, 4))
+    read = read_edges(load_training_data(config, dataset, World.single()), 64, config.run.seed)
+    one, four = (epoch_work(config, dataset, size, {"recommend": {"propagation": 500}}, read) for size in (1, 4))
     assert list(one) == ["recommend"]
     assert one["recommend"].flops == 0
     # Both ways of two layers and of the rows that a batch reads of the third, forward and backward, each edge with
     # its place and weight; 15 passes over the tables and six more for each layer.
-    read = read_edges(load_training_data(config, dataset, World.single()), 64, config.run.seed)
     assert 0 < read < 2 * edges
     gathered, passes = 4 * 2 * edges + 2 * read, 8 * 4 * (15 + 3 * 6) * 160
     assert one["recommend"].memory_bytes == pytest.approx(steps * (gathered * (8 * 4 + 12) + passes))
@@ -181,7 +181,7 @@ def test_what_lightgcn_computes_moves_and_sends(tmp_path):
     assert (one["recommend"].exchanges, four["recommend"].exchanges) == (0, steps * (3 * 4 + 2 + 8))
     assert four["recommend"].sent_bytes == steps * 500
     by_columns = changed(config, {"graph.layout": "columns"})
-    (work,) = epoch_work(by_columns, dataset, 4, {"recommend": {"layout": 500}}).values()
+    (work,) = epoch_work(by_columns, dataset, 4, {"recommend": {"layout": 500}}, read).values()
     # All edges, of two columns; a plan and both ways instead of an exchange for each half of every product.
     assert work.memory_bytes == pytest.approx(steps * (gathered * (2 * 4 + 12) + passes / 4))
     assert work.exchanges == steps * (6 + 8)
