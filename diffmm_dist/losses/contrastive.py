@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diffmm_dist.parallel.collectives import all_reduce_sum_, gather_rows, worker_counts
+from diffmm_dist.parallel.collectives import all_reduce_sum_each, gather_each, worker_counts, worker_counts_each
 from diffmm_dist.parallel.random import RandomStream
 from diffmm_dist.parallel.ranges import Ownership
 from diffmm_dist.parallel.world import World
@@ -65,17 +65,33 @@ class BatchNodes:
             stream: random stream of this batch.
             world: the workers.
         """
-        share = max_nodes / max(sum(self.worker_counts), 1)
-        if share >= 1:
-            return self
-        kept = stream.uniform(ids) < share
-        nodes = self.nodes[kept]
-        return BatchNodes(nodes, self.weights[kept] / share, worker_counts(nodes.numel(), world), self.most_rows)
+        return sampled_each([self], [ids], [stream], max_nodes=max_nodes, world=world)[0]
 
     def among_themselves(self) -> "BatchNodes":
         """Return the same nodes, numbered among the batch's nodes alone."""
         nodes = torch.arange(self.nodes.numel(), device=self.nodes.device)
         return BatchNodes(nodes, self.weights, self.worker_counts, max(self.worker_counts))
+
+
+def sampled_each(
+    batches: Sequence[BatchNodes],
+    ids: Sequence[Tensor],
+    streams: Sequence[RandomStream],
+    *,
+    max_nodes: int,
+    world: World,
+) -> list[BatchNodes]:
+    """Return ``sampled`` of each of several batches' nodes, with one exchange."""
+    shares = [max_nodes / max(sum(batch.worker_counts), 1) for batch in batches]
+    if all(share >= 1 for share in shares):
+        return list(batches)
+    kept = [stream.uniform(of_batch) < share for stream, of_batch, share in zip(streams, ids, shares, strict=True)]
+    nodes = [batch.nodes[which] for batch, which in zip(batches, kept, strict=True)]
+    of_workers = worker_counts_each([rows.numel() for rows in nodes], world)
+    return [
+        batch if share >= 1 else BatchNodes(rows, batch.weights[which] / share, counts, batch.most_rows)
+        for batch, share, which, rows, counts in zip(batches, shares, kept, nodes, of_workers, strict=True)
+    ]
 
 
 def info_nce(
@@ -106,11 +122,38 @@ def info_nce(
         world: the workers.
         in_batch: sum the denominator over the batch's nodes instead of all, for graphs where all are too many.
     """
-    anchors_AD = normalize_rows(anchor_ND.index_select(0, batch.nodes))
+    term = Term(anchor_ND, targets, batch)
+    return info_nce_of_terms([term], temperature=temperature, world=world, in_batch=in_batch)
+
+
+@dataclass(frozen=True, eq=False)
+class Term:
+    """A view whose nodes are anchors, and others that it is contrasted with: the arguments of ``info_nce``."""
+
+    anchor_ND: Tensor
+    targets: Sequence[Tensor]
+    batch: BatchNodes
+
+
+def info_nce_of_terms(terms: Sequence[Term], *, temperature: float, world: World, in_batch: bool = False) -> Tensor:
+    """Return the sum of ``info_nce`` of several terms; among the batch's nodes alone they share their exchanges."""
     if in_batch:
-        targets = [target_ND.index_select(0, batch.nodes) for target_ND in targets]
-        batch = batch.among_themselves()
-    loss: Tensor = _InfoNCE.apply(anchors_AD, batch, temperature, world, *targets)  # type: ignore[no-untyped-call, unused-ignore]
+        return _of_terms([_among_themselves(term) for term in terms], temperature, world)
+    # One at a time: their normalised views are large then.
+    return torch.stack([_of_terms([term], temperature, world) for term in terms]).sum()
+
+
+def _among_themselves(term: Term) -> Term:
+    """Return a term over the rows of the batch's nodes alone."""
+    anchor, *targets = (view_ND.index_select(0, term.batch.nodes) for view_ND in (term.anchor_ND, *term.targets))
+    return Term(anchor, targets, term.batch.among_themselves())
+
+
+def _of_terms(terms: Sequence[Term], tau: float, world: World) -> Tensor:
+    anchors = [normalize_rows(term.anchor_ND.index_select(0, term.batch.nodes)) for term in terms]
+    targets = [target_ND for term in terms for target_ND in term.targets]
+    shapes = [(term.batch, len(term.targets)) for term in terms]
+    loss: Tensor = _InfoNCE.apply(shapes, tau, world, *anchors, *targets)  # type: ignore[no-untyped-call, unused-ignore]
     return loss
 
 
@@ -121,46 +164,100 @@ class _InfoNCE(torch.autograd.Function):
     w_n / tau (sum_j e_nj y_j / z_n - y_n) for a_n, and sum_n w_n / tau a_n (e_nj / z_n - [j = n]) for y_j, from which
     follows that of the target before it was normalised. Sums over j are over all workers' rows; the one over n needs
     all anchors, which every worker has. Anchors and their gradients are sent once for all targets, and the targets'
-    sums together. G: anchors of all workers; K: targets.
+    sums together, those of all terms in the same messages. G: anchors of all workers; K: targets of a term.
     """
 
     @staticmethod
-    def forward(ctx: Any, anchors_AD: Tensor, batch: BatchNodes, tau: float, world: World, *targets: Tensor) -> Tensor:
-        counts = batch.worker_counts
-        own = slice(sum(counts[: world.rank]), sum(counts[: world.rank + 1]))
-        sent = torch.cat([anchors_AD / tau, batch.weights[:, None].to(anchors_AD.dtype)], dim=1)
-        gathered = _padded(gather_rows(sent, counts, world, purpose=TRAFFIC))
-        scaled_GD, weights_G1 = gathered[:, :-1].contiguous(), gathered[:, -1:]
-        left_GD, views = operand(scaled_GD), [_Target(target) for target in targets]
-        logs_GK = scaled_GD.new_empty(scaled_GD.shape[0], len(views))
-        anchor_grad_GD = torch.zeros_like(scaled_GD)
-        step = anchors_at_a_time(batch.most_rows, len(views))
-        for start in range(0, max(left_GD.shape[0], 1), step):  # a block even without anchors: it sets the gradients
-            block = slice(start, start + step)
-            exponentials = [_Exponentials(left_GD[block], view.operand_ND) for view in views]
-            sums_and_pulls = [each.sums_and_pulls(scaled_GD.dtype) for each in exponentials]
-            sums_bK = all_reduce_sum_(torch.cat([sums for sums, _ in sums_and_pulls], dim=1), world, purpose=TRAFFIC)
-            logs_GK[block] = sums_bK.log()
-            shares = (weights_G1[block] / sums_bK).split(1, dim=1)
-            for view, each, (_, pulls_bD), share_b1 in zip(views, exponentials, sums_and_pulls, shares, strict=True):
-                anchor_grad_GD[block].addcmul_(pulls_bD, share_b1)
-                view.add_gradient(each, operand(scaled_GD[block] * share_b1), is_first=start == 0)
-        anchor_grad_AD = all_reduce_sum_(anchor_grad_GD, world, purpose=TRAFFIC)[own]
-        losses_A = logs_GK[own].sum(dim=1)
-        weights_A1 = batch.weights[:, None]
-        for view in views:
-            positives_AD = view.rows_ND.index_select(0, batch.nodes)
-            losses_A -= (scaled_GD[own] * positives_AD).sum(dim=1)
-            anchor_grad_AD.sub_(positives_AD * weights_A1)
-            view.grad_ND.index_add_(0, batch.nodes, scaled_GD[own] * -weights_A1)
-            gradient_of_rows(view.grad_ND, view.rows_ND, view.norm_N1, out=view.grad_ND)
-        ctx.save_for_backward(anchor_grad_AD.div_(tau), *(view.grad_ND for view in views))
-        return (batch.weights * losses_A).sum()
+    def forward(ctx: Any, shapes: Sequence[tuple[BatchNodes, int]], tau: float, world: World, *views: Tensor) -> Tensor:
+        anchors, targets = views[: len(shapes)], iter(views[len(shapes) :])
+        sent = [
+            torch.cat([anchors_AD / tau, batch.weights[:, None].to(anchors_AD.dtype)], dim=1)
+            for anchors_AD, (batch, _) in zip(anchors, shapes, strict=True)
+        ]
+        counts = [batch.worker_counts for batch, _ in shapes]
+        gathered = gather_each(sent, counts, world, purpose=TRAFFIC)
+        terms = [
+            _Anchors(_padded(rows), batch, [next(targets) for _ in range(count)], world.rank)
+            for rows, (batch, count) in zip(gathered, shapes, strict=True)
+        ]
+        for number in range(max(term.num_blocks for term in terms)):
+            sums = all_reduce_sum_each([term.sums(number) for term in terms], world, purpose=TRAFFIC)
+            for term, sums_bK in zip(terms, sums, strict=True):
+                term.spread(number, sums_bK)
+        summed = all_reduce_sum_each([term.grad_GD for term in terms], world, purpose=TRAFFIC)
+        losses, anchor_grads = zip(*(term.finish(rows) for term, rows in zip(terms, summed, strict=True)), strict=True)
+        target_grads = [view.grad_ND for term in terms for view in term.views]
+        ctx.save_for_backward(*(grad.div_(tau) for grad in anchor_grads), *target_grads)
+        return torch.stack(losses).sum()
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        anchor_grad_AD, *target_grads = ctx.saved_tensors
-        return anchor_grad_AD * gradients[0], None, None, None, *(grad * gradients[0] for grad in target_grads)
+        return None, None, None, *(grad * gradients[0] for grad in ctx.saved_tensors)
+
+
+class _Anchors:
+    """The anchors of a term, of all workers, and the own rows that they are compared with, block by block.
+
+    Args:
+        gathered: anchors over tau and their weights, (G, D + 1).
+        batch: the nodes.
+        targets: the views (N, D).
+        rank: of this worker.
+    """
+
+    def __init__(self, gathered: Tensor, batch: BatchNodes, targets: Sequence[Tensor], rank: int) -> None:
+        self._batch = batch
+        counts = batch.worker_counts
+        self._own = slice(sum(counts[:rank]), sum(counts[: rank + 1]))
+        self._scaled_GD, self._weights_G1 = gathered[:, :-1].contiguous(), gathered[:, -1:]
+        self._left_GD = operand(self._scaled_GD)
+        self._logs_GK = gathered.new_empty(gathered.shape[0], len(targets))
+        self._step = anchors_at_a_time(batch.most_rows, len(targets))
+        self.views = [_Target(target) for target in targets]
+        self.grad_GD = torch.zeros_like(self._scaled_GD)
+
+    @property
+    def num_blocks(self) -> int:
+        """How many there are: one even without anchors, which sets the gradients."""
+        return max(1, -(-self._scaled_GD.shape[0] // self._step))
+
+    def _block(self, number: int) -> slice:
+        return slice(number * self._step, (number + 1) * self._step)
+
+    def sums(self, number: int) -> Tensor:
+        """Return sum_j e_nj over own rows of a block of anchors and of each view, (b, K)."""
+        left_bD = self._left_GD[self._block(number)]
+        self._exponentials = [_Exponentials(left_bD, view.operand_ND) for view in self.views]
+        self._pulls, sums = [], []
+        for each in self._exponentials:
+            sums_b1, pulls_bD = each.sums_and_pulls(self._scaled_GD.dtype)
+            sums.append(sums_b1)
+            self._pulls.append(pulls_bD)
+        return torch.cat(sums, dim=1)
+
+    def spread(self, number: int, sums_bK: Tensor) -> None:
+        """Go on with the block, whose sums over all workers' rows are these."""
+        block = self._block(number)
+        if number >= self.num_blocks:  # another term has more
+            return
+        self._logs_GK[block] = sums_bK.log()
+        shares = (self._weights_G1[block] / sums_bK).split(1, dim=1)
+        for view, each, pulls_bD, share_b1 in zip(self.views, self._exponentials, self._pulls, shares, strict=True):
+            self.grad_GD[block].addcmul_(pulls_bD, share_b1)
+            view.add_gradient(each, operand(self._scaled_GD[block] * share_b1), is_first=number == 0)
+
+    def finish(self, grad_GD: Tensor) -> tuple[Tensor, Tensor]:
+        """Return this worker's share of the loss and tau times the own anchors' gradients, from all workers' sums."""
+        nodes, own_scaled_AD = self._batch.nodes, self._scaled_GD[self._own]
+        grad_AD, weights_A1 = grad_GD[self._own], self._batch.weights[:, None]
+        losses_A = self._logs_GK[self._own].sum(dim=1)
+        for view in self.views:
+            positives_AD = view.rows_ND.index_select(0, nodes)
+            losses_A -= (own_scaled_AD * positives_AD).sum(dim=1)
+            grad_AD.sub_(positives_AD * weights_A1)
+            view.grad_ND.index_add_(0, nodes, own_scaled_AD * -weights_A1)
+            gradient_of_rows(view.grad_ND, view.rows_ND, view.norm_N1, out=view.grad_ND)
+        return (self._batch.weights * losses_A).sum(), grad_AD
 
 
 def anchors_at_a_time(most_rows: int, num_targets: int) -> int:

@@ -36,6 +36,15 @@ def all_reduce_sum(tensor: Tensor, world: World, *, purpose: str = CONTROL) -> T
     return all_reduce_sum_(tensor.clone(), world, purpose=purpose)
 
 
+def all_reduce_sum_each(tensors: Sequence[Tensor], world: World, *, purpose: str = CONTROL) -> list[Tensor]:
+    """Return the sum of every worker's tensor for each of several of one type, with one exchange."""
+    if world.size == 1:
+        return list(tensors)
+    flat = torch.cat([tensor.reshape(-1) for tensor in tensors])
+    parts = all_reduce_sum_(flat, world, purpose=purpose).split([tensor.numel() for tensor in tensors])
+    return [part.view(tensor.shape) for part, tensor in zip(parts, tensors, strict=True)]
+
+
 def all_reduce_sum_(tensor: Tensor, world: World, *, purpose: str = CONTROL) -> Tensor:
     """Replace a contiguous tensor by the elementwise sum of every worker's, and return it."""
     if world.size > 1 and tensor.numel():
@@ -118,11 +127,17 @@ def send_to_owners(rows: Tensor, owners: Tensor, world: World, *, purpose: str) 
 
 def worker_counts(count: int, world: World) -> list[int]:
     """Return every worker's count, in the order of ranks."""
+    return worker_counts_each([count], world)[0]
+
+
+def worker_counts_each(counts: Sequence[int], world: World) -> list[list[int]]:
+    """Return every worker's number of each of several counts, in the order of ranks, with one exchange."""
     if world.size == 1:
-        return [count]
-    counts = torch.zeros(world.size, dtype=torch.int64, device=world.device)
-    counts[world.rank] = count
-    return [int(value) for value in all_reduce_sum_(counts, world)]
+        return [[count] for count in counts]
+    of_workers = torch.zeros(len(counts), world.size, dtype=torch.int64, device=world.device)
+    of_workers[:, world.rank] = torch.tensor(counts, device=world.device)
+    numbers: list[list[int]] = all_reduce_sum_(of_workers, world).tolist()
+    return numbers
 
 
 def gather_rows(own: Tensor, counts: Sequence[int], world: World, *, purpose: str) -> Tensor:
@@ -174,10 +189,10 @@ def gather_owned(own: Tensor, ownership: Ownership, world: World, *, purpose: st
 
 
 def exchange_counts(send_counts: Tensor, world: World) -> Tensor:
-    """Tell every worker how many rows it is going to get; return how many come from each, int64 (W,)."""
+    """Tell every worker how many rows it is going to get; return how many come from each, int64 (W, ...)."""
     receive_counts = torch.empty_like(send_counts)
     _together(dist.all_to_all_single, receive_counts, send_counts, group=world.group)
-    world.sent_bytes[CONTROL] += (world.size - 1) * send_counts.element_size()
+    world.sent_bytes[CONTROL] += (world.size - 1) * send_counts[0].numel() * send_counts.element_size()
     return receive_counts
 
 
@@ -234,3 +249,34 @@ def exchange_rows(
 ) -> Tensor:
     """Return the rows that come in from a whole exchange, as they are; arguments as of ``start_exchange``."""
     return start_exchange(rows, send_counts, receive_counts, world, purpose=purpose)()
+
+
+def exchange_each(
+    rows: Sequence[Tensor],
+    send_counts: Sequence[Sequence[int]],
+    receive_counts: Sequence[Sequence[int]],
+    world: World,
+    *,
+    purpose: str,
+) -> list[Tensor]:
+    """Return what ``exchange_rows`` brings for each of several tables of rows of one shape, with one exchange."""
+    if world.size == 1:
+        return list(rows)
+    parts = [table.split(list(counts)) for table, counts in zip(rows, send_counts, strict=True)]
+    sent = torch.cat([part[rank] for rank in range(world.size) for part in parts])
+    leaving, coming = ([sum(of_rank) for of_rank in zip(*each, strict=True)] for each in (send_counts, receive_counts))
+    received = exchange_rows(sent, leaving, coming, world, purpose=purpose)
+    arrived = received.split([counts[rank] for rank in range(world.size) for counts in receive_counts])
+    return [torch.cat(arrived[place :: len(parts)]) for place in range(len(parts))]
+
+
+def gather_each(own: Sequence[Tensor], counts: Sequence[Sequence[int]], world: World, *, purpose: str) -> list[Tensor]:
+    """Return ``gather_rows`` of each of several small tables with rows of one shape, with one exchange.
+
+    What is sent stands in memory once for every worker.
+    """
+    if world.size == 1:
+        return list(own)
+    copies = [rows.repeat(world.size, *[1] * (rows.dim() - 1)) for rows in own]
+    sent = [[rows.shape[0]] * world.size for rows in own]
+    return exchange_each(copies, sent, counts, world, purpose=purpose)

@@ -3,14 +3,14 @@
 A worker numbers the rows that it touches locally: its own ("inner") rows first, then its halo rows.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from diffmm_dist.parallel.collectives import exchange_counts, exchange_rows, start_exchange
+from diffmm_dist.parallel.collectives import exchange_counts, exchange_each, exchange_rows, start_exchange
 from diffmm_dist.parallel.ranges import Ownership
 from diffmm_dist.parallel.world import World
 
@@ -117,18 +117,37 @@ def localize(rows: Tensor, ownership: Ownership, world: World, *, purpose: str) 
     Returns:
         The plan, and the local number of each row, of the shape of ``rows``.
     """
+    return localize_each([rows], ownership, world, purpose=purpose)[0]
+
+
+def localize_each(
+    wanted: Sequence[Tensor], ownership: Ownership, world: World, *, purpose: str
+) -> list[tuple[Halo, Tensor]]:
+    """Plan how to reach each of several sets of rows, as ``localize`` does, with the exchanges of one."""
     own = ownership.own
     if world.size == 1:
-        none = rows.new_empty(0)
-        return Halo(world, own.size, none, [0], none, [0], purpose), rows
-    inside = (rows >= own.start) & (rows < own.stop)
-    halo_ids = torch.unique(rows[~inside])
-    owners = torch.bincount(ownership.owner_of(halo_ids), minlength=world.size)
-    wanted = exchange_counts(owners, world)
-    receive_counts, send_counts = owners.tolist(), wanted.tolist()
-    send_ids = exchange_rows(halo_ids, receive_counts, send_counts, world, purpose=f"{purpose}_plan")
-    halo = Halo(world, own.size, halo_ids, receive_counts, send_ids - own.start, send_counts, purpose)
-    return halo, torch.where(inside, rows - own.start, torch.searchsorted(halo_ids, rows) + own.size)
+        nothing = [rows.new_empty(0) for rows in wanted]
+        halos = [Halo(world, own.size, none, [0], none, [0], purpose) for none in nothing]
+        return list(zip(halos, wanted, strict=True))
+    inside = [(rows >= own.start) & (rows < own.stop) for rows in wanted]
+    halo_ids = [torch.unique(rows[~within]) for rows, within in zip(wanted, inside, strict=True)]
+    owners = [torch.bincount(ownership.owner_of(ids), minlength=world.size) for ids in halo_ids]
+    receive = torch.stack(owners, dim=1)
+    send_counts: list[list[int]] = exchange_counts(receive, world).T.tolist()
+    receive_counts: list[list[int]] = receive.T.tolist()
+    asked = exchange_each(halo_ids, receive_counts, send_counts, world, purpose=f"{purpose}_plan")
+    plans = []
+    for place, (rows, within, ids) in enumerate(zip(wanted, inside, halo_ids, strict=True)):
+        send_rows = asked[place] - own.start
+        halo = Halo(world, own.size, ids, receive_counts[place], send_rows, send_counts[place], purpose)
+        plans.append((halo, torch.where(within, rows - own.start, torch.searchsorted(ids, rows) + own.size)))
+    return plans
+
+
+def returned_each(halos: Sequence[Halo], halo_rows: Sequence[Tensor]) -> list[Tensor]:
+    """Send halo rows of each plan (H, ...) back to their owners, with one exchange; return what ``send_rows`` get."""
+    receive, send = [halo.receive_counts for halo in halos], [halo.send_counts for halo in halos]
+    return exchange_each(halo_rows, receive, send, halos[0].world, purpose=halos[0].purpose)
 
 
 def extended(inner: Tensor, halo: Halo) -> Tensor:

@@ -1,5 +1,6 @@
 """Sharded propagation, contrast and ranking equal their dense twins, values and gradients."""
 
+from functools import partial
 from itertools import product
 
 import pytest
@@ -12,13 +13,13 @@ from diffmm_dist.graph.relation import Relation
 from diffmm_dist.graph.targets import Targets
 from diffmm_dist.losses import contrastive, equations
 from diffmm_dist.losses.contrastive import BatchNodes, info_nce
-from diffmm_dist.models.common.ranking import RankingBatch
+from diffmm_dist.models.common.ranking_batch import DrawnBatch, PlannedBatches, RankingBatch
 from diffmm_dist.parallel.collectives import all_reduce_sum, gather_owned
 from diffmm_dist.parallel.random import RandomStream
 from diffmm_dist.sparse import CSR
 from tests.support.builders import as_matrix, own_rows, random_pairs, random_rows
 from tests.support.optional import dgl_or_skip
-from tests.support.workers import SIZES, cuts, on_workers, shard_with
+from tests.support.workers import SIZES, cuts, exchanges_of, on_workers, shard_with
 
 NUM_USERS, NUM_ITEMS, WIDTH = 13, 9, 5
 
@@ -149,14 +150,49 @@ def compare_contrast(world, shard, in_batch):
     x, y, chosen = (full[0][distinct], full[1][distinct], places) if in_batch else (*full, nodes)
     expected = equations.info_nce(x, y, chosen, temperature=0.2)
     (3 * expected).backward()
-    counts = torch.bincount(nodes, minlength=NUM_ITEMS)[slice(*shard.items.own)]
     mine = [own_of(table, shard.items) for table in (anchors, targets)]
-    batch = BatchNodes.counted(counts, shard.items, world, batch_size=len(nodes))
+    batch = items_of_batch(shard, world, nodes.tolist())
     loss = info_nce(mine[0], mine[1:], batch, temperature=0.2, world=world, in_batch=in_batch)
     (3 * loss).backward()
     torch.testing.assert_close(all_reduce_sum(loss.detach(), world), expected.detach())
     for part, table in zip(mine, full, strict=True):
         torch.testing.assert_close(part.grad, table.grad[slice(*shard.items.own)], rtol=1e-4, atol=1e-6)
+
+
+def check_contrast_of_terms(world):
+    """Terms of which one has more blocks, and one no anchor, equal the sum of each alone, in fewer exchanges."""
+    whole = contrastive.BLOCK_ELEMENTS, contrastive.LEAST_ANCHORS
+    contrastive.BLOCK_ELEMENTS, contrastive.LEAST_ANCHORS = 1, 2
+    for shard, in_batch in product(shards(world), (False, True)):
+        options = {"temperature": 0.2, "world": world, "in_batch": in_batch}
+        results = []
+        for together in (True, False):
+            views = [own_of(random_rows(NUM_ITEMS, WIDTH, number), shard.items) for number in range(5)]
+            terms = [
+                contrastive.Term(views[0], views[1:3], items_of_batch(shard, world, [3, 0, 3, 8, 3, 5])),
+                contrastive.Term(views[1], views[3:], items_of_batch(shard, world, [2, 2])),
+                contrastive.Term(views[4], views[:1], items_of_batch(shard, world, [])),
+            ]
+            if together:
+                loss, num_exchanges = exchanges_of(partial(contrastive.info_nce_of_terms, terms, **options))
+            else:
+                loss, of_each = exchanges_of(partial(one_after_the_other, terms, **options))
+            loss.backward()
+            results.append([loss.detach(), *(view.grad for view in views)])
+        torch.testing.assert_close(*results)
+        assert num_exchanges <= of_each
+        if in_batch and world.size > 1:
+            assert (num_exchanges, of_each) == (4, 8)  # anchors, two blocks, gradients
+    contrastive.BLOCK_ELEMENTS, contrastive.LEAST_ANCHORS = whole
+
+
+def items_of_batch(shard, world, items):
+    counts = torch.bincount(torch.tensor(items, dtype=torch.int64), minlength=NUM_ITEMS)[slice(*shard.items.own)]
+    return BatchNodes.counted(counts, shard.items, world, batch_size=max(len(items), 1))
+
+
+def one_after_the_other(terms, **options):
+    return sum(info_nce(term.anchor_ND, term.targets, term.batch, **options) for term in terms)
 
 
 def check_ranking(world):
@@ -183,7 +219,53 @@ def check_ranking(world):
             torch.testing.assert_close(gather_owned(weights, rows, world, purpose="test"), counts)
 
 
+def drawn_batches(shard):
+    """Three batches, with and without further items, of which some workers have no user."""
+    own = shard.users.own
+    for number, users in enumerate(([1, 7, 7, 11, 4], [0], [3, 3, 12])):
+        users, stream = torch.tensor(users), RandomStream(number)
+        ours, places = (users >= own.start) & (users < own.stop), torch.arange(len(users))
+        pos, neg, *further = (stream.child(name).integers(places, NUM_ITEMS)[ours] for name in "pnab")
+        more = torch.stack(further, dim=1) if number == 2 else None
+        yield DrawnBatch(users[ours] - own.start, pos, neg, len(users), stream, more)
+
+
+def facts_of(batch):
+    """All that is planned of a batch."""
+    halo = batch.item_halo
+    yield from (batch.user_rows, batch.pos_items, batch.neg_items, batch.further_items)
+    yield from (halo.global_ids, halo.send_rows, torch.tensor(halo.receive_counts), torch.tensor(halo.send_counts))
+    for max_nodes in (None, 2, 100):
+        for side in batch.contrasted_nodes(max_nodes):
+            yield from (side.nodes, side.weights, torch.tensor([*side.worker_counts, side.most_rows]))
+
+
+def check_planned_together(world):
+    """Batches that are planned together are as those that are planned alone, and take the exchanges of one."""
+
+    def plan(shard, drawn):
+        planned = PlannedBatches(shard, drawn)
+        return [list(facts_of(planned[place])) for place in range(len(planned))]
+
+    for shard in shards(world):
+        drawn = list(drawn_batches(shard))
+        together, num_exchanges = exchanges_of(lambda shard=shard, drawn=drawn: plan(shard, drawn))
+        for batch, planned in zip(drawn, together, strict=True):
+            (alone,), of_one = exchanges_of(lambda shard=shard, batch=batch: plan(shard, [batch]))
+            torch.testing.assert_close(planned, alone, rtol=0, atol=0)
+            assert num_exchanges == (5 if world.size > 1 else 0)
+            assert of_one <= num_exchanges
+
+
 @pytest.mark.parametrize("size", SIZES)
 def test_sharded_operations_equal_their_twins(size):
     dgl_or_skip()
-    on_workers(size, check_propagation, check_layouts, check_contrast, check_ranking)
+    on_workers(
+        size,
+        check_propagation,
+        check_layouts,
+        check_contrast,
+        check_contrast_of_terms,
+        check_ranking,
+        check_planned_together,
+    )

@@ -19,7 +19,7 @@ from diffmm_dist.graph.relation import Relation
 from diffmm_dist.losses import batch_contrastive, equations
 from diffmm_dist.losses.batch_contrastive import Repeats, batch_info_nce
 from diffmm_dist.models.adagcl.phases import Draws
-from diffmm_dist.models.common.ranking import RankingBatch
+from diffmm_dist.models.common.ranking_batch import RankingBatch
 from diffmm_dist.parallel.collectives import all_reduce_sum, worker_counts
 from diffmm_dist.parallel.random import RandomStream
 from diffmm_dist.parallel.shard import Shard

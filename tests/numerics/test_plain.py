@@ -12,7 +12,7 @@ from diffmm_dist.evaluation.evaluator import evaluate
 from diffmm_dist.evaluation.topk import merge_topk
 from diffmm_dist.graph.equations import normalized_adjacency
 from diffmm_dist.models.base import Optimization
-from diffmm_dist.models.common.ranking import RankingBatch
+from diffmm_dist.models.common.ranking_batch import RankingBatch
 from diffmm_dist.models.diffmm.phases import ContrastSettings, recommend_losses
 from diffmm_dist.parallel.columns import Columns
 from diffmm_dist.parallel.random import RandomStream

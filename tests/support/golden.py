@@ -11,7 +11,7 @@ from diffmm_dist.graph.hetero import REAL, HeteroGraph
 from diffmm_dist.graph.layout import RowLayout
 from diffmm_dist.graph.relation import Relation
 from diffmm_dist.models.common.denoising import DiffusionSettings
-from diffmm_dist.models.common.ranking import RankingBatch
+from diffmm_dist.models.common.ranking_batch import RankingBatch
 from diffmm_dist.models.diffmm.model import DiffMM, generated
 from diffmm_dist.models.diffmm.phases import ContrastSettings
 from diffmm_dist.parallel.shard import Shard

@@ -13,7 +13,7 @@ from diffmm_dist.models.adagcl.gates import HardConcrete
 from diffmm_dist.models.adagcl.model import AdaGCL
 from diffmm_dist.models.adagcl.phases import AdaptivePhase, Draws, ViewSettings
 from diffmm_dist.models.base import Optimization
-from diffmm_dist.models.common.ranking import RankingBatch
+from diffmm_dist.models.common.ranking_batch import RankingBatch
 from diffmm_dist.parallel.shard import Shard
 from diffmm_dist.sparse import CSR
 from tests.support.builders import own_rows

@@ -10,7 +10,7 @@ from diffmm_dist.data.training import TrainingData
 from diffmm_dist.graph.hetero import REAL, HeteroGraph
 from diffmm_dist.graph.relation import Relation
 from diffmm_dist.models.common.denoising import DiffusionSettings
-from diffmm_dist.models.common.ranking import RankingBatch
+from diffmm_dist.models.common.ranking_batch import RankingBatch
 from diffmm_dist.models.diffkg.model import DiffKG, KnowledgeSettings, ViewName
 from diffmm_dist.parallel.ranges import Ownership
 from diffmm_dist.parallel.shard import AllRows, Shard

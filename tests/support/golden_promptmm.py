@@ -9,7 +9,7 @@ from diffmm_dist.data.training import TrainingData
 from diffmm_dist.graph.hetero import REAL, HeteroGraph
 from diffmm_dist.graph.relation import Relation
 from diffmm_dist.models.base import Optimization
-from diffmm_dist.models.common.ranking import RankingBatch
+from diffmm_dist.models.common.ranking_batch import RankingBatch
 from diffmm_dist.models.promptmm.model import PromptMM
 from diffmm_dist.models.promptmm.objectives import StudentLosses, TeacherLosses
 from diffmm_dist.models.promptmm.student import Kind, Student, StudentSettings

@@ -7,6 +7,7 @@ import torch
 import torch.distributed as dist
 from torch.multiprocessing.spawn import start_processes
 
+from diffmm_dist.parallel import collectives
 from diffmm_dist.parallel.ranges import Ownership
 from diffmm_dist.parallel.shard import Shard
 from diffmm_dist.parallel.world import World
@@ -39,6 +40,22 @@ def on_workers(size, *checks, timeout_s=120):
     else:
         arguments = size, free_port(), timeout_s, checks
         start_processes(_worker, args=arguments, nprocs=size, start_method=START)
+
+
+def exchanges_of(action):
+    """What an action returns, and how many of torch's collectives this worker took part in meanwhile."""
+    calls, whole = [], collectives._together
+
+    def counted(operation, *arguments, **options):
+        if getattr(operation, "__name__", "") != "wait":  # which ends one that has begun
+            calls.append(operation)
+        return whole(operation, *arguments, **options)
+
+    collectives._together = counted
+    try:
+        return action(), len(calls)
+    finally:
+        collectives._together = whole
 
 
 def shard_with(world, user_bounds, item_bounds, user_ids=None, item_ids=None):

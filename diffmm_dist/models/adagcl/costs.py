@@ -12,7 +12,6 @@ from diffmm_dist.models.common import costs
 from diffmm_dist.models.common.costs import ADAM_KEEPS, FLOAT, INT, ModelMemory, Share
 from diffmm_dist.models.common.work import (
     ADAM_ACCESSES,
-    RANKING_EXCHANGES,
     Cuts,
     HaloRows,
     Traffic,
@@ -21,6 +20,7 @@ from diffmm_dist.models.common.work import (
     gathered_bytes,
     owned,
     product_flop,
+    ranking_exchanges,
     real_rows_sent,
 )
 from diffmm_dist.parallel.collectives import ring_bytes
@@ -121,7 +121,7 @@ def work(share: Share, *, embedding_dim: int, num_layers: int, batch_size: int, 
     )
     accesses = _TABLE_STEPS * ADAM_ACCESSES + _ROW_ACCESSES + num_layers * _LAYER_ACCESSES
     moved += (nodes * dim * accesses + (2 * edges + nodes) * num_layers * _ENTRY_ACCESSES) * FLOAT
-    exchanges = num_layers * (_WIDE_EXCHANGES + _NARROW_EXCHANGES) + _OTHER_EXCHANGES + RANKING_EXCHANGES
+    exchanges = num_layers * (_WIDE_EXCHANGES + _NARROW_EXCHANGES) + _OTHER_EXCHANGES + ranking_exchanges(batch_size)
     return {"recommend": Work(steps, steps * flops, steps * moved, steps * exchanges if size > 1 else 0)}
 
 

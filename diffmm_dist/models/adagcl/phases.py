@@ -19,7 +19,8 @@ from diffmm_dist.losses.regularization import squared_norm
 from diffmm_dist.models.adagcl.model import AdaGCL
 from diffmm_dist.models.adagcl.pruning import kl_of_standard_normal
 from diffmm_dist.models.base import Optimization, Phase, PhaseContext
-from diffmm_dist.models.common.ranking import TRAFFIC, RankingBatch, RankingBatches, take_step
+from diffmm_dist.models.common.ranking import RankingBatches, take_step
+from diffmm_dist.models.common.ranking_batch import TRAFFIC, RankingBatch
 from diffmm_dist.parallel.collectives import worker_counts
 from diffmm_dist.parallel.halo import extended
 from diffmm_dist.parallel.random import RandomStream

@@ -1,8 +1,7 @@
 """Ranking from pairs: batches with negatives, a step of an optimiser, and a phase that puts them together."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import cached_property
 
 import torch
 from torch import Tensor, nn
@@ -11,113 +10,49 @@ from torch.optim import Adam, Optimizer
 from diffmm_dist.data.batches import EpochBatches
 from diffmm_dist.data.sampling import NegativeSampler, check_negatives_exist
 from diffmm_dist.data.training import TrainingData
-from diffmm_dist.losses.contrastive import BatchNodes
-from diffmm_dist.losses.ranking import bpr_loss
 from diffmm_dist.models.base import Optimization, Phase, PhaseContext
+from diffmm_dist.models.common.ranking_batch import TRAFFIC, DrawnBatch, PlannedBatches, RankingBatch
 from diffmm_dist.parallel.collectives import CONTROL, agree, all_reduce_sum_
-from diffmm_dist.parallel.halo import Halo, extended, localize
 from diffmm_dist.parallel.random import RandomStream
 from diffmm_dist.parallel.replicas import sum_gradients
 from diffmm_dist.parallel.shard import Shard
 from diffmm_dist.parallel.world import World
 
-TRAFFIC = "ranking"
+PLANNED_TOGETHER = 1 << 17  # interactions, whose plans are some 25 MB of all workers
 
 
-@dataclass(frozen=True, eq=False)
-class RankingBatch:
-    """The interactions of a global batch whose users this worker owns.
+class _PlannedAhead(ABC):
+    """Batches of an epoch, planned together, as many as have about ``PLANNED_TOGETHER`` interactions."""
 
-    Attributes:
-        shard: what this worker owns.
-        user_rows: own users, local numbers, int64 (b,).
-        item_halo: how the items of ``pos_items``, ``neg_items`` and ``further_items`` are reached.
-        pos_items: an item that each user has interacted with, local numbers, int64 (b,).
-        neg_items: an item that each has not, local numbers, int64 (b,).
-        size: interactions of the batch, of all workers.
-        stream: random stream of the batch.
-        further_items: more items of each user, local numbers, int64 (b, n).
-    """
+    def __init__(self, shard: Shard, batch_size: int) -> None:
+        self._shard = shard
+        self._at_a_time = max(1, PLANNED_TOGETHER // batch_size)
+        self._forget()
 
-    shard: Shard
-    user_rows: Tensor
-    item_halo: Halo
-    pos_items: Tensor
-    neg_items: Tensor
-    size: int
-    stream: RandomStream
-    further_items: Tensor
+    def _forget(self) -> None:
+        """Forget the plans of another epoch."""
+        self._planned: tuple[range, PlannedBatches] | None = None
 
-    @classmethod
-    def of(
-        cls,
-        shard: Shard,
-        user_rows: Tensor,
-        pos_ids: Tensor,
-        neg_ids: Tensor,
-        *,
-        size: int,
-        stream: RandomStream | None = None,
-        further_ids: Tensor | None = None,
-    ) -> "RankingBatch":
-        """Plan how this batch's items are reached; every worker calls it at the same time.
+    @abstractmethod
+    def _draw(self, index: int) -> DrawnBatch:
+        """Return a batch of the epoch; every worker asks for it at the same time."""
 
-        Args:
-            shard: what this worker owns.
-            user_rows: own users, local numbers, int64 (b,).
-            pos_ids: an item that each has interacted with, int64 (b,).
-            neg_ids: an item that each has not, int64 (b,).
-            size: interactions of the batch, of all workers.
-            stream: random stream of the batch.
-            further_ids: more items of each user, int64 (b, n); none by default.
-        """
-        pairs = torch.stack([pos_ids, neg_ids], dim=1)
-        ids = pairs if further_ids is None else torch.cat([pairs, further_ids], dim=1)
-        halo, items = localize(shard.item_rows[ids], shard.items, shard.world, purpose=TRAFFIC)
-        pos_items, neg_items, further = items[:, 0].contiguous(), items[:, 1].contiguous(), items[:, 2:]
-        return cls(shard, user_rows, halo, pos_items, neg_items, size, stream or RandomStream(0), further)
+    @property
+    @abstractmethod
+    def _count(self) -> int:
+        """Batches of the epoch."""
 
-    def bpr(self, embeddings: tuple[Tensor, Tensor], *, divisor: int) -> Tensor:
-        """Return this worker's share of the BPR loss from the final embeddings of own users and own items."""
-        user_emb_UD, item_emb_LD = embeddings[0], extended(embeddings[1], self.item_halo)
-        return bpr_loss(
-            user_emb_UD.index_select(0, self.user_rows),
-            item_emb_LD.index_select(0, self.pos_items),
-            item_emb_LD.index_select(0, self.neg_items),
-            divisor=divisor,
-        )
-
-    @cached_property
-    def read_rows(self) -> tuple[Tensor, Tensor]:
-        """Own users and own items whose final embeddings any worker reads, local numbers, ascending, int64."""
-        items = torch.cat([self.pos_items, self.neg_items])
-        own = items[items < self.item_halo.num_inner]
-        return torch.unique(self.user_rows), torch.unique(torch.cat([own, self.item_halo.send_rows]))
-
-    @cached_property
-    def nodes(self) -> tuple[BatchNodes, BatchNodes]:
-        """The batch's users and its positive items, at their owners."""
-        shard = self.shard
-        users = torch.bincount(self.user_rows, minlength=shard.users.own.size)
-        items = self.item_halo.fold(torch.bincount(self.pos_items, minlength=self.item_halo.num_local))
-        return (
-            BatchNodes.counted(users, shard.users, shard.world, batch_size=self.size),
-            BatchNodes.counted(items, shard.items, shard.world, batch_size=self.size),
-        )
-
-    def contrasted_nodes(self, max_nodes: int | None) -> tuple[BatchNodes, BatchNodes]:
-        """Return ``nodes``, at most ``max_nodes`` of each side on average; None for all."""
-        if max_nodes is None:
-            return self.nodes
-        (users, items), shard = self.nodes, self.shard
-        user_ids, item_ids = shard.user_ids[users.nodes], shard.own_item_ids[items.nodes]
-        return (
-            users.sampled(user_ids, max_nodes=max_nodes, stream=self.stream.child("users"), world=shard.world),
-            items.sampled(item_ids, max_nodes=max_nodes, stream=self.stream.child("items"), world=shard.world),
-        )
+    def __getitem__(self, index: int) -> RankingBatch:
+        """Return a batch of the epoch; every worker asks for it at the same time."""
+        if self._planned is None or index not in self._planned[0]:
+            self._planned = None  # not two of them at a time
+            places = range(index, min(index + self._at_a_time, self._count))
+            self._planned = places, PlannedBatches(self._shard, [self._draw(place) for place in places])
+        places, planned = self._planned
+        return planned[index - places.start]
 
 
-class RankingBatches:
+class RankingBatches(_PlannedAhead):
     """The training interactions in shuffled batches, each with a negative that is drawn once per epoch.
 
     Args:
@@ -133,6 +68,7 @@ class RankingBatches:
 
     def __init__(self, data: TrainingData, batch_size: int) -> None:
         agree(lambda: check_negatives_exist(data.interactions, data.name_of_user), data.shard.world)
+        super().__init__(data.shard, batch_size)
         self.num_examples = data.num_interactions
         self._data = data
         self._batch_size = batch_size
@@ -149,18 +85,21 @@ class RankingBatches:
             stream=context.stream("interactions"),
         )
         self._stream = context.stream("batch")
+        self._forget()
+        return self._count
+
+    @property
+    def _count(self) -> int:
         return self._batches.num_batches
 
-    def __getitem__(self, index: int) -> RankingBatch:
-        """Return a batch of the epoch; every worker asks for it at the same time."""
+    def _draw(self, index: int) -> DrawnBatch:
         chosen, interactions = self._batches[index], self._data.interactions
-        return RankingBatch.of(
-            self._data.shard,
+        return DrawnBatch(
             interactions.row_ids[chosen],
             interactions.indices[chosen],
             self._negatives[chosen],
-            size=self._batches.size(index),
-            stream=self._stream.child(index),
+            self._batches.size(index),
+            self._stream.child(index),
         )
 
 
@@ -169,7 +108,7 @@ class RankingBatches:
 FurtherItems = Callable[[Tensor, Tensor, RandomStream], Tensor]
 
 
-class UserBatches:
+class UserBatches(_PlannedAhead):
     """Batches of users, drawn uniformly for each batch anew, each with one of its items and a negative.
 
     The users of a batch are different ones, unless it is larger than there are users with interactions; then each is
@@ -198,6 +137,7 @@ class UserBatches:
         further: FurtherItems | None = None,
     ) -> None:
         agree(lambda: check_negatives_exist(data.interactions, data.name_of_user), data.shard.world)
+        super().__init__(data.shard, batch_size)
         self._data = data
         self._further = further
         self._batch_size = batch_size
@@ -209,24 +149,27 @@ class UserBatches:
     def begin(self, context: PhaseContext) -> int:
         """Return how many batches the epoch has."""
         self._stream = context.stream("user_batch")
+        self._forget()
         return self._num_batches
 
-    def __getitem__(self, index: int) -> RankingBatch:
-        """Return a batch of the epoch; every worker asks for it at the same time."""
+    @property
+    def _count(self) -> int:
+        return self._num_batches
+
+    def _draw(self, index: int) -> DrawnBatch:
         stream, interactions = self._stream.child(index), self._data.interactions
-        places, rows = self._drawn(stream.child("users"))
+        places, rows = self._users(stream.child("users"))
         drawn = stream.child("items").integers(places, interactions.row_counts[rows])
-        return RankingBatch.of(
-            self._data.shard,
+        return DrawnBatch(
             rows,
             interactions.indices[interactions.indptr[rows] + drawn],
             self._negatives.draw(rows, places, stream.child("negatives")),
-            size=self._batch_size,
-            stream=stream,
-            further_ids=None if self._further is None else self._further(rows, places, stream.child("further")),
+            self._batch_size,
+            stream,
+            None if self._further is None else self._further(rows, places, stream.child("further")),
         )
 
-    def _drawn(self, stream: RandomStream) -> tuple[Tensor, Tensor]:
+    def _users(self, stream: RandomStream) -> tuple[Tensor, Tensor]:
         """Return the places of a batch that hold an own user, ascending, and the users' rows."""
         places = torch.arange(self._batch_size, device=self._rows.device)
         distinct = self._batch_size <= self._num_users

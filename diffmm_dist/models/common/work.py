@@ -9,6 +9,7 @@ Symbols: B rows, U users, I items, E interactions, h hidden, d embedding, A anch
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import zip_longest
 from typing import NamedTuple
 
 import torch
@@ -18,7 +19,8 @@ from diffmm_dist.data.training import TrainingData
 from diffmm_dist.losses import contrastive
 from diffmm_dist.models.base import PhaseContext
 from diffmm_dist.models.common.costs import FLOAT, Share
-from diffmm_dist.models.common.ranking import RankingBatch, RankingBatches
+from diffmm_dist.models.common.ranking import PLANNED_TOGETHER, RankingBatches
+from diffmm_dist.models.common.ranking_batch import RankingBatch
 from diffmm_dist.parallel.collectives import ring_bytes
 from diffmm_dist.parallel.ranges import Ownership
 from diffmm_dist.parallel.shard import Shard
@@ -27,7 +29,8 @@ from diffmm_dist.parallel.world import World
 ADAM_ACCESSES = 7  # of each weight in a step: value, gradient and moments read, all but the gradient written
 EXCHANGES_PER_PRODUCT = 4  # out and back, forward and backward
 TARGET_EXCHANGES = 2  # of a step: owners and readers tell each other which halo rows the last product needs
-RANKING_EXCHANGES = 8  # of a step over interactions besides those of its products and contrasts: plans, rows, counts
+_BATCH_EXCHANGES = 3  # of a step over interactions: its items' rows and their gradients, the sum of replicas' gradients
+_PLAN_EXCHANGES = 5  # of batches that are planned together: how many items and which, counts of nodes and their number
 LAYOUT_EXCHANGES = 6  # of a step whose tables propagate by columns: two of a plan, and both ways forward and backward
 _GATHERS = 4  # of each edge of a product: both directions, forward and backward
 _EDGE_BYTES = 12  # of an edge besides the row that it gathers: its place and its weight
@@ -130,6 +133,16 @@ def gathered_bytes(edges: float, dim: float) -> float:
         dim: columns of the rows.
     """
     return _GATHERS * edges * (dim * FLOAT + _EDGE_BYTES)
+
+
+def ranking_exchanges(batch_size: int) -> float:
+    """Return the exchanges of a step over so many interactions besides those of its products and contrasts."""
+    return _BATCH_EXCHANGES + _PLAN_EXCHANGES / max(1, PLANNED_TOGETHER // batch_size)
+
+
+def contrast_exchanges(terms: int, *, in_batch: bool) -> int:
+    """Return the exchanges of so many contrastive terms: anchors, sums of a block and gradients of each, or of all."""
+    return 3 * (min(terms, 1) if in_batch else terms)
 
 
 def products_of_few(products: int, share: Share, read: int | None) -> float:
@@ -270,16 +283,16 @@ def owned(ids: Tensor, owned_ids: Sequence[Tensor]) -> list[int]:
 
 
 def contrast_traffic(
-    cuts: "Cuts", dim: int, *, in_batch: bool, max_nodes: int | None = None, targets: int = 1
+    cuts: "Cuts", dim: int, *, in_batch: bool, max_nodes: int | None = None, targets: Sequence[int] = (1,)
 ) -> list[int]:
-    """Return the bytes of a term of each side in the first batch, of each worker.
+    """Return the bytes that each worker sends for the contrast of the first batch's nodes.
 
     Args:
         cuts: the data and how they are cut.
         dim: d.
         in_batch: contrast with the batch's nodes alone.
         max_nodes: of each side to contrast, on average; None for all.
-        targets: views that the anchors are contrasted with.
+        targets: for each view whose nodes are anchors, with how many it is contrasted.
     """
     (users, items), shards = first_batch(cuts), cuts.shards
     if max_nodes is not None:
@@ -291,14 +304,31 @@ def contrast_traffic(
     of_users = owned(users, [shard.user_ids for shard in shards])
     of_items = owned(items, [shard.own_item_ids for shard in shards])
     sides = ((of_users, max(shards[0].users.sizes)), (of_items, max(shards[0].items.sizes)))
-    terms = [contrast_term(counts, max(counts) if in_batch else most, dim, targets) for counts, most in sides]
-    return [sum(both) for both in zip(*terms, strict=True)]
+    terms = [_Term(counts, max(counts) if in_batch else most, each) for each in targets for counts, most in sides]
+    alone = [terms] if in_batch else [[term] for term in terms]
+    sent = [_sent_by_terms(of_exchange, dim) for of_exchange in alone]
+    return [sum(of_rank) for of_rank in zip(*sent, strict=True)]
 
 
-def contrast_term(counts: Sequence[int], most_rows: int, dim: int, targets: int) -> list[int]:
-    """Return the bytes of one term: anchors and weights to all, sums block by block, gradients of the anchors."""
-    size, total = len(counts), sum(counts)
-    step = contrastive.anchors_at_a_time(most_rows, targets)
-    blocks = [min(step, total - start) for start in range(0, total, step)]
-    summed = sum(ring_bytes(block * targets * FLOAT, size) for block in blocks) + ring_bytes(total * dim * FLOAT, size)
-    return [count * (dim + 1) * FLOAT * (size - 1) + summed for count in counts]
+class _Term(NamedTuple):
+    """One term of a contrast: its nodes at each worker, the most rows that they meet at one, and its targets."""
+
+    counts: Sequence[int]
+    most_rows: int
+    targets: int
+
+    @property
+    def blocks(self) -> list[int]:
+        """Anchors that are compared at a time."""
+        total, step = sum(self.counts), contrastive.anchors_at_a_time(self.most_rows, self.targets)
+        return [min(step, total - start) for start in range(0, total, step)]
+
+
+def _sent_by_terms(terms: Sequence[_Term], dim: int) -> list[int]:
+    """Return the bytes of terms that share messages: anchors and weights, sums block by block, anchors' gradients."""
+    size = len(terms[0].counts)
+    blocks = zip_longest(*([block * term.targets for block in term.blocks] for term in terms), fillvalue=0)
+    summed = sum(ring_bytes(sum(block) * FLOAT, size) for block in blocks)
+    summed += ring_bytes(sum(sum(term.counts) for term in terms) * dim * FLOAT, size)
+    own = [sum(of_rank) for of_rank in zip(*(term.counts for term in terms), strict=True)]
+    return [count * (dim + 1) * FLOAT * (size - 1) + summed for count in own]

@@ -31,14 +31,15 @@ from diffmm_dist.models.common.denoising_costs import (
 from diffmm_dist.models.common.work import (
     ADAM_ACCESSES,
     EXCHANGES_PER_PRODUCT,
-    RANKING_EXCHANGES,
     Cuts,
     Traffic,
     Work,
+    contrast_exchanges,
     contrast_flop,
     contrast_traffic,
     gathered_bytes,
     num_anchors,
+    ranking_exchanges,
     real_rows_sent,
     sent_bytes,
 )
@@ -234,7 +235,11 @@ def work(
     flops = contrasted * contrast_flop(2 * anchors, compared, dim)
     moved = gathered_bytes(edges / size, dim)
     moved += (nodes * (ADAM_ACCESSES + settings.num_hops * views * 10) + interacting * _ROW_ACCESSES) * dim * FLOAT
-    exchanges = views * (num_layers + settings.num_hops) * EXCHANGES_PER_PRODUCT + RANKING_EXCHANGES + 10 * contrasted
+    exchanges = (
+        views * (num_layers + settings.num_hops) * EXCHANGES_PER_PRODUCT
+        + ranking_exchanges(denoising.batch_size)
+        + contrast_exchanges(2 * contrasted, in_batch=contrast.negatives == "batch")
+    )
     recommend = Work(steps, steps * flops, steps * moved, steps * exchanges if size > 1 else 0)
     if not settings.reads_generated:
         return {"recommend": recommend}

@@ -8,10 +8,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from diffmm_dist.losses.contrastive import info_nce
+from diffmm_dist.losses.contrastive import Term, info_nce_of_terms
 from diffmm_dist.models.base import Optimization, Phase
 from diffmm_dist.models.common.denoising import DenoisePhase, RebuildPhase, Signal
-from diffmm_dist.models.common.ranking import RankingBatch, RankingPhase
+from diffmm_dist.models.common.ranking import RankingPhase
+from diffmm_dist.models.common.ranking_batch import RankingBatch
 from diffmm_dist.models.diffkg.model import DiffKG, Dropout
 from diffmm_dist.parallel.collectives import all_reduce_sum
 from diffmm_dist.parallel.random import RandomStream
@@ -144,16 +145,9 @@ def recommend_losses(
     }
     if contrast.contrastive_weight > 0:
         other = model(auxiliary, dropout=dropout(model, batch.stream, "auxiliary"))
-        terms = [
-            info_nce(
-                anchor,
-                [target],
-                nodes,
-                temperature=contrast.temperature,
-                world=model.shard.world,
-                in_batch=contrast.negatives == "batch",
-            )
-            for anchor, target, nodes in zip(other, final, batch.contrasted_nodes(contrast.max_nodes), strict=True)
-        ]
-        losses["contrast"] = contrast.contrastive_weight * torch.stack(terms).sum()
+        nodes = batch.contrasted_nodes(contrast.max_nodes)
+        terms = [Term(anchor, [target], of_side) for anchor, target, of_side in zip(other, final, nodes, strict=True)]
+        in_batch = contrast.negatives == "batch"
+        loss = info_nce_of_terms(terms, temperature=contrast.temperature, world=model.shard.world, in_batch=in_batch)
+        losses["contrast"] = contrast.contrastive_weight * loss
     return losses

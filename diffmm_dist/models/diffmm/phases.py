@@ -7,10 +7,11 @@ import torch
 from torch import Tensor
 
 from diffmm_dist.graph.propagate import Rows
-from diffmm_dist.losses.contrastive import info_nce
+from diffmm_dist.losses.contrastive import Term, info_nce_of_terms
 from diffmm_dist.models.base import Optimization, Phase
 from diffmm_dist.models.common.denoising import DenoisePhase, RebuildPhase, Signal
-from diffmm_dist.models.common.ranking import RankingBatch, RankingPhase
+from diffmm_dist.models.common.ranking import RankingPhase
+from diffmm_dist.models.common.ranking_batch import RankingBatch
 from diffmm_dist.models.diffmm.model import DiffMM
 from diffmm_dist.parallel.collectives import all_reduce_sum
 
@@ -91,19 +92,13 @@ def recommend_losses(
     }
     nodes = batch.contrasted_nodes(contrast.max_nodes)
     terms = [
-        info_nce(
-            anchor[side],
-            [target[side] for target in targets],
-            nodes[side],
-            temperature=contrast.temperature,
-            world=model.shard.world,
-            in_batch=in_batch,
-        )
+        Term(anchor[side], [target[side] for target in targets], nodes[side])
         for anchor, targets in contrasted_views(final, list(views.values()), contrast.contrastive_anchor)
         for side in (0, 1)
     ]
     if terms:  # there are none with a weight of 0, nor between modalities where there is only one
-        losses["contrast"] = contrast.contrastive_weight * torch.stack(terms).sum()
+        loss = info_nce_of_terms(terms, temperature=contrast.temperature, world=model.shard.world, in_batch=in_batch)
+        losses["contrast"] = contrast.contrastive_weight * loss
     return losses
 
 

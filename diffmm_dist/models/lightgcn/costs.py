@@ -12,7 +12,6 @@ from diffmm_dist.models.common.work import (
     ADAM_ACCESSES,
     EXCHANGES_PER_PRODUCT,
     LAYOUT_EXCHANGES,
-    RANKING_EXCHANGES,
     TARGET_EXCHANGES,
     Cuts,
     Traffic,
@@ -20,6 +19,7 @@ from diffmm_dist.models.common.work import (
     layout_traffic,
     products_of_few,
     propagated_bytes,
+    ranking_exchanges,
     real_rows_sent,
     real_target_rows_sent,
     sent_bytes,
@@ -93,7 +93,7 @@ def work(
     products = num_layers - last + products_of_few(last, share, read_edges)
     moved = propagated_bytes(share.num_interactions * products, embedding_dim, num_workers=size, by_columns=by_columns)
     of_products = LAYOUT_EXCHANGES if by_columns else num_layers * EXCHANGES_PER_PRODUCT + TARGET_EXCHANGES
-    exchanges = of_products + RANKING_EXCHANGES if size > 1 else 0
+    exchanges = of_products + ranking_exchanges(batch_size) if size > 1 else 0
     moved += nodes * embedding_dim * accesses * FLOAT
     return {"recommend": Work(steps, 0.0, steps * moved, steps * exchanges)}
 

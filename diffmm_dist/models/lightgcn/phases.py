@@ -4,7 +4,8 @@ from torch import Tensor
 
 from diffmm_dist.data.training import TrainingData
 from diffmm_dist.models.base import Optimization, Phase
-from diffmm_dist.models.common.ranking import RankingBatch, RankingPhase
+from diffmm_dist.models.common.ranking import RankingPhase
+from diffmm_dist.models.common.ranking_batch import RankingBatch
 from diffmm_dist.models.lightgcn.model import LightGCN
 
 

@@ -12,12 +12,12 @@ from diffmm_dist.models.common.costs import FLOAT, INT, ModelMemory, Parts, Shar
 from diffmm_dist.models.common.work import (
     ADAM_ACCESSES,
     EXCHANGES_PER_PRODUCT,
-    RANKING_EXCHANGES,
     Cuts,
     Traffic,
     Work,
     gathered_bytes,
     product_flop,
+    ranking_exchanges,
     real_rows_sent,
     sent_bytes,
 )
@@ -168,7 +168,7 @@ def _teacher_pass(share: Share, sizes: Sizes, *, products: int) -> Work:
 def _teach_step(share: Share, sizes: Sizes) -> Work:
     whole = _teacher_pass(share, sizes, products=2)
     rows = (share.num_users + share.num_items) / share.num_workers
-    exchanges = whole.exchanges + (RANKING_EXCHANGES if share.num_workers > 1 else 0)
+    exchanges = whole.exchanges + (ranking_exchanges(sizes.batch_size) if share.num_workers > 1 else 0)
     return Work(1, whole.flops, whole.memory_bytes + rows * sizes.dim * ADAM_ACCESSES * FLOAT, exchanges)
 
 
@@ -179,7 +179,7 @@ def _distill_step(share: Share, sizes: Sizes) -> Work:
     moved += rows * sizes.student_dim * (ADAM_ACCESSES + 8) * FLOAT
     moved += items * sizes.num_views * sizes.student_dim * 10 * FLOAT
     moved += sizes.batch_size / size * (1 + sizes.lists) * (1 + sizes.num_views) * sizes.dim * 4 * FLOAT
-    exchanges = sizes.student_layers * EXCHANGES_PER_PRODUCT + RANKING_EXCHANGES if size > 1 else 0
+    exchanges = sizes.student_layers * EXCHANGES_PER_PRODUCT + ranking_exchanges(sizes.batch_size) if size > 1 else 0
     share_of_pass = {"prompted": 1.0, "noisy": 0.5}.get(sizes.targets, 0.0)
     taught = _teacher_pass(share, sizes, products=0)
     return Work(

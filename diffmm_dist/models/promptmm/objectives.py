@@ -14,7 +14,7 @@ from diffmm_dist.losses import distillation
 from diffmm_dist.losses.ranking import bpr_loss
 from diffmm_dist.losses.regularization import squared_norm
 from diffmm_dist.models.base import Optimization
-from diffmm_dist.models.common.ranking import RankingBatch
+from diffmm_dist.models.common.ranking_batch import RankingBatch
 from diffmm_dist.models.promptmm.layers import Dropout
 from diffmm_dist.models.promptmm.teacher import PromptTeacher, Views
 from diffmm_dist.parallel.halo import extended

@@ -8,7 +8,8 @@ from torch.optim import AdamW, Optimizer
 
 from diffmm_dist.data.training import TrainingData
 from diffmm_dist.models.base import Optimization, Phase, PhaseContext
-from diffmm_dist.models.common.ranking import FurtherItems, RankingBatch, UserBatches, take_step
+from diffmm_dist.models.common.ranking import FurtherItems, UserBatches, take_step
+from diffmm_dist.models.common.ranking_batch import RankingBatch
 from diffmm_dist.models.promptmm.candidates import FromTeacher
 from diffmm_dist.models.promptmm.narrow import item_map
 from diffmm_dist.models.promptmm.objectives import StudentLosses, TeacherLosses, student_losses, teacher_losses

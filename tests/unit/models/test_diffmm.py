@@ -10,7 +10,7 @@ from diffmm_dist.graph.relation import Relation
 from diffmm_dist.losses.equations import bpr, info_nce
 from diffmm_dist.models.base import Optimization, PhaseContext
 from diffmm_dist.models.common.denoising import DiffusionSettings
-from diffmm_dist.models.common.ranking import RankingBatch
+from diffmm_dist.models.common.ranking_batch import RankingBatch
 from diffmm_dist.models.diffmm.model import DiffMM
 from diffmm_dist.models.diffmm.phases import ContrastSettings, diffmm_phases, recommend_losses
 from diffmm_dist.parallel.world import World

@@ -113,12 +113,11 @@ def _layout(cuts: Cuts, contrast: ContrastSettings, dim: int) -> list[int]:
 
 def _contrast(cuts: Cuts, contrast: ContrastSettings, dim: int) -> list[int]:
     """Return the bytes of all contrastive terms of the first batch."""
+    targets = num_targets(contrast, len(cuts.data.features))
+    if not targets:
+        return [0] * len(cuts.shards)
     in_batch = contrast.negatives == "batch"
-    terms = [
-        contrast_traffic(cuts, dim, in_batch=in_batch, max_nodes=contrast.max_nodes, targets=targets)
-        for targets in num_targets(contrast, len(cuts.data.features))
-    ]
-    return [sum(sent) for sent in zip(*terms, strict=True)] or [0] * len(cuts.shards)
+    return contrast_traffic(cuts, dim, in_batch=in_batch, max_nodes=contrast.max_nodes, targets=targets)
 
 
 def _denoiser(cuts: Cuts, diffusion: DiffusionSettings, dim: int, item_shards: int) -> list[int]:

@@ -12,18 +12,18 @@ from diffmm_dist.models.common.denoising_costs import Denoising, denoise_work, r
 from diffmm_dist.models.common.work import (
     EXCHANGES_PER_PRODUCT,
     LAYOUT_EXCHANGES,
-    RANKING_EXCHANGES,
     TARGET_EXCHANGES,
     Work,
+    contrast_exchanges,
     contrast_flop,
     num_anchors,
     products_of_few,
     propagated_bytes,
+    ranking_exchanges,
 )
 from diffmm_dist.models.diffmm.phases import ContrastSettings
 
 _ROW_ACCESSES = 60  # of each row of an N x d array in a recommendation step, besides the gathered ones
-_EXCHANGES_PER_TERM = 3  # of the contrast of a view with others, on one side: anchors, sums of a block, gradients
 
 
 def work(
@@ -84,7 +84,8 @@ def _recommend(
     compared = 2 * anchors / size if contrast.negatives == "batch" else nodes
     flops = sum(targets) * contrast_flop(anchors, compared, dim)
     of_products = LAYOUT_EXCHANGES if by_columns else (real + generated) * EXCHANGES_PER_PRODUCT + TARGET_EXCHANGES
-    exchanges = of_products + 2 * len(targets) * _EXCHANGES_PER_TERM + RANKING_EXCHANGES
+    of_contrast = contrast_exchanges(2 * len(targets), in_batch=contrast.negatives == "batch")
+    exchanges = of_products + of_contrast + ranking_exchanges(batch)
     moved = propagated_bytes(edges, dim, num_workers=size, by_columns=by_columns) + nodes * dim * _ROW_ACCESSES * FLOAT
     return Work(steps, steps * flops, steps * moved, steps * exchanges if size > 1 else 0)
 
