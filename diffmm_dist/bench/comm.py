@@ -4,6 +4,7 @@ Bytes are counted as parallel/collectives.py says.
 """
 
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import torch
 
@@ -13,12 +14,14 @@ from diffmm_dist.bench.phases import begin_stages, check_has_phases, settle
 from diffmm_dist.data.dataset import Dataset
 from diffmm_dist.data.training import TrainingData, shard_of
 from diffmm_dist.errors import UserError
-from diffmm_dist.models.base import PhaseContext
+from diffmm_dist.models.base import Phase, PhaseContext
+from diffmm_dist.models.common.ranking import planned_together
 from diffmm_dist.models.common.work import Cuts, Traffic
 from diffmm_dist.parallel.group import run_group
 from diffmm_dist.parallel.world import World
 from diffmm_dist.runs.config import Config
 from diffmm_dist.training.build import build_recipe, load_training_data, messages_of, model_entry, open_dataset
+from diffmm_dist.training.estimate import needs_of
 from diffmm_dist.training.teacher import teacher_of
 from diffmm_dist.training.worker import prepare_process
 
@@ -41,9 +44,13 @@ def bench_comm(config: Config, *, predicted: Sequence[int], measured: Sequence[i
     prepare_process(config.cluster.threads_per_worker)
     dataset = open_dataset(config)
     data = load_training_data(config, dataset, World.single())
-    traffic = {str(size): predict(config, dataset, data, size) for size in sorted({*predicted, *measured})}
+    sizes = sorted({*predicted, *measured})
+    traffic = {str(size): predict(config, dataset, data, size) for size in sizes}
     prediction = {size: [by_purpose(worker) for worker in workers] for size, workers in traffic.items()}
-    measurement = {str(size): run_group(size, measure, config, traffic[str(size)][0]) for size in measured}
+    found = {str(size): run_group(size, measure, config, traffic[str(size)][0]) for size in measured}
+    measurement = {size: [worker.sent for worker in workers] for size, workers in found.items()}
+    exchanges = {str(size): predict_exchanges(config, dataset, size) for size in sizes}
+    taken = {size: workers[0].exchanges for size, workers in found.items()}
     storage.write_json(
         out,
         {
@@ -52,15 +59,33 @@ def bench_comm(config: Config, *, predicted: Sequence[int], measured: Sequence[i
             "config": config.model_dump(mode="json"),
             "predicted_bytes": prediction,
             "measured_bytes": measurement,
+            "predicted_exchanges_per_epoch": exchanges,
+            "measured_exchanges_per_epoch": taken,
         },
     )
-    wrong = [size for size, workers in measurement.items() if workers != prediction[size]]
+    wrong = [
+        size
+        for size, workers in measurement.items()
+        if workers != prediction[size] or any(exchanges[size][phase] != count for phase, count in taken[size].items())
+    ]
     if wrong:
         raise UserError(f"what {', '.join(wrong)} workers sent is not what was predicted; {out} has both")
 
 
-def measure(config: Config, wanted: Traffic) -> dict[str, int]:
-    """Return what this worker sends in the first step of each phase that is predicted, by predicted purpose."""
+class Measured(NamedTuple):
+    """What a worker sends.
+
+    Attributes:
+        sent: bytes of the first step of each phase, by predicted purpose.
+        exchanges: messages and sums of an epoch of each phase, from its first two steps.
+    """
+
+    sent: dict[str, int]
+    exchanges: dict[str, int]
+
+
+def measure(config: Config, wanted: Traffic) -> Measured:
+    """Measure the phases whose traffic is predicted; every worker of the group does it at the same time."""
     prepare_process(1)
     world = World.current()
     dataset = open_dataset(config)
@@ -69,14 +94,42 @@ def measure(config: Config, wanted: Traffic) -> dict[str, int]:
     begin_stages(recipe)
     settle(config, recipe.model)
     context = PhaseContext(world, config.run.seed, 0)
-    sent: dict[str, Mapping[str, int]] = {}
+    sent, exchanges = {}, {}
+    step_size = config.train.batch_size * config.train.propagate_every
     for phase in recipe.phases:
         if phase.name in wanted:
-            phase.begin(context)
-            world.sent_bytes.clear()
-            phase.step(0)
-            sent[phase.name] = {purpose: world.sent_bytes[purpose] for purpose in wanted[phase.name]}
-    return by_purpose({name: sent[name] for name in wanted})
+            num_steps = phase.begin(context)
+            first, counts = _first_steps(phase, world, min(num_steps, 2))
+            sent[phase.name] = {purpose: first.get(purpose, 0) for purpose in wanted[phase.name]}
+            exchanges[phase.name] = _of_epoch(counts, num_steps, step_size)
+    return Measured(by_purpose({name: sent[name] for name in wanted}), exchanges)
+
+
+def _first_steps(phase: Phase, world: World, num_steps: int) -> tuple[Mapping[str, int], list[int]]:
+    """Take steps; return the bytes that the first one sends, by purpose, and the exchanges of each."""
+    counts: list[int] = []
+    for step in range(num_steps):
+        world.sent_bytes.clear()
+        world.exchanges.clear()
+        phase.step(step)
+        counts.append(world.exchanges.total())
+        if step == 0:
+            first = dict(world.sent_bytes)
+    return first, counts
+
+
+def _of_epoch(counts: Sequence[int], num_steps: int, step_size: int) -> int:
+    """Return the exchanges of an epoch from those of its first two steps, of which the first one plans for others."""
+    plans = -(-num_steps // planned_together(step_size))
+    return counts[-1] * num_steps + (counts[0] - counts[-1]) * plans
+
+
+def predict_exchanges(config: Config, dataset: Dataset, size: int) -> dict[str, float]:
+    """Return the exchanges of an epoch of each phase that each of ``size`` workers takes part in."""
+    works_of = model_entry(config).measures.work
+    assert works_of is not None, "check_has_phases comes first"
+    works = works_of(config.model, needs_of(config, dataset.manifest, num_workers=size))
+    return {phase: work.exchanges for phase, work in works.items()}
 
 
 def by_purpose(traffic: Traffic) -> dict[str, int]:
@@ -90,6 +143,6 @@ def predict(config: Config, dataset: Dataset, data: TrainingData, size: int) -> 
     worlds = [World(rank, size, torch.device("cpu")) for rank in range(size)]
     shards = [shard_of(dataset, world, messages=messages_of(config)) for world in worlds]
     by_columns = config.graph.layout == "columns"
-    cuts = Cuts(data, shards, config.train.batch_size, config.run.seed, by_columns)
+    cuts = Cuts(data, shards, config.train.batch_size, config.run.seed, by_columns, config.train.propagate_every)
     traffic: Sequence[Traffic] = model_entry(config).measures.traffic(config.model, cuts)
     return traffic

@@ -7,12 +7,11 @@ from typing import Any
 
 import torch
 
-from diffmm_dist.bench.gpus import epoch_work
+from diffmm_dist.bench.gpus import edges_read, epoch_work
 from diffmm_dist.bench.operations import Operation, Variant, measure, write_results
 from diffmm_dist.bench.phases import begin_stages, check_has_phases
 from diffmm_dist.data.dataset import Dataset
 from diffmm_dist.models.base import Phase, PhaseContext
-from diffmm_dist.models.common.work import read_edges
 from diffmm_dist.parallel.world import World
 from diffmm_dist.precision import matmul_precision
 from diffmm_dist.runs.config import Config
@@ -37,7 +36,7 @@ def bench_epoch(config: Config, *, repeats: int, out: str) -> None:
     prepare_process(config.cluster.threads_per_worker)
     dataset = open_dataset(config)
     epochs = Epochs(config, dataset, device)
-    works = epoch_work(config, dataset, 1, {}, read_edges(epochs.data, config.train.batch_size, config.run.seed))
+    works = epoch_work(config, dataset, 1, {}, edges_read(config, epochs.data))
     phases = {
         phase.name: Variant(partial(epochs.run, phase), works[phase.name].flops, works[phase.name].memory_bytes)
         for phase in epochs.phases

@@ -13,6 +13,7 @@ from diffmm_dist.bench.comm import predict
 from diffmm_dist.bench.machine import command
 from diffmm_dist.bench.phases import check_has_phases
 from diffmm_dist.data.dataset import Dataset
+from diffmm_dist.data.training import TrainingData
 from diffmm_dist.models.common.work import Traffic, read_edges
 from diffmm_dist.parallel.world import World
 from diffmm_dist.runs.config import Config
@@ -68,7 +69,7 @@ def bench_gpus(config: Config, sizes: Sequence[int], assumed: Assumptions, *, ou
     check_has_phases(config)
     dataset = open_dataset(config)
     data = load_training_data(config, dataset, World.single())
-    read = read_edges(data, config.train.batch_size, config.run.seed)
+    read = edges_read(config, data)
     prediction = {}
     for size in sizes:
         sent = predict(config, dataset, data, size)
@@ -91,6 +92,11 @@ def bench_gpus(config: Config, sizes: Sequence[int], assumed: Assumptions, *, ou
             "gpus": prediction,
         },
     )
+
+
+def edges_read(config: Config, data: TrainingData) -> int:
+    """Return how many edges lead to the rows that the first step reads, from all data in one process."""
+    return read_edges(data, config.train.batch_size, config.run.seed, config.train.propagate_every)
 
 
 def epoch_work(config: Config, dataset: Dataset, size: int, sent: Traffic, read: int | None = None) -> dict[str, Work]:

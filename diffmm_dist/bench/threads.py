@@ -16,11 +16,10 @@ from typing import Any
 import torch
 
 from diffmm_dist.bench.epoch import Epochs, size_entry
-from diffmm_dist.bench.gpus import epoch_work
+from diffmm_dist.bench.gpus import edges_read, epoch_work
 from diffmm_dist.bench.operations import Operation, Variant, measure, write_results
 from diffmm_dist.bench.phases import check_has_phases
 from diffmm_dist.cores import tell_libraries, usable_cores
-from diffmm_dist.models.common.work import read_edges
 from diffmm_dist.parallel.world import World
 from diffmm_dist.runs.config import Config
 from diffmm_dist.training.build import load_training_data, open_dataset
@@ -81,7 +80,7 @@ def bench_threads(config: Config, *, repeats: int, busy: int, out: str) -> None:
     device = torch.device("cpu")
     dataset = open_dataset(config)
     data = load_training_data(config, dataset, World.single())
-    works = epoch_work(config, dataset, 1, {}, read_edges(data, config.train.batch_size, config.run.seed)).values()
+    works = epoch_work(config, dataset, 1, {}, edges_read(config, data)).values()
     flop, num_bytes = sum(work.flops for work in works), sum(work.memory_bytes for work in works)
     operations = {}
     for name, variants in settings(usable_cores().of_machine).items():

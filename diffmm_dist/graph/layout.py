@@ -5,20 +5,21 @@ of all rows, and the whole graph, takes part in any number of products without a
 tables there and what is read of the results back, in one message each; ``RowLayout`` leaves them as they are, and every
 product exchanges halos (relation.py).
 
-Shape suffixes: N own rows, A all rows, R read rows of all workers, C own columns, D all columns.
+Shape suffixes: N own rows, A all rows, R rows that all workers read, C own columns, D all columns.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from diffmm_dist.errors import UserError
-from diffmm_dist.graph.propagate import Rows
+from diffmm_dist.graph.propagate import Rows, select
 from diffmm_dist.graph.targets import Places
-from diffmm_dist.parallel.collectives import exchange_rows, gather_owned, gather_rows, start_exchange, worker_counts
+from diffmm_dist.parallel.collectives import gather_each, gather_owned, gather_rows, start_exchange, worker_counts
+from diffmm_dist.parallel.halo import Halo, extended
 from diffmm_dist.parallel.ranges import Ownership
 from diffmm_dist.parallel.shard import Shard
 from diffmm_dist.parallel.world import World
@@ -26,28 +27,61 @@ from diffmm_dist.sparse import CSR
 
 TRAFFIC = "layout"
 _PLAN = "layout_plan"
+_PARTS = 3  # of what a worker reads in a step: users, own items, others' items
+
+
+@dataclass(frozen=True, eq=False)
+class Reads:
+    """Rows of the final embeddings that the workers read in one step.
+
+    Attributes:
+        users: own users that this worker reads, local numbers, ascending, int64, each once.
+        items: own items that any worker reads, likewise.
+        halo: how this worker reaches the items that it reads.
+    """
+
+    users: Tensor
+    items: Tensor
+    halo: Halo
 
 
 @dataclass(frozen=True, eq=False)
 class Reading:
-    """Which rows of a result the workers read.
+    """How rows of a result get to the workers that read them.
 
     Attributes:
-        own: own rows that are read, local numbers, int64; of users, then of items. None for all.
-        sizes: own rows of users and of items.
-        rows: rows of a result in this layout that any worker reads, a worker's after the other's.
-        counts: how many each worker reads.
+        rows: rows of users and of items in this layout that any worker reads, each once; None for all.
+        leaving: places among them of the rows that leave, a worker's after the other's; None for all, once.
+        counts: how many go to each worker.
+        at: places of those that arrive, in tables of users and of items; None for all.
+        sizes: rows of these tables.
+        halo: how items that are still missing then are reached; None where none is.
     """
 
-    own: Places
-    sizes: tuple[int, int]
     rows: Places
+    leaving: Places
     counts: tuple[list[int], list[int]]
+    at: Places
+    sizes: tuple[int, int]
+    halo: Halo | None = None
 
     def place(self, read: Rows) -> Rows:
-        """Return tables of own users and own items that hold rows that were read, and zeros elsewhere."""
-        users, items = map(_placed, read, self.own, self.sizes)
-        return users, items
+        """Return tables of own users and of local items that hold rows that arrived, and zeros elsewhere."""
+        users, items = map(_placed, read, self.at, self.sizes)
+        return users, items if self.halo is None else extended(items, self.halo)
+
+
+@dataclass(frozen=True, eq=False)
+class StepReading:
+    """What is read in a step.
+
+    Attributes:
+        local: of the users and of all local items, as ``Reads`` names them.
+        own: of the same rows, each at its owner alone.
+    """
+
+    local: Reading
+    own: Reading
 
 
 class Layout(Protocol):
@@ -66,11 +100,15 @@ class Layout(Protocol):
     def enter(self, users: Sequence[Tensor], items: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
         """Return tables of own users and of own items, each (N, D), as the layout has them; every worker calls it."""
 
-    def reading(self, read: Rows | None) -> Reading:
-        """Plan to read own users and own items, int64, each once; None reads all. Every worker calls it."""
+    @property
+    def whole(self) -> Reading:
+        """All own rows of users and of items."""
+
+    def readings(self, steps: Sequence[Reads]) -> list[StepReading]:
+        """Plan what is read in several steps; every worker calls it at the same time."""
 
     def leave(self, read: Sequence[Rows], readings: Sequence[Reading]) -> list[Rows]:
-        """Return own rows that are read of users and of items, (n, D), from ``rows`` of each reading in this layout."""
+        """Return the rows that this worker reads of users and of items, (n, D), from ``rows`` of each reading."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,12 +133,22 @@ class RowLayout:
         """Return the same tables."""
         return list(users), list(items)
 
-    def reading(self, read: Rows | None) -> Reading:
-        """Return the same rows: results are where they are read."""
+    @property
+    def whole(self) -> Reading:
+        """All own rows."""
         sizes = self.shard.users.own.size, self.shard.items.own.size
-        own = read or (None, None)
-        counts = [size if rows is None else rows.numel() for rows, size in zip(own, sizes, strict=True)]
-        return Reading(own, sizes, own, ([counts[0]], [counts[1]]))
+        nothing = (None, None)
+        return Reading(nothing, nothing, ([sizes[0]], [sizes[1]]), nothing, sizes)
+
+    def readings(self, steps: Sequence[Reads]) -> list[StepReading]:
+        """Return the same rows: results are where they are read, but for other workers' items."""
+        found = []
+        for reads in steps:
+            rows = reads.users, reads.items
+            counts = [reads.users.numel()], [reads.items.numel()]
+            own = replace(self.whole, rows=rows, counts=counts, at=rows)
+            found.append(StepReading(replace(own, halo=reads.halo), own))
+        return found
 
     def leave(self, read: Sequence[Rows], readings: Sequence[Reading]) -> list[Rows]:
         """Return the same rows."""
@@ -160,25 +208,54 @@ class ColumnLayout:
         entered = _Transposed.apply(self, counts, True, *users, *items)  # type: ignore[no-untyped-call, unused-ignore]
         return list(entered[: len(users)]), list(entered[len(users) :])
 
-    def reading(self, read: Rows | None) -> Reading:
+    @property
+    def whole(self) -> Reading:
+        """All own rows."""
+        sizes, nothing = (self.own.users.own.size, self.own.items.own.size), (None, None)
+        return Reading(nothing, nothing, (self.own.users.sizes, self.own.items.sizes), nothing, sizes)
+
+    def readings(self, steps: Sequence[Reads]) -> list[StepReading]:
         """Tell all workers which rows this one reads."""
-        owners, world = (self.own.users, self.own.items), self.own.world
-        own_sizes = owners[0].own.size, owners[1].own.size
-        if read is None:
-            return Reading((None, None), own_sizes, (None, None), (owners[0].sizes, owners[1].sizes))
-        sizes = torch.tensor([[rows.numel() for rows in read]], device=world.device)
-        every, each = [1] * world.size, sizes.expand(world.size, -1)
-        counts = exchange_rows(each, every, every, world, purpose=_PLAN).T.tolist()
-        ids = torch.cat([rows + owner.own.start for rows, owner in zip(read, owners, strict=True)])
-        per_worker = [users + items for users, items in zip(*counts, strict=True)]
-        asked = exchange_rows(
-            ids.repeat(world.size), [ids.numel()] * world.size, per_worker, world, purpose=_PLAN
-        ).split([count for pair in zip(*counts, strict=True) for count in pair])
-        return Reading(read, own_sizes, (torch.cat(asked[::2]), torch.cat(asked[1::2])), (counts[0], counts[1]))
+        world, users, items = self.own.world, self.own.users.own, self.own.items.own
+        ids = [[reads.users + users.start, reads.items + items.start, reads.halo.global_ids] for reads in steps]
+        sizes = torch.tensor([[part.numel() for part in parts] for parts in ids], device=world.device)
+        each = gather_each([sizes], [[len(steps)] * world.size], world, purpose=_PLAN)[0]
+        counts: list[list[list[int]]] = each.view(world.size, -1, _PARTS).transpose(0, 1).tolist()
+        totals = [[sum(of_worker) for of_worker in of_step] for of_step in counts]
+        asked = gather_each([torch.cat(parts) for parts in ids], totals, world, purpose=_PLAN)
+        return [self._reading(*of_step) for of_step in zip(steps, asked, counts, strict=True)]
+
+    def _reading(self, reads: Reads, asked: Tensor, counts: Sequence[Sequence[int]]) -> StepReading:
+        """Return what is read in a step.
+
+        Args:
+            reads: by this worker.
+            asked: ids of users, of own items and of others' items, of one worker after the other.
+            counts: how many of each, by worker.
+        """
+        parts = asked.split([count for of_worker in counts for count in of_worker])
+        users, items = torch.cat(parts[::_PARTS]), torch.cat(parts[1::_PARTS])  # items ascend, as their owners do
+        own_counts = [of_worker[0] for of_worker in counts], [of_worker[1] for of_worker in counts]
+        at = reads.users, reads.items
+        own = replace(self.whole, rows=(users, items), counts=own_counts, at=at)
+        places = torch.arange(items.numel(), device=items.device).split(own_counts[1])
+        of_others = [torch.searchsorted(items, part) for part in parts[2::_PARTS]]
+        leaving = torch.cat([part for both in zip(places, of_others, strict=True) for part in both])
+        halo_rows = torch.arange(reads.halo.num_inner, reads.halo.num_local, device=items.device)
+        local = replace(
+            own,
+            leaving=(None, leaving),
+            counts=(own_counts[0], [of_worker[1] + of_worker[2] for of_worker in counts]),
+            at=(reads.users, torch.cat([reads.items, halo_rows])),
+            sizes=(own.sizes[0], reads.halo.num_local),
+        )
+        return StepReading(local, own)
 
     def leave(self, read: Sequence[Rows], readings: Sequence[Reading]) -> list[Rows]:
-        """Return all columns of the own rows."""
-        tables = [table for pair in read for table in pair]
+        """Return all columns of the rows that this worker reads."""
+        tables = [
+            table for rows, reading in zip(read, readings, strict=True) for table in select(rows, reading.leaving)
+        ]
         counts = [of_side for reading in readings for of_side in reading.counts]
         left = _Transposed.apply(self, counts, False, *tables)  # type: ignore[no-untyped-call, unused-ignore]
         return list(zip(left[::2], left[1::2], strict=True))

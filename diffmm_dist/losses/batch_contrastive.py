@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from diffmm_dist.losses.contrastive import TRAFFIC, BatchNodes
-from diffmm_dist.parallel.collectives import all_reduce_sum, gather_rows
+from diffmm_dist.parallel.collectives import all_reduce_sum, gather_each
 from diffmm_dist.parallel.world import World
 from diffmm_dist.precision import add_product_, operand, product
 from diffmm_dist.rows import normalize_rows
@@ -56,7 +56,7 @@ class Repeats:
         if alone:
             return cls(counts_A, counts_A, 0, [counts_A.numel()], 2 * batch_size, World.single(world.device))
         worker_counts = [sum(both) for both in zip(*(side.worker_counts for side in sides), strict=True)]
-        counts_C = gather_rows(counts_A, worker_counts, world, purpose=TRAFFIC)
+        (counts_C,) = gather_each([counts_A], [worker_counts], world, purpose=TRAFFIC)
         return cls(counts_A, counts_C, sum(worker_counts[: world.rank]), worker_counts, 2 * batch_size, world)
 
 
@@ -93,7 +93,7 @@ class _BatchInfoNCE(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, anchors_AD: Tensor, targets_AD: Tensor, repeats: Repeats, tau: float) -> Tensor:
         world = repeats.world
-        targets_CD = gather_rows(targets_AD, repeats.worker_counts, world, purpose=TRAFFIC)
+        (targets_CD,) = gather_each([targets_AD], [repeats.worker_counts], world, purpose=TRAFFIC)
         weights_A = repeats.counts_A.to(anchors_AD.dtype) / repeats.num_rows
         scaled_AD = anchors_AD / tau
         left_AD, right_CD = operand(scaled_AD), operand(targets_CD)

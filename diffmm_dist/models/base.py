@@ -87,11 +87,13 @@ class Optimization:
         batch_size: global batch.
         learning_rate: of Adam.
         l2_weight: weight of the squared norm of the ID tables.
+        propagate_every: batches of interactions for which the tables are propagated once, with one step of Adam.
     """
 
     batch_size: int
     learning_rate: float
     l2_weight: float
+    propagate_every: int = 1
 
 
 class AttendedFacts(NamedTuple):

@@ -163,7 +163,8 @@ class Needs:
     Attributes:
         share: how much of the data a worker has.
         widths: columns of each modality's features that are used.
-        batch_size: of a step, for all workers.
+        batch_size: of a batch, for all workers.
+        propagate_every: batches of interactions that a step covers.
         rounded: matrix products take rounded operands.
         dgl: DGL may propagate.
         by_columns: tables propagate by columns (graph/layout.py).
@@ -177,6 +178,12 @@ class Needs:
     dgl: bool
     by_columns: bool = False
     read_edges: int | None = None
+    propagate_every: int = 1
+
+    @property
+    def step_size(self) -> int:
+        """Interactions of a step, of all workers."""
+        return self.batch_size * self.propagate_every
 
     @property
     def graph(self) -> Share:
@@ -195,6 +202,7 @@ class ModelEntry(Generic[Settings]):
         propagates: whether it has a graph.
         reads_knowledge: whether it wants the knowledge graph.
         by_columns: whether its tables can propagate by columns.
+        several_batches: whether a step over interactions can cover several batches.
         bounds: its settings, by their keys below ``model``, that may not ask for more than there are items, nodes, or
             items and further entities.
         smallest: values, by such keys, with which the settings that size something take the least memory.
@@ -208,6 +216,7 @@ class ModelEntry(Generic[Settings]):
     reads_knowledge: bool = False
     propagates: bool = True
     by_columns: bool = False
+    several_batches: bool = False
     bounds: Mapping[str, Bound] = field(default_factory=dict)
     smallest: Callable[[Settings], Mapping[str, Any]] = lambda _: {}
     measures: Measures[Settings] = field(default_factory=Measures)

@@ -1,8 +1,8 @@
 """Sums, agreements and exchanges over all workers; each is the identity in a world of one.
 
-Every call adds what this worker sends to ``world.sent_bytes`` under a purpose: an exchange the rows that leave for
-other workers, a broadcast its rows once for each receiver, and a sum of n bytes 2 n (W - 1) / W, which is what the ring
-algorithm sends.
+Every call adds what this worker sends to ``world.sent_bytes`` under a purpose, and 1 to ``world.exchanges``: an
+exchange the rows that leave for other workers, a broadcast its rows once for each receiver, and a sum of n bytes
+2 n (W - 1) / W, which is what the ring algorithm sends.
 """
 
 from collections.abc import Callable, Sequence
@@ -29,6 +29,12 @@ def _together(operation: Callable[..., Any], *arguments: Any, **options: Any) ->
         raise LostWorkerError(one_line(error)) from error
 
 
+def _count(world: World, purpose: str, num_bytes: int) -> None:
+    """Count one message or sum, and the bytes of it that this worker sends."""
+    world.sent_bytes[purpose] += num_bytes
+    world.exchanges[purpose] += 1
+
+
 def all_reduce_sum(tensor: Tensor, world: World, *, purpose: str = CONTROL) -> Tensor:
     """Return the elementwise sum of every worker's tensor; the input is left as it is."""
     if world.size == 1:
@@ -49,7 +55,7 @@ def all_reduce_sum_(tensor: Tensor, world: World, *, purpose: str = CONTROL) -> 
     """Replace a contiguous tensor by the elementwise sum of every worker's, and return it."""
     if world.size > 1 and tensor.numel():
         _together(dist.all_reduce, tensor, group=world.group)
-        world.sent_bytes[purpose] += ring_bytes(tensor.numel() * tensor.element_size(), world.size)
+        _count(world, purpose, ring_bytes(tensor.numel() * tensor.element_size(), world.size))
     return tensor
 
 
@@ -64,6 +70,7 @@ def all_reduce_max(value: float, world: World) -> float:
         return value
     largest = torch.tensor(value, dtype=torch.float64, device=world.device)
     _together(dist.all_reduce, largest, op=dist.ReduceOp.MAX, group=world.group)
+    _count(world, CONTROL, 0)
     return float(largest)
 
 
@@ -178,8 +185,8 @@ def _broadcast_(rows: Tensor, source: int, world: World, *, purpose: str) -> Ten
     """Fill a contiguous tensor with that of the worker ``source``, and return it."""
     if rows.numel() and world.size > 1:
         _together(dist.broadcast, rows, group=world.group, group_src=source)
-        if source == world.rank:
-            world.sent_bytes[purpose] += rows.numel() * rows.element_size() * (world.size - 1)
+        sent = rows.numel() * rows.element_size() * (world.size - 1)
+        _count(world, purpose, sent if source == world.rank else 0)
     return rows
 
 
@@ -192,7 +199,7 @@ def exchange_counts(send_counts: Tensor, world: World) -> Tensor:
     """Tell every worker how many rows it is going to get; return how many come from each, int64 (W, ...)."""
     receive_counts = torch.empty_like(send_counts)
     _together(dist.all_to_all_single, receive_counts, send_counts, group=world.group)
-    world.sent_bytes[CONTROL] += (world.size - 1) * send_counts[0].numel() * send_counts.element_size()
+    _count(world, CONTROL, (world.size - 1) * send_counts[0].numel() * send_counts.element_size())
     return receive_counts
 
 
@@ -223,7 +230,7 @@ def start_exchange(
     counts = list(receive_counts), list(send_counts)
     work = _together(dist.all_to_all_single, received, sent, *counts, group=world.group, async_op=True)
     leaving = sum(send_counts) - send_counts[world.rank]
-    world.sent_bytes[purpose] += leaving * rows[:1].numel() * sent.element_size()
+    _count(world, purpose, leaving * rows[:1].numel() * sent.element_size())
     finish = partial(_finish, work, received, sent)
     if sent.dtype == rows.dtype:
         return finish

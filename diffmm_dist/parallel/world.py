@@ -19,6 +19,7 @@ class World:
         group: torch's process group of these workers; None for the one of all.
         timeout: how long groups made of these workers wait in one exchange; None for torch's default.
         sent_bytes: what this worker has sent to others so far, by purpose (collectives.py says how it is counted).
+        exchanges: how many messages and sums it has taken part in so far, likewise.
     """
 
     rank: int
@@ -27,6 +28,7 @@ class World:
     group: dist.ProcessGroup | None = None
     timeout: timedelta | None = None
     sent_bytes: Counter[str] = field(default_factory=Counter, compare=False)
+    exchanges: Counter[str] = field(default_factory=Counter, compare=False)
 
     @classmethod
     def single(cls, device: str | torch.device = "cpu") -> "World":

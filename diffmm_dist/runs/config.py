@@ -71,6 +71,10 @@ class TrainConfig(Section):
     model's next stage; null trains all epochs. Raising it lets a run that it has ended go on."""
     batch_size: Count = 1024
     """Global batch: the interactions, or users, of a step; clipped to the training interactions."""
+    propagate_every: Count = 1
+    """Batches of interactions that one step covers: tables are propagated once for all of them, forward and backward,
+    and Adam takes one step with the mean of their losses. `learning_rate` stays as it is; large-batch practice
+    multiplies it by the square root of this."""
     learning_rate: Positive = 1e-3
     """Learning rate of Adam."""
     l2_weight: NonNegative = 1e-5

@@ -48,15 +48,23 @@ def check_trainable(config: Config, dataset: Dataset) -> None:
         raise UserError(f"dataset {dataset.uri} has no training interactions; prepare it with some")
     if model_entry(config).reads_knowledge:
         check_knowledge(dataset, of_model=config.model.name)
-    check_layout(config)
+    check_propagation(config)
     check_selection_split(dataset, config.eval.protocol)
 
 
-def check_layout(config: Config) -> None:
+def check_propagation(config: Config) -> None:
     """Raise a ``UserError`` if the model's tables cannot propagate as configured."""
-    if config.graph.layout == "columns" and not model_entry(config).by_columns:
-        able = ", ".join(name for name in FOLDERS if entry_of(name).by_columns)
-        raise UserError(f"graph.layout=columns is for {able}, not for {config.model.name}; set it to rows")
+    wanted = (
+        ("graph.layout", config.graph.layout, "rows", "by_columns"),
+        ("train.propagate_every", config.train.propagate_every, 1, "several_batches"),
+    )
+    wrong = []
+    for key, value, always, capability in wanted:
+        if value != always and not getattr(model_entry(config), capability):
+            able = ", ".join(name for name in FOLDERS if getattr(entry_of(name), capability))
+            wrong.append(f"{key}={value} is for {able}, not for {config.model.name}; set it to {always}")
+    if wrong:
+        raise UserError("; ".join(wrong))
 
 
 def messages_of(config: Config) -> torch.dtype | None:
@@ -132,7 +140,12 @@ def build_recipe(
         data,
         device,
         config.run.seed,
-        Optimization(batch_size=train.batch_size, learning_rate=train.learning_rate, l2_weight=train.l2_weight),
+        Optimization(
+            batch_size=train.batch_size,
+            learning_rate=train.learning_rate,
+            l2_weight=train.l2_weight,
+            propagate_every=train.propagate_every,
+        ),
         config.graph.kernel,
         config.graph.layout == "columns",
         epochs=train.epochs,

@@ -160,6 +160,7 @@ def needs_of(config: Config, manifest: Manifest, *, num_workers: int) -> Needs:
         rounded=config.train.precision == "bfloat16",
         dgl=_may_use_dgl(config),
         by_columns=by_columns,
+        propagate_every=config.train.propagate_every,
     )
 
 

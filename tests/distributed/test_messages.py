@@ -69,7 +69,7 @@ def sharded_by_columns(normalizer, users, items, shard):
     edges = layout.pairs(own_rows(pairs(), shard))
     graph = HeteroGraph({REAL: Relation.normalized(edges, layout.shard, normalizer=normalizer)})
     entered = layout.enter([users], [items])
-    (left,) = layout.leave([propagate(graph, REAL, entered[0][0], entered[1][0])], [layout.reading(None)])
+    (left,) = layout.leave([propagate(graph, REAL, entered[0][0], entered[1][0])], [layout.whole])
     return left
 
 

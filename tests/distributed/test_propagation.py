@@ -1,13 +1,13 @@
 """Sharded propagation, contrast and ranking equal their dense twins, values and gradients."""
 
 from functools import partial
-from itertools import product
+from itertools import chain, product
 
 import pytest
 import torch
 
 from diffmm_dist.graph.hetero import REAL, HeteroGraph
-from diffmm_dist.graph.layout import ColumnLayout, RowLayout
+from diffmm_dist.graph.layout import ColumnLayout, Reads, RowLayout
 from diffmm_dist.graph.propagate import propagate, propagate_tables, propagate_to, propagate_to_users
 from diffmm_dist.graph.relation import Relation
 from diffmm_dist.graph.targets import Targets
@@ -15,6 +15,7 @@ from diffmm_dist.losses import contrastive, equations
 from diffmm_dist.losses.contrastive import BatchNodes, info_nce
 from diffmm_dist.models.common.ranking_batch import DrawnBatch, PlannedBatches, RankingBatch
 from diffmm_dist.parallel.collectives import all_reduce_sum, gather_owned
+from diffmm_dist.parallel.halo import localize
 from diffmm_dist.parallel.random import RandomStream
 from diffmm_dist.sparse import CSR
 from tests.support.builders import as_matrix, own_rows, random_pairs, random_rows
@@ -91,8 +92,9 @@ def check_layouts(world):
         matrix = as_matrix(Relation.normalized(graph()))
         for layout in (ColumnLayout.of(shard, width=WIDTH), RowLayout(shard)):
             hetero = HeteroGraph({REAL: Relation.normalized(layout.pairs(own_rows(graph(), shard)), layout.shard)})
-            for read in (None, (torch.tensor([12, 0, 7]), torch.tensor([8, 2]))):
+            for read in (None, (torch.tensor([0, 7, 12]), torch.tensor([2, 8]))):
                 compare_layout(layout, shard, hetero, matrix, read, name)
+            compare_local(layout, shard, hetero, matrix, name)
 
 
 def compare_layout(layout, shard, graph, matrix, read, name):
@@ -104,8 +106,10 @@ def compare_layout(layout, shard, graph, matrix, read, name):
     (users,), (items,) = layout.enter(mine[:1], mine[1:])
     assert users.shape[1] == layout.width(WIDTH)
     once = propagate(graph, REAL, users, items)
-    own = None if read is None else tuple(map(local_rows, read, owners))
-    reading, whole = layout.reading(own), layout.reading(None)
+    whole = reading = layout.whole
+    if read is not None:
+        nothing, _ = localize(torch.zeros(0, dtype=torch.int64), shard.items, shard.world, purpose="test")
+        reading = layout.readings([Reads(*map(local_rows, read, owners), nothing)])[0].own
     twice = (
         propagate(graph, REAL, *once)
         if read is None
@@ -126,6 +130,43 @@ def compare_layout(layout, shard, graph, matrix, read, name):
         loss.backward()
     for table, whole, owner in zip(mine, full, owners, strict=True):
         torch.testing.assert_close(table.grad, whole.grad[slice(*owner.own)], msg=lambda text: f"{name}: {text}")
+
+
+def compare_local(layout, shard, graph, matrix, name):
+    """A^ [users; items] at rows that each worker reads for itself, other workers' items among them, in two steps."""
+    world, owners = shard.world, (shard.users, shard.items)
+    full = [random_rows(owner.total, WIDTH, seed).requires_grad_() for seed, owner in enumerate(owners)]
+    plain_users, plain_items = (matrix @ torch.cat(full)).split([NUM_USERS, NUM_ITEMS])
+    mine = [own_of(table, owner) for table, owner in zip(full, owners, strict=True)]
+    reads = []
+    for step in range(2):
+        wanted = [torch.tensor([0, 4 + step, 8]) for _ in range(world.size)]  # the same items of all workers
+        wanted[0] = wanted[0][: 1 + step]
+        halo, _ = localize(wanted[world.rank], shard.items, world, purpose="test")
+        own = local_rows(torch.unique(torch.cat(wanted)), shard.items)
+        reads.append(Reads(local_rows(torch.tensor([step, 9]), shard.users), own, halo))
+    steps, num_exchanges = exchanges_of(lambda: layout.readings(reads))
+    assert num_exchanges == (2 if world.size > 1 and isinstance(layout, ColumnLayout) else 0)
+    losses = [0.0, 0.0]
+    for of_step, read in zip(steps, reads, strict=True):
+        (users,), (items,) = layout.enter(mine[:1], mine[1:])
+        found = propagate_to(Targets.of(graph.relations[REAL], of_step.local.rows), users, items)
+        (left,) = layout.leave([found], [of_step.local])
+        users, items = of_step.local.place(left)
+        at = torch.cat([read.items, torch.arange(read.halo.num_inner, read.halo.num_local)])
+        ids = torch.cat([read.items + shard.items.own.start, read.halo.global_ids])
+        for table, rows, expected in (
+            (users, read.users, plain_users[read.users + shard.users.own.start]),
+            (items, at, plain_items[ids]),
+        ):
+            torch.testing.assert_close(table[rows], expected, msg=lambda text: f"{name}: {text}")
+            losses[0] += expected.sin().sum()
+            losses[1] += table[rows].sin().sum()
+    losses[0].backward()
+    losses[1].backward()
+    for table, whole, owner in zip(mine, full, owners, strict=True):
+        gradient = all_reduce_sum(whole.grad, world)[slice(*owner.own)]
+        torch.testing.assert_close(table.grad, gradient, msg=lambda text: f"{name}: {text}")
 
 
 def local_rows(rows, owner):
@@ -213,7 +254,7 @@ def check_ranking(world):
         torch.testing.assert_close(all_reduce_sum(loss.detach(), world), expected.detach())
         for part, table, rows in zip(mine, full, (shard.users, shard.items), strict=True):
             torch.testing.assert_close(part.grad, table.grad[slice(*rows.own)])
-        for nodes, ids, rows in zip(batch.nodes, (batch_users, pos), (shard.users, shard.items), strict=True):
+        for nodes, ids, rows in zip(batch.nodes[0], (batch_users, pos), (shard.users, shard.items), strict=True):
             weights = torch.zeros(rows.own.size).index_put_((nodes.nodes,), nodes.weights)
             counts = torch.bincount(ids, minlength=rows.total) / 5
             torch.testing.assert_close(gather_owned(weights, rows, world, purpose="test"), counts)
@@ -236,7 +277,7 @@ def facts_of(batch):
     yield from (batch.user_rows, batch.pos_items, batch.neg_items, batch.further_items)
     yield from (halo.global_ids, halo.send_rows, torch.tensor(halo.receive_counts), torch.tensor(halo.send_counts))
     for max_nodes in (None, 2, 100):
-        for side in batch.contrasted_nodes(max_nodes):
+        for side in chain(*batch.contrasted_nodes(max_nodes)):
             yield from (side.nodes, side.weights, torch.tensor([*side.worker_counts, side.most_rows]))
 
 
@@ -248,7 +289,7 @@ def check_planned_together(world):
         return [list(facts_of(planned[place])) for place in range(len(planned))]
 
     for shard in shards(world):
-        drawn = list(drawn_batches(shard))
+        drawn = [[batch] for batch in drawn_batches(shard)]
         together, num_exchanges = exchanges_of(lambda shard=shard, drawn=drawn: plan(shard, drawn))
         for batch, planned in zip(drawn, together, strict=True):
             (alone,), of_one = exchanges_of(lambda shard=shard, batch=batch: plan(shard, [batch]))

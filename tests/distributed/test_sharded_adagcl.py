@@ -121,9 +121,10 @@ def check_contrast(world):
         own = shard.users.own
         mine = (users >= own.start) & (users < own.stop)
         batch = RankingBatch.of(shard, users[mine] - own.start, pos[mine], neg[mine], size=6)
-        nodes = torch.cat([batch.nodes[0].nodes + own.start, batch.nodes[1].nodes + shard.items.own.start + NUM_USERS])
+        (sides,) = batch.nodes
+        nodes = torch.cat([sides[0].nodes + own.start, sides[1].nodes + shard.items.own.start + NUM_USERS])
         rows = [table.detach()[nodes].requires_grad_() for table in full]
-        repeats = Repeats.of(batch.nodes, batch_size=6, world=world)
+        repeats = Repeats.of(sides, batch_size=6, world=world)
         loss = batch_info_nce(rows[0], rows[1] if both else rows[1].detach(), repeats, temperature=0.2)
         (3 * loss).backward()
         torch.testing.assert_close(all_reduce_sum(loss.detach(), world), expected.detach())

@@ -107,7 +107,7 @@ def check_recommendation(golden, kernel):
             info_nce(
                 first[side],
                 [other[side] for other in others],
-                batch.nodes[side],
+                batch.nodes[0][side],
                 temperature=golden["temperature"],
                 world=World.single(),
             )

@@ -214,7 +214,7 @@ def check_training(golden, model, mode):
         }
         for side, name in enumerate(("user", "item")):
             terms[f"contrast_{name}"] = golden["contrast_weight"] * info_nce(
-                views["aux"][side], [views["main"][side]], batch.nodes[side], temperature=golden["temperature"],
+                views["aux"][side], [views["main"][side]], batch.nodes[0][side], temperature=golden["temperature"],
                 world=World.single(),
             )  # fmt: skip
         for name, term in terms.items():

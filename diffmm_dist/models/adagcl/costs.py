@@ -16,7 +16,6 @@ from diffmm_dist.models.common.work import (
     HaloRows,
     Traffic,
     Work,
-    first_batch,
     gathered_bytes,
     owned,
     product_flop,
@@ -94,7 +93,9 @@ _TABLE_STEPS = 4  # of Adam: three of the tables, one of the encoder's
 _ROW_ACCESSES, _LAYER_ACCESSES = 80, 42  # of each node's row in a step, and more in each layer, besides gathered ones
 _ENTRY_ACCESSES = 40  # of each entry of the graph in a layer: three passes over log a and the gates, with gradients
 _WIDE_EXCHANGES, _NARROW_EXCHANGES = 28, 11  # in each layer, of rows d wide and of single numbers
-_OTHER_EXCHANGES = 1 + 5  # rows that are decoded; counts, targets and gradients of the contrast
+# Rows that are decoded, twice; counts, targets and gradients of the contrast; two more BPR losses; how many entries are
+# kept; the sum of the gradients of what every worker has whole.
+_OTHER_EXCHANGES = 3 + 5 + 4 + 1 + 1
 
 
 def work(share: Share, *, embedding_dim: int, num_layers: int, batch_size: int, alone: bool) -> Mapping[str, Work]:
@@ -121,8 +122,9 @@ def work(share: Share, *, embedding_dim: int, num_layers: int, batch_size: int, 
     )
     accesses = _TABLE_STEPS * ADAM_ACCESSES + _ROW_ACCESSES + num_layers * _LAYER_ACCESSES
     moved += (nodes * dim * accesses + (2 * edges + nodes) * num_layers * _ENTRY_ACCESSES) * FLOAT
-    exchanges = num_layers * (_WIDE_EXCHANGES + _NARROW_EXCHANGES) + _OTHER_EXCHANGES + ranking_exchanges(batch_size)
-    return {"recommend": Work(steps, steps * flops, steps * moved, steps * exchanges if size > 1 else 0)}
+    exchanges = steps * (num_layers * (_WIDE_EXCHANGES + _NARROW_EXCHANGES) + _OTHER_EXCHANGES)
+    exchanges += ranking_exchanges(steps, batch_size, contrasted=True)
+    return {"recommend": Work(steps, steps * flops, steps * moved, exchanges if size > 1 else 0)}
 
 
 def _distinct(draws: int, nodes: int) -> float:
@@ -160,9 +162,12 @@ def _propagation_bytes(rows: HaloRows, dim: int, num_layers: int, value_bytes: i
 
 def _contrast_bytes(cuts: Cuts, dim: int) -> list[int]:
     """Return the bytes of counts of a batch's nodes, of three terms' targets, and of one term's gradients of them."""
-    shards, size = cuts.shards, len(cuts.shards)
-    users, items = first_batch(cuts)
-    sides = owned(users, [shard.user_ids for shard in shards]), owned(items, [shard.own_item_ids for shard in shards])
+    shards, size, whole = cuts.shards, len(cuts.shards), cuts.data.shard
+    ((users, items),) = cuts.batch.nodes
+    sides = (
+        owned(whole.user_ids[users.nodes], [shard.user_ids for shard in shards]),
+        owned(whole.item_ids[items.nodes], [shard.own_item_ids for shard in shards]),
+    )
     counts = [sum(both) for both in zip(*sides, strict=True)]
     summed = ring_bytes(sum(counts) * dim * FLOAT, size)
     return [count * (1 + 3 * dim) * FLOAT * (size - 1) + summed for count in counts]

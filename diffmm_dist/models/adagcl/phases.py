@@ -150,7 +150,7 @@ class AdaptivePhase(Phase):
         A weight of 0 leaves out its step.
         """
         settings, world = self._settings, self._shard.world
-        nodes = batch.nodes
+        (nodes,) = batch.nodes
         repeats = Repeats.of(nodes, batch_size=batch.size, world=world, alone=settings.contrast_alone)
 
         def views() -> list[Tensor]:

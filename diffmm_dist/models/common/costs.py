@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from diffmm_dist.losses import contrastive
+from diffmm_dist.models.common.ranking import PLANNED_TOGETHER
 
 FLOAT, INT = 4, 8
 Parts = dict[str, int]
@@ -130,10 +131,11 @@ def ranking_phase(share: Share, *, gradients: int, step: Parts, dim: int, batch:
         gradients: of what the phase trains.
         step: what a step holds besides, before its loss over the batch.
         dim: d.
-        batch: B, of all workers.
+        batch: interactions of a step, of all workers.
     """
     own = -(-batch // share.num_workers)
-    ids = own * _BATCH_INTS * INT
+    planned = max(batch, min(PLANNED_TOGETHER, share.num_interactions))
+    ids = -(-planned // share.num_workers) * _BATCH_INTS * INT
     return largest(
         {"gradients": gradients, **step, "halo": halo_rows(share, dim), "batch": ids + own * _BATCH_ROWS * dim * FLOAT},
         {"negatives": share.interactions * _NEGATIVES_INTS * INT},

@@ -37,7 +37,6 @@ _CHAIN_ARRAYS, _CHAIN_BLOCKS = 4, 4  # users x h; blocks of denoised values with
 _ENTRY_INTS = 8  # of an interaction of a batch of rows
 _NOISE_READS = 2  # of each noisy value by each denoiser; written once for all
 _OUTPUT_ACCESSES = 6  # of each predicted value: written, scaled, multiplied, read by two products
-_SUMS_OF_ROW = 3  # of a denoiser: into the hidden layer, its gradient, the signal
 
 
 @dataclass(frozen=True)
@@ -144,7 +143,7 @@ def denoise_work(share: Share, denoising: Denoising, diffusion: DiffusionSetting
     noise = 0 if hidden_noise else batch * items * (1 + count * _NOISE_READS)
     output = 0 if gram else batch * items * _OUTPUT_ACCESSES
     step_bytes = (noise + count * (weights + output)) * FLOAT
-    exchanges = count * (_SUMS_OF_ROW if shards > 1 else 0) + (share.num_workers > shards)
+    exchanges = count * (len(_sums_of_row(diffusion, 0, 0)) if shards > 1 else 0) + (share.num_workers > shards)
     return Work(steps, steps * count * (into + out), steps * step_bytes, steps * exchanges)
 
 

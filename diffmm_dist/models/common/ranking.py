@@ -21,12 +21,22 @@ from diffmm_dist.parallel.world import World
 PLANNED_TOGETHER = 1 << 17  # interactions, whose plans are some 25 MB of all workers
 
 
-class _PlannedAhead(ABC):
-    """Batches of an epoch, planned together, as many as have about ``PLANNED_TOGETHER`` interactions."""
+def planned_together(size: int) -> int:
+    """Return how many batches of so many interactions are planned with one another's messages."""
+    return max(1, PLANNED_TOGETHER // size)
 
-    def __init__(self, shard: Shard, batch_size: int) -> None:
+
+class _PlannedAhead(ABC):
+    """Batches of an epoch, planned together, as many as have about ``PLANNED_TOGETHER`` interactions.
+
+    Args:
+        shard: what this worker owns.
+        size: interactions of a batch, of all workers.
+    """
+
+    def __init__(self, shard: Shard, size: int) -> None:
         self._shard = shard
-        self._at_a_time = max(1, PLANNED_TOGETHER // batch_size)
+        self._at_a_time = planned_together(size)
         self._forget()
 
     def _forget(self) -> None:
@@ -34,8 +44,8 @@ class _PlannedAhead(ABC):
         self._planned: tuple[range, PlannedBatches] | None = None
 
     @abstractmethod
-    def _draw(self, index: int) -> DrawnBatch:
-        """Return a batch of the epoch; every worker asks for it at the same time."""
+    def _draw(self, index: int) -> list[DrawnBatch]:
+        """Return the micro-batches of a batch of the epoch; every worker asks for them at the same time."""
 
     @property
     @abstractmethod
@@ -57,7 +67,8 @@ class RankingBatches(_PlannedAhead):
 
     Args:
         data: the training data.
-        batch_size: interactions of a batch, of all workers; the last one of an epoch may be shorter.
+        batch_size: interactions of a micro-batch, of all workers; the last one of an epoch may be shorter.
+        num_micro_batches: of a batch; the last one of an epoch may have fewer.
 
     Attributes:
         num_examples: interactions of an epoch, of all workers.
@@ -66,12 +77,13 @@ class RankingBatches(_PlannedAhead):
         UserError: a user has interacted with every item.
     """
 
-    def __init__(self, data: TrainingData, batch_size: int) -> None:
+    def __init__(self, data: TrainingData, batch_size: int, num_micro_batches: int = 1) -> None:
         agree(lambda: check_negatives_exist(data.interactions, data.name_of_user), data.shard.world)
-        super().__init__(data.shard, batch_size)
+        super().__init__(data.shard, batch_size * num_micro_batches)
         self.num_examples = data.num_interactions
         self._data = data
         self._batch_size = batch_size
+        self._num_micro_batches = num_micro_batches
 
     def begin(self, context: PhaseContext) -> int:
         """Draw an epoch's negatives and batches; return how many batches there are."""
@@ -90,9 +102,14 @@ class RankingBatches(_PlannedAhead):
 
     @property
     def _count(self) -> int:
-        return self._batches.num_batches
+        return -(-self._batches.num_batches // self._num_micro_batches)
 
-    def _draw(self, index: int) -> DrawnBatch:
+    def _draw(self, index: int) -> list[DrawnBatch]:
+        first = index * self._num_micro_batches
+        last = min(first + self._num_micro_batches, self._batches.num_batches)
+        return [self._draw_micro_batch(micro) for micro in range(first, last)]
+
+    def _draw_micro_batch(self, index: int) -> DrawnBatch:
         chosen, interactions = self._batches[index], self._data.interactions
         return DrawnBatch(
             interactions.row_ids[chosen],
@@ -156,18 +173,14 @@ class UserBatches(_PlannedAhead):
     def _count(self) -> int:
         return self._num_batches
 
-    def _draw(self, index: int) -> DrawnBatch:
+    def _draw(self, index: int) -> list[DrawnBatch]:
         stream, interactions = self._stream.child(index), self._data.interactions
         places, rows = self._users(stream.child("users"))
         drawn = stream.child("items").integers(places, interactions.row_counts[rows])
-        return DrawnBatch(
-            rows,
-            interactions.indices[interactions.indptr[rows] + drawn],
-            self._negatives.draw(rows, places, stream.child("negatives")),
-            self._batch_size,
-            stream,
-            None if self._further is None else self._further(rows, places, stream.child("further")),
-        )
+        further = None if self._further is None else self._further(rows, places, stream.child("further"))
+        negatives = self._negatives.draw(rows, places, stream.child("negatives"))
+        positives = interactions.indices[interactions.indptr[rows] + drawn]
+        return [DrawnBatch(rows, positives, negatives, self._batch_size, stream, further)]
 
     def _users(self, stream: RandomStream) -> tuple[Tensor, Tensor]:
         """Return the places of a batch that hold an own user, ascending, and the users' rows."""
@@ -211,13 +224,14 @@ def take_step(loss: Tensor, optimizer: Optimizer, replicas: Sequence[nn.Paramete
 
 
 class RankingPhase(Phase):
-    """One pass over the training interactions, with one Adam step per batch.
+    """One pass over the training interactions, with one Adam step per batch of ``propagate_every`` micro-batches.
 
     Args:
         data: the training data.
         tables: parameters that the phase trains, of which each worker has its own rows.
         replicas: parameters that the phase trains and every worker has whole.
-        losses: from a batch to this worker's shares of its weighted terms; ``loss``, the one to minimise, is the sum.
+        losses: from a batch to this worker's shares of its weighted terms, the means over its micro-batches; ``loss``,
+            the one to minimise, is the sum.
         optimization: interactions per step and learning rate.
         extra: values to record at the end of the epoch.
 
@@ -238,7 +252,7 @@ class RankingPhase(Phase):
         *,
         extra: Callable[[], dict[str, float]] = dict,
     ) -> None:
-        self._batches = RankingBatches(data, optimization.batch_size)
+        self._batches = RankingBatches(data, optimization.batch_size, optimization.propagate_every)
         self.num_examples = self._batches.num_examples
         self._losses = losses
         self._extra = extra

@@ -7,10 +7,13 @@ they plan several batches at a time, with the messages of one.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import islice
 
 import torch
 from torch import Tensor
 
+from diffmm_dist.graph.layout import Layout, Reads, StepReading
+from diffmm_dist.graph.propagate import Rows
 from diffmm_dist.losses.contrastive import BatchNodes, sampled_each
 from diffmm_dist.losses.ranking import bpr_loss
 from diffmm_dist.parallel.collectives import worker_counts_each
@@ -51,7 +54,7 @@ class DrawnBatch:
 
 @dataclass(frozen=True, eq=False)
 class RankingBatch:
-    """The interactions of a global batch whose users this worker owns.
+    """The interactions of a step whose users this worker owns: of one micro-batch, or of several in a row.
 
     Attributes:
         shard: what this worker owns.
@@ -59,9 +62,10 @@ class RankingBatch:
         item_halo: how the items of ``pos_items``, ``neg_items`` and ``further_items`` are reached.
         pos_items: an item that each user has interacted with, local numbers, int64 (b,).
         neg_items: an item that each has not, local numbers, int64 (b,).
-        size: interactions of the batch, of all workers.
-        stream: random stream of the batch.
         further_items: more items of each user, local numbers, int64 (b, n).
+        size: interactions of all micro-batches, of all workers.
+        num_micro_batches: how many they are.
+        stream: random stream of the first of them.
         together: the batches that it was planned with.
         place: which of them it is.
     """
@@ -71,9 +75,10 @@ class RankingBatch:
     item_halo: Halo
     pos_items: Tensor
     neg_items: Tensor
-    size: int
-    stream: RandomStream
     further_items: Tensor
+    size: int
+    num_micro_batches: int
+    stream: RandomStream
     together: "PlannedBatches"
     place: int
 
@@ -91,99 +96,137 @@ class RankingBatch:
     ) -> "RankingBatch":
         """Plan one batch; every worker calls it at the same time. See ``DrawnBatch`` for the arguments."""
         drawn = DrawnBatch(user_rows, pos_ids, neg_ids, size, stream or RandomStream(0), further_ids)
-        return PlannedBatches(shard, [drawn])[0]
+        return PlannedBatches(shard, [[drawn]])[0]
 
-    def bpr(self, embeddings: tuple[Tensor, Tensor], *, divisor: int) -> Tensor:
+    def bpr(self, own: Rows, *, divisor: int) -> Tensor:
         """Return this worker's share of the BPR loss from the final embeddings of own users and own items."""
-        user_emb_UD, item_emb_LD = embeddings[0], extended(embeddings[1], self.item_halo)
+        return self.bpr_of_local((own[0], extended(own[1], self.item_halo)), divisor=divisor)
+
+    def bpr_of_local(self, local: Rows, *, divisor: int) -> Tensor:
+        """Return the same from those of own users and local items; a micro-batch's sum of losses is over ``divisor``.
+
+        Of several micro-batches it is the mean.
+        """
+        users_UD, items_LD = local
         return bpr_loss(
-            user_emb_UD.index_select(0, self.user_rows),
-            item_emb_LD.index_select(0, self.pos_items),
-            item_emb_LD.index_select(0, self.neg_items),
-            divisor=divisor,
+            users_UD.index_select(0, self.user_rows),
+            items_LD.index_select(0, self.pos_items),
+            items_LD.index_select(0, self.neg_items),
+            divisor=divisor * self.num_micro_batches,
         )
 
     @cached_property
-    def read_rows(self) -> tuple[Tensor, Tensor]:
-        """Own users and own items whose final embeddings any worker reads, local numbers, ascending, int64."""
+    def reads(self) -> Reads:
+        """The rows whose final embeddings the workers read."""
         items = torch.cat([self.pos_items, self.neg_items])
         own = items[items < self.item_halo.num_inner]
-        return torch.unique(self.user_rows), torch.unique(torch.cat([own, self.item_halo.send_rows]))
+        of_any = torch.unique(torch.cat([own, self.item_halo.send_rows]))
+        return Reads(torch.unique(self.user_rows), of_any, self.item_halo)
+
+    def reading(self, layout: Layout) -> StepReading:
+        """Return how they get here; every worker asks at the same time."""
+        return self.together.readings(layout)[self.place]
 
     @property
-    def nodes(self) -> Sides:
-        """The batch's users and its positive items, at their owners; every worker asks at the same time."""
+    def nodes(self) -> list[Sides]:
+        """The users and the positive items of each micro-batch, at their owners; every worker asks at the same time."""
         return self.together.nodes[self.place]
 
-    def contrasted_nodes(self, max_nodes: int | None) -> Sides:
+    def contrasted_nodes(self, max_nodes: int | None) -> list[Sides]:
         """Return ``nodes``, at most ``max_nodes`` of each side on average; None for all."""
         return self.nodes if max_nodes is None else self.together.sampled_nodes(max_nodes)[self.place]
 
 
 class PlannedBatches:
-    """Batches that are planned together; every worker makes them, and asks for their nodes, at the same time.
+    """Batches that are planned together; every worker makes them, and asks what is planned, at the same time.
 
     Args:
         shard: what this worker owns.
-        drawn: the batches.
+        drawn: the micro-batches of each.
     """
 
-    def __init__(self, shard: Shard, drawn: Sequence[DrawnBatch]) -> None:
+    def __init__(self, shard: Shard, drawn: Sequence[Sequence[DrawnBatch]]) -> None:
         self._shard = shard
-        self._drawn = list(drawn)
-        rows = [shard.item_rows[batch.item_ids] for batch in drawn]
+        self._drawn = [list(batch) for batch in drawn]
+        rows = [shard.item_rows[torch.cat([micro.item_ids for micro in batch])] for batch in drawn]
         self._plans = localize_each(rows, shard.items, shard.world, purpose=TRAFFIC)
-        self._sampled: dict[int, list[Sides]] = {}
+        self._sampled: dict[int, list[list[Sides]]] = {}
+        self._readings: tuple[Layout, list[StepReading]] | None = None
 
     def __len__(self) -> int:
         return len(self._drawn)
 
     def __getitem__(self, place: int) -> RankingBatch:
         drawn, (halo, items) = self._drawn[place], self._plans[place]
-        pos_items, neg_items, further = items[:, 0].contiguous(), items[:, 1].contiguous(), items[:, 2:]
-        sizes = drawn.size, drawn.stream
         return RankingBatch(
-            self._shard, drawn.user_rows, halo, pos_items, neg_items, *sizes, further, together=self, place=place
+            self._shard,
+            torch.cat([micro.user_rows for micro in drawn]),
+            halo,
+            items[:, 0].contiguous(),
+            items[:, 1].contiguous(),
+            items[:, 2:],
+            size=sum(micro.size for micro in drawn),
+            num_micro_batches=len(drawn),
+            stream=drawn[0].stream,
+            together=self,
+            place=place,
         )
 
+    def readings(self, layout: Layout) -> list[StepReading]:
+        """Return how what each batch reads gets here."""
+        if self._readings is None or self._readings[0] is not layout:
+            self._readings = layout, layout.readings([self[place].reads for place in range(len(self))])
+        return self._readings[1]
+
     @cached_property
-    def nodes(self) -> list[Sides]:
-        """Users and positive items of each batch."""
-        world = self._shard.world
-        counted = [torch.unique(batch.user_rows, return_counts=True) for batch in self._drawn] + self._counted_items()
-        of_workers = worker_counts_each([nodes.numel() for nodes, _ in counted], world)
-        sizes = [batch.size for batch in self._drawn]
-        most = [max(self._shard.users.sizes)] * len(sizes) + [max(self._shard.items.sizes)] * len(sizes)
-        found = [
-            BatchNodes(nodes, counts / size, numbers, most_rows)
-            for (nodes, counts), size, numbers, most_rows in zip(counted, sizes * 2, of_workers, most, strict=True)
+    def nodes(self) -> list[list[Sides]]:
+        """Users and positive items of each micro-batch of each batch."""
+        micros = [micro for batch in self._drawn for micro in batch]
+        counted = [torch.unique(micro.user_rows, return_counts=True) for micro in micros] + self._counted_items()
+        of_workers = worker_counts_each([nodes.numel() for nodes, _ in counted], self._shard.world)
+        most = [max(owners.sizes) for owners in (self._shard.users, self._shard.items) for _ in micros]
+        sides = [
+            BatchNodes(nodes, counts / micro.size, numbers, most_rows)
+            for (nodes, counts), micro, numbers, most_rows in zip(counted, micros * 2, of_workers, most, strict=True)
         ]
-        return list(zip(found[: len(sizes)], found[len(sizes) :], strict=True))
+        return self._by_batch(list(zip(sides[: len(micros)], sides[len(micros) :], strict=True)))
+
+    def _by_batch(self, of_micros: list[Sides]) -> list[list[Sides]]:
+        """Return what there is of all micro-batches in a list for each batch."""
+        rest = iter(of_micros)
+        return [list(islice(rest, len(batch))) for batch in self._drawn]
 
     def _counted_items(self) -> list[tuple[Tensor, Tensor]]:
-        """Return own items that stand in each batch as positive ones of any worker's users, and how often they do."""
-        halos, own, of_others = [halo for halo, _ in self._plans], [], []
-        for halo, items in self._plans:
-            local, counts = torch.unique(items[:, 0], return_counts=True)
-            inside = local < halo.num_inner
-            own.append((local[inside], counts[inside]))
-            of_halo = counts.new_zeros(halo.global_ids.numel())
-            of_others.append(of_halo.index_copy_(0, local[~inside] - halo.num_inner, counts[~inside]))
+        """Return own items that stand in each micro-batch as positive ones of any worker's, and how often they do."""
+        halos, own, of_others = [], [], []
+        for batch, (halo, items) in zip(self._drawn, self._plans, strict=True):
+            for pos_items in items[:, 0].split([len(micro.user_rows) for micro in batch]):
+                local, counts = torch.unique(pos_items, return_counts=True)
+                inside = local < halo.num_inner
+                halos.append(halo)
+                own.append((local[inside], counts[inside]))
+                of_halo = counts.new_zeros(halo.global_ids.numel())
+                of_others.append(of_halo.index_copy_(0, local[~inside] - halo.num_inner, counts[~inside]))
         returned = returned_each(halos, of_others)
         return [
             _summed(torch.cat([items, halo.send_rows]), torch.cat([counts, back]))
             for (items, counts), halo, back in zip(own, halos, returned, strict=True)
         ]
 
-    def sampled_nodes(self, max_nodes: int) -> list[Sides]:
-        """Return the same nodes of each batch, or a random ``max_nodes`` of each side on average."""
+    def sampled_nodes(self, max_nodes: int) -> list[list[Sides]]:
+        """Return the same nodes, or a random ``max_nodes`` of each side of a micro-batch on average."""
         if max_nodes not in self._sampled:
-            shard, sides = self._shard, [side for pair in self.nodes for side in pair]
-            owned = shard.user_ids, shard.own_item_ids
-            ids = [of_side[nodes.nodes] for pair in self.nodes for of_side, nodes in zip(owned, pair, strict=True)]
-            streams = [batch.stream.child(side) for batch in self._drawn for side in ("users", "items")]
+            shard, pairs = self._shard, [pair for batch in self.nodes for pair in batch]
+            ids = [
+                of_side[side.nodes]
+                for pair in pairs
+                for of_side, side in zip((shard.user_ids, shard.own_item_ids), pair, strict=True)
+            ]
+            micros = [micro for batch in self._drawn for micro in batch]
+            streams = [micro.stream.child(side) for micro in micros for side in ("users", "items")]
+            sides = [side for pair in pairs for side in pair]
             found = sampled_each(sides, ids, streams, max_nodes=max_nodes, world=shard.world)
-            self._sampled[max_nodes] = list(zip(found[::2], found[1::2], strict=True))
+            self._sampled[max_nodes] = self._by_batch(list(zip(found[::2], found[1::2], strict=True)))
         return self._sampled[max_nodes]
 
 

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from diffmm_dist.graph.hetero import REAL, HeteroGraph, Kernel
-from diffmm_dist.graph.layout import Layout, RowLayout
+from diffmm_dist.graph.layout import Layout, Reading, RowLayout
 from diffmm_dist.graph.propagate import Rows, sum_of_layers
 from diffmm_dist.graph.targets import Targets
 from diffmm_dist.losses.regularization import squared_norm
@@ -86,15 +86,15 @@ class PropagatedTables(EmbeddingTables):
         """E_u and E_i."""
         return self.user_embedding, self.item_embedding
 
-    def forward(self, *, read_rows: tuple[Tensor, Tensor] | None = None) -> Rows:
-        """Return the final embeddings of own users and own items.
+    def forward(self, *, reading: Reading | None = None) -> Rows:
+        """Return the final embeddings of own users and of own items.
 
         Args:
-            read_rows: own users and own items whose embeddings will be read, int64, each once; those of others may be
-                anything. All by default.
+            reading: what of them will be read, and how it gets here: those of its tables, of which other rows may be
+                anything. All own rows by default.
         """
         (users,), (items,) = self.layout.enter([self.user_embedding], [self.item_embedding])
-        reading = self.layout.reading(read_rows)
+        reading = reading or self.layout.whole
         targets = Targets.of(self.graph.relations[REAL], reading.rows)
         final = sum_of_layers(self.graph, (users, items), num_layers=self._num_layers, targets=targets)
         (left,) = self.layout.leave([final], [reading])

@@ -19,7 +19,7 @@ from diffmm_dist.data.training import TrainingData
 from diffmm_dist.losses import contrastive
 from diffmm_dist.models.base import PhaseContext
 from diffmm_dist.models.common.costs import FLOAT, Share
-from diffmm_dist.models.common.ranking import PLANNED_TOGETHER, RankingBatches
+from diffmm_dist.models.common.ranking import RankingBatches, planned_together
 from diffmm_dist.models.common.ranking_batch import RankingBatch
 from diffmm_dist.parallel.collectives import ring_bytes
 from diffmm_dist.parallel.ranges import Ownership
@@ -29,9 +29,11 @@ from diffmm_dist.parallel.world import World
 ADAM_ACCESSES = 7  # of each weight in a step: value, gradient and moments read, all but the gradient written
 EXCHANGES_PER_PRODUCT = 4  # out and back, forward and backward
 TARGET_EXCHANGES = 2  # of a step: owners and readers tell each other which halo rows the last product needs
-_BATCH_EXCHANGES = 3  # of a step over interactions: its items' rows and their gradients, the sum of replicas' gradients
-_PLAN_EXCHANGES = 5  # of batches that are planned together: how many items and which, counts of nodes and their number
-LAYOUT_EXCHANGES = 6  # of a step whose tables propagate by columns: two of a plan, and both ways forward and backward
+LAYOUT_EXCHANGES = 4  # of a step whose tables propagate by columns: both ways, forward and backward
+_BATCH_EXCHANGES = 2  # of a step: its items' rows and their gradients, where they do not come with the layout's
+_PLAN_EXCHANGES = 2  # of batches that are planned together: of how many items they are, and of which
+_NODES_EXCHANGES = 2  # likewise, where their nodes are contrasted: counts of others' items, and numbers of nodes
+_READING_EXCHANGES = 2  # likewise, where tables propagate by columns: how many rows are read, and which
 _GATHERS = 4  # of each edge of a product: both directions, forward and backward
 _EDGE_BYTES = 12  # of an edge besides the row that it gathers: its place and its weight
 
@@ -62,9 +64,10 @@ class Cuts:
     Attributes:
         data: all training data, in one process.
         shards: how the workers share them, a shard for each.
-        batch_size: of a step, for all workers.
+        batch_size: of a batch, for all workers.
         seed: the run's.
         by_columns: tables propagate by columns (graph/layout.py).
+        propagate_every: batches of interactions that a step covers.
     """
 
     data: TrainingData
@@ -72,11 +75,12 @@ class Cuts:
     batch_size: int
     seed: int
     by_columns: bool = False
+    propagate_every: int = 1
 
     @cached_property
     def batch(self) -> RankingBatch:
-        """The first batch of interactions."""
-        return _first_batch(self.data, self.batch_size, self.seed)
+        """The batches of the first step over interactions."""
+        return first_batch_of(self.data, self.batch_size, self.seed, self.propagate_every)
 
     @property
     def value_bytes(self) -> int:
@@ -135,9 +139,20 @@ def gathered_bytes(edges: float, dim: float) -> float:
     return _GATHERS * edges * (dim * FLOAT + _EDGE_BYTES)
 
 
-def ranking_exchanges(batch_size: int) -> float:
-    """Return the exchanges of a step over so many interactions besides those of its products and contrasts."""
-    return _BATCH_EXCHANGES + _PLAN_EXCHANGES / max(1, PLANNED_TOGETHER // batch_size)
+def ranking_exchanges(
+    steps: int, step_size: int, *, contrasted: bool = False, sampled: bool = False, by_columns: bool = False
+) -> int:
+    """Return the exchanges of an epoch of steps besides those of products, contrasts and replicas' gradients.
+
+    Args:
+        steps: of the epoch.
+        step_size: interactions of a step.
+        contrasted: nodes of batches are counted.
+        sampled: and some of them chosen.
+        by_columns: tables propagate by columns.
+    """
+    plans = _PLAN_EXCHANGES + _NODES_EXCHANGES * contrasted + sampled + _READING_EXCHANGES * by_columns
+    return steps * _BATCH_EXCHANGES * (not by_columns) + -(-steps // planned_together(step_size)) * plans
 
 
 def contrast_exchanges(terms: int, *, in_batch: bool) -> int:
@@ -170,16 +185,17 @@ def propagated_bytes(edges: float, dim: int, *, num_workers: int, by_columns: bo
     return gathered_bytes(edges / num_workers, dim)
 
 
-def _first_batch(data: TrainingData, batch_size: int, seed: int) -> RankingBatch:
-    batches = RankingBatches(data, batch_size)
+def first_batch_of(data: TrainingData, batch_size: int, seed: int, propagate_every: int) -> RankingBatch:
+    """Return the batches of the first step over interactions, from all data in one process."""
+    batches = RankingBatches(data, batch_size, propagate_every)
     batches.begin(PhaseContext(World.single(), seed, 0))
     return batches[0]
 
 
-def read_edges(data: TrainingData, batch_size: int, seed: int) -> int:
-    """Return how many edges lead to the users and to the items that the first batch reads."""
-    users, items = _first_batch(data, batch_size, seed).read_rows
-    return int(data.interactions.row_counts[users].sum() + data.interactions.column_counts[items].sum())
+def read_edges(data: TrainingData, batch_size: int, seed: int, propagate_every: int = 1) -> int:
+    """Return how many edges lead to the users and to the items that the first step reads."""
+    reads, interactions = first_batch_of(data, batch_size, seed, propagate_every).reads, data.interactions
+    return int(interactions.row_counts[reads.users].sum() + interactions.column_counts[reads.items].sum())
 
 
 class HaloRows(NamedTuple):
@@ -227,7 +243,7 @@ def real_target_rows_sent(cuts: Cuts) -> list[float]:
     Of its halo a worker gets the items of the users that it reads, and sends the sums of items that anyone reads.
     """
     data = cuts.data
-    users, items = cuts.batch.read_rows
+    users, items = cuts.batch.reads.users, cuts.batch.reads.items
     rows, item_ids = data.interactions.row_ids, data.interactions.indices
     read_users = torch.isin(torch.arange(data.interactions.num_rows), users)[rows]
     read_items = torch.isin(torch.arange(data.shard.num_items), data.shard.item_ids[items])[item_ids]
@@ -243,38 +259,45 @@ def sent_bytes(cuts: Cuts, rows: float, dim: int) -> int:
     return int(2 * rows) * dim * cuts.value_bytes
 
 
-def first_batch(cuts: Cuts) -> tuple[Tensor, Tensor]:
-    """Return the distinct users and positive items of the first batch of interactions, int64 ids."""
-    shard, batch = cuts.data.shard, cuts.batch
-    return torch.unique(shard.user_ids[batch.user_rows]), torch.unique(shard.item_ids[batch.pos_items])
-
-
-def layout_traffic(cuts: Cuts, dim: int, *, item_tables: int, read: int, whole: int = 0) -> list[int]:
+def layout_traffic(
+    cuts: Cuts, dim: int, *, item_tables: int, read: int, read_by_owners: int = 0, whole: int = 0
+) -> list[int]:
     """Return the bytes that each worker sends in the first step to propagate by columns, forward and backward.
 
     Args:
         cuts: the data and how they are cut.
         dim: d.
         item_tables: tables of items that enter, beside one of users.
-        read: pairs of tables of which the rows of the first batch are read.
+        read: pairs of tables of which the rows of the first step are read.
+        read_by_owners: likewise, each row by its owner alone.
         whole: pairs of tables of which all rows are.
     """
     size, shards = len(cuts.shards), cuts.shards
     if size == 1:
         return [0]
-    users, items = cuts.batch.read_rows
-    of_users = owned(cuts.data.shard.user_ids[users], [shard.user_ids for shard in shards])
-    of_items = owned(cuts.data.shard.item_ids[items], [shard.own_item_ids for shard in shards])
-    read_rows = [sum(both) for both in zip(of_users, of_items, strict=True)]
+    user_ids, item_ids = cuts.data.shard.user_ids, cuts.data.shard.item_ids
+    of_users = owned(user_ids[cuts.batch.reads.users], [shard.user_ids for shard in shards])
+    of_items = owned(item_ids[cuts.batch.reads.items], [shard.own_item_ids for shard in shards])
+    own_rows = [sum(both) for both in zip(of_users, of_items, strict=True)]
+    further = [_others_items(cuts, shard) for shard in shards]
     all_rows = [len(shard.user_ids) + len(shard.own_item_ids) for shard in shards]
     entering = [len(shard.user_ids) + item_tables * len(shard.own_item_ids) for shard in shards]
     own = [
-        entered + read * few + whole * all_ for entered, few, all_ in zip(entering, read_rows, all_rows, strict=True)
+        entered + (read + read_by_owners) * few + read * more + whole * every
+        for entered, few, more, every in zip(entering, own_rows, further, all_rows, strict=True)
     ]
     return [
         (rows * (dim - columns) + (sum(own) - rows) * columns) * cuts.value_bytes
         for rows, columns in zip(own, Ownership.even(dim, size=size).sizes, strict=True)
     ]
+
+
+def _others_items(cuts: Cuts, shard: Shard) -> int:
+    """Return how many items a worker reads in the first step that others own."""
+    batch = cuts.batch
+    mine = torch.isin(cuts.data.shard.user_ids[batch.user_rows], shard.user_ids)
+    items = cuts.data.shard.item_ids[torch.unique(torch.stack([batch.pos_items, batch.neg_items])[:, mine])]
+    return int((~torch.isin(items, shard.own_item_ids)).sum())
 
 
 def owned(ids: Tensor, owned_ids: Sequence[Tensor]) -> list[int]:
@@ -285,7 +308,7 @@ def owned(ids: Tensor, owned_ids: Sequence[Tensor]) -> list[int]:
 def contrast_traffic(
     cuts: "Cuts", dim: int, *, in_batch: bool, max_nodes: int | None = None, targets: Sequence[int] = (1,)
 ) -> list[int]:
-    """Return the bytes that each worker sends for the contrast of the first batch's nodes.
+    """Return the bytes that each worker sends for the contrast of the nodes of the first step.
 
     Args:
         cuts: the data and how they are cut.
@@ -294,17 +317,18 @@ def contrast_traffic(
         max_nodes: of each side to contrast, on average; None for all.
         targets: for each view whose nodes are anchors, with how many it is contrasted.
     """
-    (users, items), shards = first_batch(cuts), cuts.shards
-    if max_nodes is not None:
-        stream = PhaseContext(World.single(), cuts.seed, 0).stream("batch").child(0)
-        users, items = (
-            ids if ids.numel() <= max_nodes else ids[stream.child(side).uniform(ids) < max_nodes / ids.numel()]
-            for side, ids in (("users", users), ("items", items))
-        )
-    of_users = owned(users, [shard.user_ids for shard in shards])
-    of_items = owned(items, [shard.own_item_ids for shard in shards])
-    sides = ((of_users, max(shards[0].users.sizes)), (of_items, max(shards[0].items.sizes)))
-    terms = [_Term(counts, max(counts) if in_batch else most, each) for each in targets for counts, most in sides]
+    shards, whole = cuts.shards, cuts.data.shard
+    owners = [shard.user_ids for shard in shards], [shard.own_item_ids for shard in shards]
+    most = max(shards[0].users.sizes), max(shards[0].items.sizes)
+    terms = []
+    for users, items in cuts.batch.contrasted_nodes(max_nodes):
+        ids = whole.user_ids[users.nodes], whole.item_ids[items.nodes]
+        counts = [owned(of_side, owned_ids) for of_side, owned_ids in zip(ids, owners, strict=True)]
+        terms += [
+            _Term(of_side, max(of_side) if in_batch else rows, each)
+            for each in targets
+            for of_side, rows in zip(counts, most, strict=True)
+        ]
     alone = [terms] if in_batch else [[term] for term in terms]
     sent = [_sent_by_terms(of_exchange, dim) for of_exchange in alone]
     return [sum(of_rank) for of_rank in zip(*sent, strict=True)]

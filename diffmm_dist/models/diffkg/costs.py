@@ -58,6 +58,8 @@ _LOCAL_TABLES = 2  # rows x d of own nodes and the halo: values and their gradie
 _ROW_TABLES = 6  # rows x d that a view's hop holds for its heads' gradients: before and after, normalised, factors
 _EDGE_FLOATS = 6  # of a fact in a hop: scores, weights and their gradients
 _LAYER_TABLES = 4  # node rows of both views while the contrast finds its gradients
+_HOP_EXCHANGES = 2  # rows of others' nodes, and their gradients
+_REPLICAS_EXCHANGES = 1  # the sum of the gradients of the relations
 _ROW_ACCESSES = 40  # of each node's row in a step, besides gathered ones
 
 
@@ -90,6 +92,7 @@ def memory(
     embedding_dim: int,
     contrast: ContrastSettings,
     dgl: bool,
+    propagate_every: int = 1,
 ) -> ModelMemory:
     """Return what DiffKG needs.
 
@@ -101,6 +104,7 @@ def memory(
         embedding_dim: d.
         contrast: of the views.
         dgl: whether DGL may propagate.
+        propagate_every: batches of interactions that a step covers.
     """
     of_rows, row = denoised(share, settings), embedding_dim * FLOAT
     columns = -(-of_rows.num_items // denoising.item_shards)
@@ -123,9 +127,9 @@ def memory(
     recommend = costs.ranking_phase(
         share,
         gradients=table + relations,
-        step=_ranking_step(share, denoising, contrast, hops, row),
+        step=_ranking_step(share, denoising, contrast, hops, row, propagate_every),
         dim=embedding_dim,
-        batch=denoising.batch_size,
+        batch=denoising.batch_size * propagate_every,
     )
     phases = {"recommend": recommend}
     if settings.reads_generated:
@@ -142,14 +146,20 @@ def memory(
     )
 
 
-def _ranking_step(share: Share, denoising: Denoising, contrast: ContrastSettings, hops: int, row: int) -> Parts:
+def _ranking_step(
+    share: Share, denoising: Denoising, contrast: ContrastSettings, hops: int, row: int, propagate_every: int
+) -> Parts:
     """Return what views, with so many bytes of hops each, and their contrast hold for their gradients."""
     contrasted, nodes = contrast.contrastive_weight > 0, max(share.users, share.items)
     anchors = num_anchors(denoising.batch_size, contrast.max_nodes)
-    compared = min(nodes, anchors) if contrast.negatives == "batch" else nodes
+    table = (share.users + share.items) * row
+    if contrast.negatives == "batch":
+        kept, similar = 0, 2 * propagate_every * costs.similarities(anchors, min(nodes, anchors))
+    else:
+        kept, similar = (propagate_every - 1) * table, costs.similarities(anchors, nodes)
     return {
-        "views": (1 + contrasted) * (hops + _LAYER_TABLES * (share.users + share.items) * row),
-        "similarities": costs.similarities(anchors, compared) if contrasted else 0,
+        "views": (1 + contrasted) * (hops + _LAYER_TABLES * table) + contrasted * kept,
+        "similarities": contrasted * similar,
     }
 
 
@@ -213,6 +223,7 @@ def work(
     embedding_dim: int,
     num_layers: int,
     contrast: ContrastSettings,
+    propagate_every: int = 1,
 ) -> Mapping[str, Work]:
     """Return what one worker does in an epoch, by phase.
 
@@ -224,23 +235,25 @@ def work(
         embedding_dim: d.
         num_layers: L.
         contrast: of the views.
+        propagate_every: batches of interactions that a step covers.
     """
     contrasted = contrast.contrastive_weight > 0
     size, dim, views = share.num_workers, embedding_dim, 1 + contrasted
-    steps = -(-share.num_interactions // denoising.batch_size)
+    step_size = denoising.batch_size * propagate_every
+    steps = -(-share.num_interactions // step_size)
     nodes, interacting = num_nodes(share) / size, (share.num_users + share.num_items) / size
     edges = share.num_interactions * num_layers * views + _sampled(share, settings) * settings.num_hops * views
     anchors = num_anchors(denoising.batch_size, contrast.max_nodes)
     compared = anchors / size if contrast.negatives == "batch" else interacting / 2
-    flops = contrasted * contrast_flop(2 * anchors, compared, dim)
+    flops = propagate_every * contrasted * contrast_flop(2 * anchors, compared, dim)
     moved = gathered_bytes(edges / size, dim)
     moved += (nodes * (ADAM_ACCESSES + settings.num_hops * views * 10) + interacting * _ROW_ACCESSES) * dim * FLOAT
-    exchanges = (
-        views * (num_layers + settings.num_hops) * EXCHANGES_PER_PRODUCT
-        + ranking_exchanges(denoising.batch_size)
-        + contrast_exchanges(2 * contrasted, in_batch=contrast.negatives == "batch")
+    of_products = views * (num_layers * EXCHANGES_PER_PRODUCT + settings.num_hops * _HOP_EXCHANGES)
+    of_contrast = contrast_exchanges(2 * contrasted * propagate_every, in_batch=contrast.negatives == "batch")
+    exchanges = steps * (of_products + of_contrast + _REPLICAS_EXCHANGES) + ranking_exchanges(
+        steps, step_size, contrasted=contrasted, sampled=anchors < denoising.batch_size
     )
-    recommend = Work(steps, steps * flops, steps * moved, steps * exchanges if size > 1 else 0)
+    recommend = Work(steps, steps * flops, steps * moved, exchanges if size > 1 else 0)
     if not settings.reads_generated:
         return {"recommend": recommend}
     of_rows = denoised(share, settings)

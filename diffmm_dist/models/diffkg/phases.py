@@ -145,9 +145,12 @@ def recommend_losses(
     }
     if contrast.contrastive_weight > 0:
         other = model(auxiliary, dropout=dropout(model, batch.stream, "auxiliary"))
-        nodes = batch.contrasted_nodes(contrast.max_nodes)
-        terms = [Term(anchor, [target], of_side) for anchor, target, of_side in zip(other, final, nodes, strict=True)]
+        terms = [
+            Term(anchor, [target], of_side)
+            for nodes in batch.contrasted_nodes(contrast.max_nodes)
+            for anchor, target, of_side in zip(other, final, nodes, strict=True)
+        ]
         in_batch = contrast.negatives == "batch"
         loss = info_nce_of_terms(terms, temperature=contrast.temperature, world=model.shard.world, in_batch=in_batch)
-        losses["contrast"] = contrast.contrastive_weight * loss
+        losses["contrast"] = contrast.contrastive_weight * loss / batch.num_micro_batches
     return losses

@@ -90,6 +90,7 @@ def _memory(settings: Settings, needs: Needs) -> ModelMemory:
         embedding_dim=settings.embedding_dim,
         contrast=_contrast(settings),
         dgl=needs.dgl,
+        propagate_every=needs.propagate_every,
     )
 
 
@@ -102,6 +103,7 @@ def _work(settings: Settings, needs: Needs) -> Mapping[str, Work]:
         embedding_dim=settings.embedding_dim,
         num_layers=settings.num_layers,
         contrast=_contrast(settings),
+        propagate_every=needs.propagate_every,
     )
 
 
@@ -136,6 +138,7 @@ ENTRY = ModelEntry(
     _build,
     _memory,
     reads_knowledge=True,
+    several_batches=True,
     bounds={"diffusion.rebuild_topk": "entities", "contrast.max_nodes": "nodes"},
     smallest=_smallest,
     measures=Measures(

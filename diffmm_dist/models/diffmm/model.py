@@ -15,7 +15,7 @@ from diffmm_dist.data.training import TrainingData
 from diffmm_dist.diffusion.denoiser import Denoiser
 from diffmm_dist.errors import UserError
 from diffmm_dist.graph.hetero import REAL, HeteroGraph, Kernel
-from diffmm_dist.graph.layout import Layout, RowLayout
+from diffmm_dist.graph.layout import Layout, RowLayout, StepReading
 from diffmm_dist.graph.propagate import Rows, propagate, propagate_tables, propagate_to_users, select, sum_of_layers
 from diffmm_dist.graph.relation import Relation
 from diffmm_dist.graph.targets import Targets
@@ -139,15 +139,15 @@ class DiffMM(EmbeddingTables):
         return F.softmax(self.modality_logits, dim=0)
 
     def forward(
-        self, *, with_views: bool = True, read_rows: tuple[Tensor, Tensor] | None = None, whole_views: bool = True
+        self, *, with_views: bool = True, reading: StepReading | None = None, whole_views: bool = True
     ) -> tuple[Rows, dict[str, Rows]]:
         """Return the final embeddings H and, if asked for, the contrastive view C^m of each modality.
 
         Args:
             with_views: compute the views.
-            read_rows: own users and own items whose final embeddings will be read, int64, each once; those of others
-                are left unfinished. All by default.
-            whole_views: all rows of the views will be read, not those of ``read_rows`` alone.
+            reading: what of them will be read: the final embeddings are those of own users and local items then, and
+                other rows may be anything. All own rows by default.
+            whole_views: all rows of the views will be read, not the same ones alone.
 
         The aggregates X^m = A^ [E_u; e^m] and Y^m = A^ [X^m_u; E_i] enter H only through their kappa-weighted sums X
         and Y, and propagation is linear with sum kappa = 1. So with e the weighted sum of the e^m, X_u is the user
@@ -171,9 +171,10 @@ class DiffMM(EmbeddingTables):
             weighted_sum(weights, [users for users, _ in z], base=x_and_y[0]),
             weighted_sum(weights, [items for _, items in z], base=x_and_y[1]),
         )
-        reading = self.layout.reading(read_rows)
-        of_views = self.layout.reading(None) if whole_views else reading
-        targets = Targets.of(self.graph.relations[REAL], reading.rows)
+        whole = self.layout.whole
+        of_final = whole if reading is None else reading.local
+        of_views = whole if reading is None or whole_views else reading.own
+        targets = Targets.of(self.graph.relations[REAL], of_final.rows)
         layers = sum_of_layers(self.graph, first, num_layers=self._num_layers, targets=targets)
         # Not all modalities at once, their columns side by side: putting them there takes longer than one product saves
         # (docs/benchmarks/propagate.md).
@@ -185,11 +186,11 @@ class DiffMM(EmbeddingTables):
             if with_views
         }
         layers, first, *left = self.layout.leave(
-            [layers, select(first, reading.rows), *views.values()], [reading, reading, *[of_views] * len(views)]
+            [layers, select(first, of_final.rows), *views.values()], [of_final, of_final, *[of_views] * len(views)]
         )
         final = self._with_residual(layers[0], first[0]), self._with_residual(layers[1], first[1])
         placed = map(of_views.place, left)
-        return reading.place(final), dict(zip(views, placed, strict=True))
+        return of_final.place(final), dict(zip(views, placed, strict=True))
 
     def _with_residual(self, layers: Tensor, first: Tensor) -> Tensor:
         """Return layers + omega normalised first."""

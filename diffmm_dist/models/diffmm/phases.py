@@ -84,21 +84,21 @@ def recommend_losses(
     """Return this worker's shares of the weighted terms of the recommendation loss (README.md, "recommend")."""
     in_batch = contrast.negatives == "batch"
     final, views = model(
-        read_rows=batch.read_rows, with_views=contrast.contrastive_weight > 0, whole_views=not in_batch
+        reading=batch.reading(model.layout), with_views=contrast.contrastive_weight > 0, whole_views=not in_batch
     )
     losses = {
-        "bpr": batch.bpr(final, divisor=optimization.batch_size),
+        "bpr": batch.bpr_of_local(final, divisor=optimization.batch_size),
         "l2": optimization.l2_weight * model.squared_norm(),
     }
-    nodes = batch.contrasted_nodes(contrast.max_nodes)
     terms = [
         Term(anchor[side], [target[side] for target in targets], nodes[side])
+        for nodes in batch.contrasted_nodes(contrast.max_nodes)
         for anchor, targets in contrasted_views(final, list(views.values()), contrast.contrastive_anchor)
         for side in (0, 1)
     ]
     if terms:  # there are none with a weight of 0, nor between modalities where there is only one
         loss = info_nce_of_terms(terms, temperature=contrast.temperature, world=model.shard.world, in_batch=in_batch)
-        losses["contrast"] = contrast.contrastive_weight * loss
+        losses["contrast"] = contrast.contrastive_weight * loss / batch.num_micro_batches
     return losses
 
 

@@ -91,6 +91,7 @@ def _memory(settings: Settings, needs: Needs) -> ModelMemory:
         embedding_dim=settings.embedding_dim,
         num_layers=settings.num_layers,
         dgl=needs.dgl,
+        propagate_every=needs.propagate_every,
     )
 
 
@@ -104,6 +105,7 @@ def _work(settings: Settings, needs: Needs) -> Mapping[str, Work]:
         num_layers=settings.num_layers,
         by_columns=needs.by_columns,
         read_edges=needs.read_edges,
+        propagate_every=needs.propagate_every,
     )
 
 
@@ -140,6 +142,7 @@ ENTRY = ModelEntry(
     _memory,
     reads_features=True,
     by_columns=True,
+    several_batches=True,
     bounds={"diffusion.rebuild_topk": "items", "contrast.max_nodes": "nodes"},
     smallest=_smallest,
     measures=Measures(

@@ -1,6 +1,6 @@
 """What LightGCN costs: memory (models/common/costs.py), work and traffic (models/common/work.py).
 
-Symbols: U users, I items, E interactions, L layers, d embedding, W workers, B batch.
+Symbols: U users, I items, E interactions, L layers, d embedding, W workers, B interactions of a step.
 """
 
 from collections.abc import Mapping
@@ -30,7 +30,7 @@ _LAYER_ACCESSES = 6  # of each row in a layer, besides the gathered ones: read, 
 
 
 def memory(
-    share: Share, graph: Share, *, embedding_dim: int, num_layers: int, batch_size: int, dgl: bool
+    share: Share, graph: Share, *, embedding_dim: int, num_layers: int, step_size: int, dgl: bool
 ) -> ModelMemory:
     """Return what LightGCN needs.
 
@@ -39,7 +39,7 @@ def memory(
         graph: what of it is in the worker's graph.
         embedding_dim: d.
         num_layers: L.
-        batch_size: B.
+        step_size: B.
         dgl: whether DGL may propagate.
     """
     table = (share.users + share.items) * embedding_dim * FLOAT
@@ -57,7 +57,7 @@ def memory(
                 gradients=table,
                 step={"propagation": step_tables * table, "messages": messages},
                 dim=embedding_dim,
-                batch=batch_size,
+                batch=step_size,
             )
         },
         embedding=min(num_layers, 1) * table + (2 * table if num_layers > 1 else 0),
@@ -72,7 +72,7 @@ def work(
     *,
     embedding_dim: int,
     num_layers: int,
-    batch_size: int,
+    step_size: int,
     by_columns: bool = False,
     read_edges: int | None = None,
 ) -> Mapping[str, Work]:
@@ -82,20 +82,20 @@ def work(
         share: the data.
         embedding_dim: d.
         num_layers: L.
-        batch_size: B.
+        step_size: B.
         by_columns: tables propagate by columns.
         read_edges: edges to the rows that a batch reads; None counts all.
     """
-    steps, size = -(-share.num_interactions // batch_size), share.num_workers
+    steps, size = -(-share.num_interactions // step_size), share.num_workers
     nodes = (share.num_users + share.num_items) / size
     accesses = ADAM_ACCESSES + _STEP_ACCESSES + num_layers * _LAYER_ACCESSES
     last = min(num_layers, 1)
     products = num_layers - last + products_of_few(last, share, read_edges)
     moved = propagated_bytes(share.num_interactions * products, embedding_dim, num_workers=size, by_columns=by_columns)
     of_products = LAYOUT_EXCHANGES if by_columns else num_layers * EXCHANGES_PER_PRODUCT + TARGET_EXCHANGES
-    exchanges = of_products + ranking_exchanges(batch_size) if size > 1 else 0
+    exchanges = steps * of_products + ranking_exchanges(steps, step_size, by_columns=by_columns)
     moved += nodes * embedding_dim * accesses * FLOAT
-    return {"recommend": Work(steps, 0.0, steps * moved, steps * exchanges)}
+    return {"recommend": Work(steps, 0.0, steps * moved, exchanges if size > 1 else 0)}
 
 
 def traffic(cuts: Cuts, *, embedding_dim: int, num_layers: int) -> list[Traffic]:

@@ -31,7 +31,7 @@ def _memory(settings: Settings, needs: Needs) -> ModelMemory:
         needs.graph,
         embedding_dim=settings.embedding_dim,
         num_layers=settings.num_layers,
-        batch_size=needs.batch_size,
+        step_size=needs.step_size,
         dgl=needs.dgl,
     )
 
@@ -41,7 +41,7 @@ def _work(settings: Settings, needs: Needs) -> Mapping[str, Work]:
         needs.share,
         embedding_dim=settings.embedding_dim,
         num_layers=settings.num_layers,
-        batch_size=needs.batch_size,
+        step_size=needs.step_size,
         by_columns=needs.by_columns,
         read_edges=needs.read_edges,
     )
@@ -55,6 +55,7 @@ ENTRY = ModelEntry(
     _build,
     _memory,
     by_columns=True,
+    several_batches=True,
     smallest=lambda _: {"embedding_dim": 1, "num_layers": 0},
     measures=Measures(_work, _traffic),
 )

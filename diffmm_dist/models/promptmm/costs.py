@@ -23,6 +23,7 @@ from diffmm_dist.models.common.work import (
 )
 from diffmm_dist.models.promptmm.phases import num_batches
 
+_REPLICAS_EXCHANGES = 1  # the sum of the gradients of what every worker has whole
 _MOMENTS = 2
 _TOKENS_COVARIANCES = 6  # matrices of doubles of the features' width, while a modality's tokens are made: measured
 _STEP_TABLES = 9  # of users and items that a teacher's step holds besides layers and modalities, with their gradients
@@ -45,6 +46,8 @@ class Sizes:
         student_layers: L_S.
         targets: ``frozen``, ``prompted``, ``noisy`` or ``given``.
         lists: C - 1, 0 without lists.
+        released: the student meets misplaced rows and lists are drawn up to the largest item, as released.
+        replicated: every worker has some of what distills whole.
         batch_size: B.
     """
 
@@ -55,6 +58,8 @@ class Sizes:
     student_layers: int
     targets: str
     lists: int
+    released: bool
+    replicated: bool
     batch_size: int
 
     @property
@@ -140,16 +145,16 @@ def _distill(share: Share, sizes: Sizes, step: Parts) -> Parts:
 def work(share: Share, sizes: Sizes) -> Mapping[str, Work]:
     """Return what one worker does in an epoch."""
     steps = num_batches(share.num_interactions, sizes.batch_size)
-    distill = _times(_distill_step(share, sizes), steps)
-    return (
-        {"distill": distill}
-        if sizes.targets == "given"
-        else {"teach": _times(_teach_step(share, sizes), steps)} | {"distill": distill}
-    )
+    distill = _epoch(share, sizes, _distill_step(share, sizes), steps)
+    if sizes.targets == "given":
+        return {"distill": distill}
+    return {"teach": _epoch(share, sizes, _teach_step(share, sizes), steps), "distill": distill}
 
 
-def _times(step: Work, steps: int) -> Work:
-    return Work(steps, steps * step.flops, steps * step.memory_bytes, steps * step.exchanges)
+def _epoch(share: Share, sizes: Sizes, step: Work, steps: int) -> Work:
+    """Return the work of an epoch, of which a step takes so much besides the exchanges that its batch takes."""
+    exchanges = steps * step.exchanges + ranking_exchanges(steps, sizes.batch_size)
+    return Work(steps, steps * step.flops, steps * step.memory_bytes, exchanges if share.num_workers > 1 else 0)
 
 
 def _teacher_pass(share: Share, sizes: Sizes, *, products: int) -> Work:
@@ -161,15 +166,14 @@ def _teacher_pass(share: Share, sizes: Sizes, *, products: int) -> Work:
     edges = share.num_interactions * (sizes.num_layers + num_modal) / size
     moved = gathered_bytes(edges, sizes.dim)
     moved += rows * sizes.dim * (_ROW_ACCESSES + num_modal * _MODAL_ACCESSES) * FLOAT
-    exchanges = (sizes.num_layers + num_modal) * EXCHANGES_PER_PRODUCT if size > 1 else 0
-    return Work(1, flops, moved, exchanges)
+    return Work(1, flops, moved, (sizes.num_layers + num_modal) * EXCHANGES_PER_PRODUCT)
 
 
 def _teach_step(share: Share, sizes: Sizes) -> Work:
     whole = _teacher_pass(share, sizes, products=2)
     rows = (share.num_users + share.num_items) / share.num_workers
-    exchanges = whole.exchanges + (ranking_exchanges(sizes.batch_size) if share.num_workers > 1 else 0)
-    return Work(1, whole.flops, whole.memory_bytes + rows * sizes.dim * ADAM_ACCESSES * FLOAT, exchanges)
+    moved = whole.memory_bytes + rows * sizes.dim * ADAM_ACCESSES * FLOAT
+    return Work(1, whole.flops, moved, whole.exchanges + _REPLICAS_EXCHANGES)
 
 
 def _distill_step(share: Share, sizes: Sizes) -> Work:
@@ -179,14 +183,19 @@ def _distill_step(share: Share, sizes: Sizes) -> Work:
     moved += rows * sizes.student_dim * (ADAM_ACCESSES + 8) * FLOAT
     moved += items * sizes.num_views * sizes.student_dim * 10 * FLOAT
     moved += sizes.batch_size / size * (1 + sizes.lists) * (1 + sizes.num_views) * sizes.dim * 4 * FLOAT
-    exchanges = sizes.student_layers * EXCHANGES_PER_PRODUCT + ranking_exchanges(sizes.batch_size) if size > 1 else 0
-    share_of_pass = {"prompted": 1.0, "noisy": 0.5}.get(sizes.targets, 0.0)
     taught = _teacher_pass(share, sizes, products=0)
+    taught_exchanges = {
+        "prompted": taught.exchanges,
+        "noisy": len(sizes.widths) * EXCHANGES_PER_PRODUCT // 2,
+    }.get(sizes.targets, 0)
+    exchanges = sizes.student_layers * (EXCHANGES_PER_PRODUCT + 2 * sizes.released) + taught_exchanges
+    exchanges += sizes.replicated * _REPLICAS_EXCHANGES + (sizes.released and sizes.lists > 0)
+    share_of_pass = {"prompted": 1.0, "noisy": 0.5}.get(sizes.targets, 0.0)
     return Work(
         1,
         share_of_pass * taught.flops,
         moved + share_of_pass * taught.memory_bytes,
-        exchanges + share_of_pass * taught.exchanges,
+        exchanges,
     )
 
 

@@ -121,6 +121,7 @@ class DistillPhase(Phase):
     def begin(self, context: PhaseContext) -> int:
         """Let the teacher make ready, and return how many batches there are."""
         self._targets.begin()
+        self._student.begin()
         if isinstance(self._candidates, FromTeacher):
             self._candidates.begin()
         return self._batches.begin(context)

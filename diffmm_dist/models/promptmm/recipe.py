@@ -160,6 +160,8 @@ def _sizes(settings: Settings, widths: Sequence[int], batch_size: int) -> costs.
         student_layers=settings.student.num_layers,
         targets=targets,
         lists=settings.distillation.num_negatives if settings.distillation.list_weight else 0,
+        released=settings.mode == "release",
+        replicated=targets == "prompted" or settings.student.kind == "mm_light",
         batch_size=batch_size,
     )
 

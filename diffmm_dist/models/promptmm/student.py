@@ -105,6 +105,11 @@ class Student(EmbeddingTables):
         for table, values in zip(self.tables, rows, strict=True):
             table[:, :dim] = values
 
+    def begin(self) -> None:
+        """Plan where rows are met, the first time; every worker calls it at the same time."""
+        if self.settings.released and self.settings.kind == "lightgcn":
+            _ = self._places
+
     def dropout(self, stream: RandomStream) -> Dropout:
         """Return the dropout of the teacher's features in a step."""
         width = self.item_embedding.shape[1]

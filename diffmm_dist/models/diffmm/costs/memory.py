@@ -18,6 +18,7 @@ from diffmm_dist.models.common.denoising_costs import (
     topk,
     weight_bytes,
 )
+from diffmm_dist.models.diffmm.costs.work import num_targets
 from diffmm_dist.models.diffmm.phases import ContrastSettings
 
 _EDGE_INTS = 5  # of a generated edge: its pair, both directions and weights; 10 for both where a drop makes them differ
@@ -48,6 +49,7 @@ def memory(
     embedding_dim: int,
     num_layers: int,
     dgl: bool,
+    propagate_every: int = 1,
 ) -> ModelMemory:
     """Return what DiffMM needs.
 
@@ -61,6 +63,7 @@ def memory(
         embedding_dim: d.
         num_layers: L.
         dgl: whether DGL may propagate.
+        propagate_every: batches of interactions that a step covers.
     """
     row, num_modalities = embedding_dim * FLOAT, denoising.count
     table, projections = (share.users + share.items) * row, sum(features.widths) * row
@@ -89,7 +92,14 @@ def memory(
             "rebuild": costs.largest(rebuild_step(share, denoising, diffusion, columns), building),
             "recommend": {"messages": costs.layout_messages(share, graph, 1 + num_modalities, embedding_dim)}
             | _recommend(
-                share, denoising, contrast, features.matrix_projections, num_layers, embedding_dim, table + projections
+                share,
+                denoising,
+                contrast,
+                features.matrix_projections,
+                num_layers,
+                embedding_dim,
+                table + projections,
+                propagate_every,
             ),
         },
         embedding=_embedding(share, num_modalities, row) + min(num_layers, 1) * table,
@@ -120,6 +130,7 @@ def _recommend(
     num_layers: int,
     dim: int,
     gradients: int,
+    propagate_every: int,
 ) -> Parts:
     """Return what a recommendation step holds where it holds most.
 
@@ -133,9 +144,12 @@ def _recommend(
         forward, later, similar = nodes * (5 + count) * row, nodes * (3 + count) * row, 0
     else:
         pairs = count if contrast.contrastive_anchor == "main" else count * (count - 1) // 2
-        left = 0 if contrast.negatives == "batch" else pairs
+        left = 0 if contrast.negatives == "batch" else pairs * propagate_every
         forward = nodes * ((3, 5, 7)[min(num_layers, 2)] + 3 * count) * row
-        later, similar = nodes * (3 + 2 * count + left) * row, _similarities(share, denoising, contrast)
+        later, similar = (
+            nodes * (3 + 2 * count + left) * row,
+            _similarities(share, denoising, contrast, propagate_every),
+        )
     held = {"propagation": later + projected, "contrast": similar}
     return costs.largest(
         {"gradients": gradients, **costs.largest({"propagation": forward + projected}, held)},
@@ -144,15 +158,18 @@ def _recommend(
             gradients=gradients,
             step={"propagation": later + projected},
             dim=dim,
-            batch=denoising.batch_size,
+            batch=denoising.batch_size * propagate_every,
         ),
     )
 
 
-def _similarities(share: Share, denoising: Denoising, contrast: ContrastSettings) -> int:
-    """Return the bytes of the similarities that are held at a time."""
+def _similarities(share: Share, denoising: Denoising, contrast: ContrastSettings, propagate_every: int) -> int:
+    """Return the bytes of the similarities that are held at a time: of all terms, where they share messages."""
     if contrast.contrastive_weight == 0:
         return 0
     nodes = max(share.users, share.items)
     anchors = min(denoising.batch_size, max(share.num_users, share.num_items), contrast.max_nodes or share.num_users)
-    return costs.similarities(anchors, min(nodes, anchors) if contrast.negatives == "batch" else nodes)
+    if contrast.negatives == "all":
+        return costs.similarities(anchors, nodes)
+    terms = 2 * sum(num_targets(contrast, denoising.count)) * propagate_every
+    return terms * costs.similarities(anchors, min(nodes, anchors))

@@ -107,8 +107,8 @@ def _layout(cuts: Cuts, contrast: ContrastSettings, dim: int) -> list[int]:
     """Return the bytes of all tables on their way to columns and back."""
     modalities = len(cuts.data.features)
     views = modalities if contrast.contrastive_weight > 0 else 0
-    read, whole = (2 + views, 0) if contrast.negatives == "batch" else (2, views)
-    return layout_traffic(cuts, dim, item_tables=1 + modalities, read=read, whole=whole)
+    by_owners, whole = (views, 0) if contrast.negatives == "batch" else (0, views)
+    return layout_traffic(cuts, dim, item_tables=1 + modalities, read=2, read_by_owners=by_owners, whole=whole)
 
 
 def _contrast(cuts: Cuts, contrast: ContrastSettings, dim: int) -> list[int]:

@@ -23,6 +23,7 @@ from diffmm_dist.models.common.work import (
 )
 from diffmm_dist.models.diffmm.phases import ContrastSettings
 
+_REPLICAS_EXCHANGES = 1  # the sum of the gradients of projections and modality weights
 _ROW_ACCESSES = 60  # of each row of an N x d array in a recommendation step, besides the gathered ones
 
 
@@ -36,6 +37,7 @@ def work(
     num_layers: int,
     by_columns: bool = False,
     read_edges: int | None = None,
+    propagate_every: int = 1,
 ) -> Mapping[str, Work]:
     """Return what one worker does in an epoch, by phase.
 
@@ -47,7 +49,8 @@ def work(
         embedding_dim: d.
         num_layers: L.
         by_columns: tables propagate by columns.
-        read_edges: edges to the rows that a batch reads; None counts all.
+        read_edges: edges to the rows that a step reads; None counts all.
+        propagate_every: batches of interactions that a step covers.
     """
     products = propagation_products(denoising.count, num_layers, contrasted=contrast.contrastive_weight > 0)
     last = products_of_batch(contrast, denoising.count, num_layers)
@@ -55,7 +58,9 @@ def work(
     return {
         "denoise": denoise_work(share, denoising, diffusion, embedding_dim),
         "rebuild": rebuild_work(share, denoising, diffusion),
-        "recommend": _recommend(share, denoising, diffusion, contrast, products, saved, embedding_dim, by_columns),
+        "recommend": _recommend(
+            share, denoising, diffusion, contrast, products, saved, embedding_dim, by_columns, propagate_every
+        ),
     }
 
 
@@ -68,26 +73,30 @@ def _recommend(
     saved: float,
     dim: int,
     by_columns: bool,
+    propagate_every: int,
 ) -> Work:
     """Return the work of the recommendation phase.
 
-    It has so many products over the real graph and over each generated one, and of those over the real graph the edges
-    of ``saved`` are not touched.
+    A step has so many products over the real graph and over each generated one, and of those over the real graph the
+    edges of ``saved`` are not touched.
     """
     modalities, size, batch = denoising.count, share.num_workers, denoising.batch_size
-    steps = -(-share.num_interactions // batch)
+    steps = -(-share.num_interactions // (batch * propagate_every))
     real, generated = products[0], modalities * products[1]
     edges = share.num_interactions * (real - saved) + share.num_users * diffusion.rebuild_topk * generated
     nodes = (share.num_users + share.num_items) / size
     targets = num_targets(contrast, modalities)
     anchors = num_anchors(batch, contrast.max_nodes)
     compared = 2 * anchors / size if contrast.negatives == "batch" else nodes
-    flops = sum(targets) * contrast_flop(anchors, compared, dim)
+    flops = propagate_every * sum(targets) * contrast_flop(anchors, compared, dim)
     of_products = LAYOUT_EXCHANGES if by_columns else (real + generated) * EXCHANGES_PER_PRODUCT + TARGET_EXCHANGES
-    of_contrast = contrast_exchanges(2 * len(targets), in_batch=contrast.negatives == "batch")
-    exchanges = of_products + of_contrast + ranking_exchanges(batch)
+    terms = 2 * len(targets) * propagate_every
+    of_contrast = contrast_exchanges(terms, in_batch=contrast.negatives == "batch")
+    exchanges = steps * (of_products + of_contrast + _REPLICAS_EXCHANGES) + ranking_exchanges(
+        steps, batch * propagate_every, contrasted=bool(targets), sampled=anchors < batch, by_columns=by_columns
+    )
     moved = propagated_bytes(edges, dim, num_workers=size, by_columns=by_columns) + nodes * dim * _ROW_ACCESSES * FLOAT
-    return Work(steps, steps * flops, steps * moved, steps * exchanges if size > 1 else 0)
+    return Work(steps, steps * flops, steps * moved, exchanges if size > 1 else 0)
 
 
 def num_targets(contrast: ContrastSettings, modalities: int) -> list[int]:
