@@ -63,6 +63,15 @@ SETTINGS = {
         },
         "train": {"batch_size": 64},
     },
+    "several batches a step by columns": {
+        "model": {"contrast": {"negatives": "batch"}},
+        "graph": {"layout": "columns"},
+        "train": {"batch_size": 64, "propagate_every": 3},
+    },
+    "lightgcn, several batches a step": {
+        "model": {"name": "lightgcn"},
+        "train": {"batch_size": 64, "propagate_every": 2},
+    },
     "adagcl, reference": {"model": {"name": "adagcl", "mode": "reference"}},
     "promptmm": {"model": {"name": "promptmm", "network": {"num_layers": 3}, "student": {"num_layers": 2}}},
     "promptmm, as released": {"model": {"name": "promptmm", "mode": "release", "embedding_dim": 8}},

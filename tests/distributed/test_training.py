@@ -165,6 +165,12 @@ def check_columns(world, dataset, folder):
     other = small_config(dataset, folder / "other", model={"name": "adagcl"}, **COLUMNS)
     with pytest.raises(UserError, match="^graph.layout=columns is for diffmm, .*, not for adagcl; set it to rows"):
         run_worker(other, stop_requested=lambda: False)
+    several = small_config(
+        dataset, folder / "other", model={"name": "promptmm"}, train={"propagate_every": 2}, **COLUMNS
+    )
+    both = "^graph.layout=columns is for .*; train.propagate_every=2 is for diffmm, .*, not for promptmm; set it to 1$"
+    with pytest.raises(UserError, match=both):
+        run_worker(several, stop_requested=lambda: False)
     assert not (folder / "other").exists()
 
 
