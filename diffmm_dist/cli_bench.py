@@ -251,6 +251,7 @@ def bench_gpus(
     memory: Annotated[float, typer.Option(min=1e-3, help="Assumed memory traffic per second, in GB.")] = 2000.0,
     network: Annotated[float, typer.Option(min=1e-3, help="Assumed bytes sent per second, in GB.")] = 25.0,
     latency: Annotated[float, typer.Option(min=0, help="Assumed time of an exchange besides its bytes, in us.")] = 30.0,
+    times: Annotated[int, typer.Option(min=1, help="Predict for a graph and batches so many times larger.")] = 1,
     overrides: Overrides = None,
     config: ConfigFile = None,
 ) -> None:
@@ -259,7 +260,13 @@ def bench_gpus(
     from diffmm_dist.bench.gpus import bench_gpus as run
 
     settings = configured(config, overrides)
-    run(settings, positive_numbers(workers, "--workers"), Assumptions(tflops, memory, network, latency), out=out)
+    run(
+        settings,
+        positive_numbers(workers, "--workers"),
+        Assumptions(tflops, memory, network, latency),
+        out=out,
+        times=times,
+    )
     say(out)
 
 

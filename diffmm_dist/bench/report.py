@@ -214,9 +214,10 @@ def _gpus(document: GpuPrediction) -> list[str]:
         exchange_s = sum(work["exchanges"] for work in works) * assumed["latency_us"] * 1e-6
         total = sum(seconds.values())
         shares = [f"{part / total:.0%}" for part in (network_s, exchange_s)]
-        rows.append([size, *(f"{value:.3g}" for value in seconds.values()), f"{total:.3g}", *shares])
+        gib = max(sum(parts.values()) for parts in prediction["memory_bytes"].values()) / 2**30
+        rows.append([size, *(f"{value:.3g}" for value in seconds.values()), f"{total:.3g}", *shares, f"{gib:.2f}"])
     phases = [f"{phase}, s" for phase in next(iter(document["gpus"].values()))["seconds"]]
-    return table(["GPUs", *phases, "epoch, s", "bytes sent, share", "latency, share"], rows)
+    return table(["GPUs", *phases, "epoch, s", "bytes sent, share", "latency, share", "memory, GiB"], rows)
 
 
 def _streams(document: StreamBenchmark) -> list[str]:

@@ -77,7 +77,9 @@ def program_bytes(device: torch.device) -> int:
         return _PROGRAM_BYTES
 
 
-def estimate(config: Config, manifest: Manifest, *, num_workers: int, program: int = _PROGRAM_BYTES) -> Estimate:
+def estimate(
+    config: Config, manifest: Manifest, *, num_workers: int, program: int = _PROGRAM_BYTES, times: int = 1
+) -> Estimate:
     """Return what a worker needs.
 
     Args:
@@ -85,8 +87,9 @@ def estimate(config: Config, manifest: Manifest, *, num_workers: int, program: i
         manifest: of the dataset.
         num_workers: W.
         program: what the process holds before it reads the data.
+        times: how many times as large as the dataset the data are.
     """
-    needs = needs_of(config, manifest, num_workers=num_workers)
+    needs = needs_of(config, manifest, num_workers=num_workers, times=times)
     share, memory = needs.share, model_entry(config).memory(config.model, needs)
     features = {name: size for name, size in memory.kept.items() if name == "features"}
     reading = {"interactions": (share.interactions + share.held_out) * _READ_INTS * INT}
@@ -95,7 +98,7 @@ def estimate(config: Config, manifest: Manifest, *, num_workers: int, program: i
         "resume": memory.kept | {"checkpoint": memory.trained + 2 * memory.largest},
         **{name: _added(memory.kept, parts) for name, parts in memory.phases.items()},
         "evaluate": _added(
-            memory.kept, costs.largest({"embeddings": memory.embedding}, _ranking(config, manifest, share, memory))
+            memory.kept, costs.largest({"embeddings": memory.embedding}, _ranking(config, share, memory))
         ),
     }
     own = program + _LATER_BYTES + (_DGL_BYTES if _may_use_dgl(config) else 0)
@@ -121,35 +124,36 @@ def _may_use_dgl(config: Config) -> bool:
     return config.graph.kernel != "csr" and model_entry(config).propagates
 
 
-def _ranking(config: Config, manifest: Manifest, share: Share, memory: ModelMemory) -> Parts:
+def _ranking(config: Config, share: Share, memory: ModelMemory) -> Parts:
     """Return what the ranking of all items for the own users holds on top."""
     block = min(share.items, evaluator.ITEMS_PER_BLOCK)
     batch = min(config.eval.batch_size, share.users)
     ranked = min(batch, max(1, evaluator.SCORES // max(1, block)))
-    length = min(max(config.eval.k), manifest.num_items)
+    length = min(max(config.eval.k), share.num_items)
     rows = (share.users + (3 if share.num_workers > 1 else 2) * share.items) * memory.width * FLOAT
     masks = (share.interactions + share.held_out) * 4 * INT + share.users * 4 * INT + share.num_items * INT
     lists = share.users * length * (FLOAT + INT) + ranked * min(2 * length, share.items + length) * _LIST_BYTES
-    lists += batch * length * _HIT_BYTES + len(config.eval.k) * manifest.num_items * FLOAT
+    lists += batch * length * _HIT_BYTES + len(config.eval.k) * share.num_items * FLOAT
     return {"embeddings": rows, "masks": masks, "scores": int(ranked * block * _SCORE_ARRAYS * FLOAT), "lists": lists}
 
 
-def needs_of(config: Config, manifest: Manifest, *, num_workers: int) -> Needs:
+def needs_of(config: Config, manifest: Manifest, *, num_workers: int, times: int = 1) -> Needs:
     """Return what the costs of the configured model depend on.
 
     Args:
         config: the run.
         manifest: of the dataset.
         num_workers: W.
+        times: how many times as many users, items and interactions there are as in the dataset.
     """
     share = Share.even(
-        num_users=manifest.num_users,
-        num_items=manifest.num_items,
-        num_interactions=manifest.num_interactions("train"),
-        held_out=manifest.num_interactions("valid") + manifest.num_interactions("test"),
+        num_users=times * manifest.num_users,
+        num_items=times * manifest.num_items,
+        num_interactions=times * manifest.num_interactions("train"),
+        held_out=times * (manifest.num_interactions("valid") + manifest.num_interactions("test")),
         num_workers=num_workers,
-        counts={name: axis.count for name, axis in manifest.axes.items()},
-        table_rows={name: sum(file.rows for file in table.files) for name, table in manifest.tables.items()},
+        counts={name: times * axis.count for name, axis in manifest.axes.items()},
+        table_rows={name: times * sum(file.rows for file in table.files) for name, table in manifest.tables.items()},
     )
     by_columns = config.graph.layout == "columns" and num_workers > 1
     used = config.data.modalities or tuple(manifest.modalities)  # names that are none are refused when data are read
