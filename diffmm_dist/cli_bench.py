@@ -226,6 +226,24 @@ def bench_scaling(
     say(out)
 
 
+@bench_app.command("overlap")
+def bench_overlap(
+    out: JsonOut,
+    workers: Annotated[int, typer.Option(min=2, help="Number of workers.")] = 2,
+    network: Annotated[float, typer.Option(min=1e-3, help="Bytes that a worker sends per second, in MB.")] = 250.0,
+    steps: Annotated[int, typer.Option(min=1, help="Steps to time of each phase.")] = 5,
+    repeats: Annotated[int, typer.Option(min=1, help="How often to measure each.")] = 3,
+    overrides: Overrides = None,
+    config: ConfigFile = None,
+) -> None:
+    """Time every phase on a network that is slowed down, with exchanges beside the sums and without."""
+    from diffmm_dist.bench.overlap import bench_overlap as run
+
+    settings = configured(config, overrides)
+    run(settings, num_workers=workers, network_mb_s=network, num_steps=steps, repeats=repeats, out=out)
+    say(out)
+
+
 @bench_app.command("comm")
 def bench_comm(
     out: JsonOut,
@@ -260,13 +278,8 @@ def bench_gpus(
     from diffmm_dist.bench.gpus import bench_gpus as run
 
     settings = configured(config, overrides)
-    run(
-        settings,
-        positive_numbers(workers, "--workers"),
-        Assumptions(tflops, memory, network, latency),
-        out=out,
-        times=times,
-    )
+    assumed = Assumptions(tflops, memory, network, latency)
+    run(settings, positive_numbers(workers, "--workers"), assumed, out=out, times=times)
     say(out)
 
 

@@ -8,9 +8,11 @@ import pytest
 
 from diffmm_dist.bench import threads
 from diffmm_dist.bench.comm import bench_comm
+from diffmm_dist.bench.overlap import bench_overlap
 from diffmm_dist.bench.report import markdown
 from diffmm_dist.bench.scaling import bench_scaling, efficiency
 from diffmm_dist.cores import usable_cores
+from diffmm_dist.data.dataset import Dataset
 from diffmm_dist.errors import UserError
 from diffmm_dist.parallel import group
 from diffmm_dist.preparation.partitioning import partition_dataset
@@ -112,6 +114,19 @@ def test_prediction_equals_measurement(dataset, tmp_path, name):
     columns = [f"{purpose}, MiB per step" for purpose in purposes]
     assert table[0] == f"| {' | '.join(['workers (mean / most)', *columns, 'measured'])} |"
     assert [line.split(" | ")[-1] for line in table[2:7]] == ["- |", "equal |", "equal |", "- |", "- |"]
+
+
+def test_overlap_is_measured_on_a_slowed_network(dataset, tmp_path):
+    out, network_mb_s = tmp_path / "overlap.json", 0.5
+    config = small_config(dataset, tmp_path / "run")
+    bench_overlap(config, num_workers=2, network_mb_s=network_mb_s, num_steps=2, repeats=1, out=str(out))
+    found = json.loads(out.read_text())
+    assert set(found["speedup"]) == {"denoise", "rebuild", "recommend"}
+    steps = -(-Dataset.open(dataset).manifest.num_interactions("train") // config.train.batch_size)
+    assert list(found["overlap"]) == ["one after the other", "overlapped"]
+    for (result,) in found["overlap"].values():
+        sent = result["sent_bytes_per_step"]["recommend"]["propagation"]
+        assert result["epoch_s"]["recommend"] > 0.8 * steps * sent / (network_mb_s * 1e6)  # sleeping takes its time
 
 
 def test_scaling_measures_every_phase(dataset, tmp_path):
