@@ -181,7 +181,9 @@ def hidden_from_hidden_noise(denoiser: Denoiser, noisy: NoisyRows) -> Tensor:
     signal_BH = summed(noisy.rows.weighted_matmul(noisy.signal_N, weight), world, purpose=TRAFFIC)
     gram_HH = summed(weight.T @ weight, world, purpose=TRAFFIC)
     jitter_H = (_JITTER * gram_HH.detach().diagonal().mean()).expand(gram_HH.shape[0])
-    factor_HH = torch.linalg.cholesky(gram_HH + torch.diag(jitter_H))
+    # Where there is none it is NaN, and so is the loss: an error would have to be waited for.
+    factor_HH, failed = torch.linalg.cholesky_ex(gram_HH + torch.diag(jitter_H))
+    factor_HH = torch.where(failed == 0, factor_HH, torch.nan)
     # Of a stream of its own: the noise's also draws the dropout of the observed items.
     xi_BH = noisy.noise.child("hidden").normal_rows(noisy.users, weight.shape[1])
     scale_B = noisy.noise_scale_B / math.sqrt(noisy.keep_prob)

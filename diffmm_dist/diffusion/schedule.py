@@ -23,6 +23,8 @@ class DiffusionSchedule:
         noise_min: v_min.
         noise_max: v_max.
         loss_weights: ``snr``, or ``uniform`` for 1 at every timestep.
+        device: of the tables that timesteps of rows are looked up in, which are there before a step needs them. The
+            others are read by the host.
 
     Attributes:
         betas: beta_t.
@@ -34,7 +36,7 @@ class DiffusionSchedule:
     """
 
     def __init__(self, num_timesteps: int, *, noise_scale: float, noise_min: float, noise_max: float,
-                 loss_weights: LossWeights = "snr") -> None:  # fmt: skip
+                 loss_weights: LossWeights = "snr", device: torch.device | None = None) -> None:  # fmt: skip
         self.num_timesteps = num_timesteps
         betas = _betas(np.linspace(noise_scale * noise_min, noise_scale * noise_max, num_timesteps))
         alphas_cumprod = np.cumprod(1 - betas)
@@ -42,19 +44,19 @@ class DiffusionSchedule:
         signal_to_noise = alphas_cumprod / (1 - alphas_cumprod)
         self.betas = torch.from_numpy(betas)
         self.alphas_cumprod = torch.from_numpy(alphas_cumprod)
-        self.sqrt_alphas_cumprod = self.alphas_cumprod.sqrt()
-        self.sqrt_one_minus_alphas_cumprod = (1 - self.alphas_cumprod).sqrt()
+        self.sqrt_alphas_cumprod = self.alphas_cumprod.sqrt().to(device)
+        self.sqrt_one_minus_alphas_cumprod = (1 - self.alphas_cumprod).sqrt().to(device)
         self.posterior_variance = torch.from_numpy(betas * (1 - previous) / (1 - alphas_cumprod))
         self.posterior_mean_coef1 = torch.from_numpy(betas * np.sqrt(previous) / (1 - alphas_cumprod))
         self.posterior_mean_coef2 = torch.from_numpy((1 - previous) * np.sqrt(1 - betas) / (1 - alphas_cumprod))
-        self.loss_weights = torch.from_numpy(np.append(1.0, signal_to_noise[:-1] - signal_to_noise[1:]))
+        self.loss_weights = torch.from_numpy(np.append(1.0, signal_to_noise[:-1] - signal_to_noise[1:])).to(device)
         if loss_weights == "uniform":
             self.loss_weights = torch.ones_like(self.loss_weights)
 
 
 def at(table: Tensor, t: Tensor) -> Tensor:
     """Return a table's float32 value at each timestep of ``t``, of t's shape."""
-    return table.to(t.device, non_blocking=True)[t].to(torch.float32)
+    return table[t].to(torch.float32)
 
 
 def _betas(variances: Floats) -> Floats:

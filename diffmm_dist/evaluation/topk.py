@@ -20,11 +20,8 @@ def topk(scores_BC: Tensor, k: int) -> tuple[Tensor, Tensor]:
     if k == scores_BC.shape[1]:
         return _order(*_by_column(*torch.topk(scores_BC, k, dim=1)))
     values, columns = _largest(scores_BC, k + 1)  # one more shows where the last place is tied
-    tied = torch.nonzero(values[:, k - 1] == values[:, k]).flatten()
-    values, columns = values[:, :k], columns[:, :k]
-    if tied.numel():
-        values[tied], columns[tied] = _lowest_of_last(scores_BC[tied], values[tied])
-    return _order(*_by_column(values, columns))
+    tied_B = values[:, k - 1] == values[:, k]
+    return _order(*_by_column(*_without_ties(scores_BC, values[:, :k], columns[:, :k], tied_B)))
 
 
 def _largest(scores_BC: Tensor, k: int) -> tuple[Tensor, Tensor]:
@@ -71,13 +68,32 @@ def best_of(scores_BC: Tensor, ids_BC: Tensor, k: int) -> tuple[Tensor, Tensor]:
     return values[:, :k], ids[:, :k]
 
 
+def _without_ties(scores_BC: Tensor, values_BK: Tensor, columns_BK: Tensor, tied_B: Tensor) -> tuple[Tensor, Tensor]:
+    """Return lists, those that are tied with what they leave out replaced by what ``_lowest_of_last`` chooses.
+
+    Few rows are tied, if any. A GPU chooses for all of them, so that its host need not wait to hear of which.
+    """
+    if scores_BC.device.type == "cpu":
+        tied = torch.nonzero(tied_B).flatten()
+        if tied.numel():
+            values_BK[tied], columns_BK[tied] = _lowest_of_last(scores_BC[tied], values_BK[tied])
+        return values_BK, columns_BK
+    chosen = _lowest_of_last(scores_BC, values_BK)
+    values, columns = (
+        torch.where(tied_B[:, None], new_BK, old_BK)
+        for new_BK, old_BK in zip(chosen, (values_BK, columns_BK), strict=True)
+    )
+    return values, columns
+
+
 def _lowest_of_last(scores_BC: Tensor, values_BK: Tensor) -> tuple[Tensor, Tensor]:
     """Return the K largest scores and their columns, in column order, the lowest of those that tie for the last."""
     last_B1 = values_BK.amin(dim=1, keepdim=True)
     above, tied = scores_BC > last_B1, scores_BC == last_B1
     room = values_BK.shape[1] - above.sum(dim=1, keepdim=True)
     chosen = above | (tied & (tied.cumsum(dim=1) <= room))
-    columns_BK = torch.nonzero(chosen)[:, 1].view(values_BK.shape)
+    # As many in each row; where scores are NaN there are fewer, and what stands for them must be a column.
+    columns_BK = torch.nonzero_static(chosen, size=values_BK.numel())[:, 1].view(values_BK.shape).clamp_(min=0)
     return scores_BC.gather(1, columns_BK), columns_BK
 
 

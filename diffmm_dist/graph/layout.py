@@ -218,7 +218,7 @@ class ColumnLayout:
         """Tell all workers which rows this one reads."""
         world, users, items = self.own.world, self.own.users.own, self.own.items.own
         ids = [[reads.users + users.start, reads.items + items.start, reads.halo.global_ids] for reads in steps]
-        sizes = torch.tensor([[part.numel() for part in parts] for parts in ids], device=world.device)
+        sizes = torch.tensor([[part.numel() for part in parts] for parts in ids])  # for the host
         each = gather_each([sizes], [[len(steps)] * world.size], world, purpose=_PLAN)[0]
         counts: list[list[list[int]]] = each.view(world.size, -1, _PARTS).transpose(0, 1).tolist()
         totals = [[sum(of_worker) for of_worker in of_step] for of_step in counts]

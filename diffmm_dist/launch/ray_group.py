@@ -38,11 +38,10 @@ class _FileBackend(TorchBackend):
     def on_start(self, worker_group: Any, backend_config: FileConfig) -> None:
         """Make the process group; a new file each time, since workers that died leave theirs."""
         place = f"file://{backend_config.folder}/{uuid.uuid4().hex}"
-        backend = "nccl" if worker_group.get_resources_per_worker().get("GPU", 0) > 0 else "gloo"
         size = len(worker_group)
         timeout = timedelta(seconds=backend_config.timeout_s)
         joined = [
-            worker_group.execute_single_async(number, _join, backend, place, number, size, timeout)
+            worker_group.execute_single_async(number, _join, backend_config.backend, place, number, size, timeout)
             for number in range(size)
         ]
         ray.get(joined)

@@ -27,6 +27,7 @@ from diffmm_dist.launch.ray_package import is_local
 from diffmm_dist.launch.signals import StopSignals
 from diffmm_dist.monitoring.log import is_quiet, set_up_logging
 from diffmm_dist.monitoring.recorder import Recorder
+from diffmm_dist.parallel.group import backend
 from diffmm_dist.places import check_shared
 from diffmm_dist.runs.config import Config, config_from_tree, places
 from diffmm_dist.runs.run_folder import RunFolder
@@ -112,14 +113,12 @@ def _trainer(config: Config, folder: RunFolder, request: Request, meeting_place:
 
     from diffmm_dist.launch.ray_group import FileConfig
 
-    timeout_s = math.ceil(config.cluster.timeout_s)
+    group = {"backend": backend(gpus=request.use_gpu), "timeout_s": math.ceil(config.cluster.timeout_s)}
     file_system, path = storage.arrow_file_system(folder.uri)
     return TorchTrainer(
         _train_function,
         train_loop_config={"config": config.model_dump(mode="json"), "threads": _word_of_user(), "quiet": is_quiet()},
-        torch_config=FileConfig(timeout_s=timeout_s, folder=meeting_place)
-        if is_local()
-        else TorchConfig(timeout_s=timeout_s),
+        torch_config=FileConfig(**group, folder=meeting_place) if is_local() else TorchConfig(**group),
         scaling_config=ScalingConfig(
             num_workers=request.num_workers,
             use_gpu=request.use_gpu,

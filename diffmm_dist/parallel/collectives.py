@@ -3,6 +3,9 @@
 Every call adds what this worker sends to ``world.sent_bytes`` under a purpose, and 1 to ``world.exchanges``: an
 exchange the rows that leave for other workers, a broadcast its rows once for each receiver, and a sum of n bytes
 2 n (W - 1) / W, which is what the ring algorithm sends.
+
+What the host goes on to read, counts and votes, lies in its own memory and goes over Gloo, so that no GPU is waited
+for; rows lie on the device and go over NCCL where that is a GPU (group.py).
 """
 
 from collections.abc import Callable, Sequence
@@ -68,10 +71,17 @@ def all_reduce_max(value: float, world: World) -> float:
     """Return the largest of every worker's value."""
     if world.size == 1:
         return value
-    largest = torch.tensor(value, dtype=torch.float64, device=world.device)
+    return float(all_reduce_largest(torch.tensor(value, dtype=torch.float64), world))
+
+
+def all_reduce_largest(tensor: Tensor, world: World) -> Tensor:
+    """Return the elementwise largest of every worker's tensor; the input is left as it is."""
+    if world.size == 1:
+        return tensor
+    largest = tensor.clone()
     _together(dist.all_reduce, largest, op=dist.ReduceOp.MAX, group=world.group)
     _count(world, CONTROL, 0)
-    return float(largest)
+    return largest
 
 
 def any_worker(flag: bool, world: World) -> bool:
@@ -127,7 +137,7 @@ def send_to_owners(rows: Tensor, owners: Tensor, world: World, *, purpose: str) 
     if world.size == 1:
         return rows
     rows = rows[torch.argsort(owners, stable=True)]
-    send = torch.bincount(owners, minlength=world.size)
+    send = torch.bincount(owners, minlength=world.size).cpu()
     receive = exchange_counts(send, world)
     return exchange_rows(rows, send.tolist(), receive.tolist(), world, purpose=purpose)
 
@@ -141,8 +151,8 @@ def worker_counts_each(counts: Sequence[int], world: World) -> list[list[int]]:
     """Return every worker's number of each of several counts, in the order of ranks, with one exchange."""
     if world.size == 1:
         return [[count] for count in counts]
-    of_workers = torch.zeros(len(counts), world.size, dtype=torch.int64, device=world.device)
-    of_workers[:, world.rank] = torch.tensor(counts, device=world.device)
+    of_workers = torch.zeros(len(counts), world.size, dtype=torch.int64)
+    of_workers[:, world.rank] = torch.tensor(counts)
     numbers: list[list[int]] = all_reduce_sum_(of_workers, world).tolist()
     return numbers
 
@@ -196,7 +206,10 @@ def gather_owned(own: Tensor, ownership: Ownership, world: World, *, purpose: st
 
 
 def exchange_counts(send_counts: Tensor, world: World) -> Tensor:
-    """Tell every worker how many rows it is going to get; return how many come from each, int64 (W, ...)."""
+    """Tell every worker how many rows it is going to get; return how many come from each, int64 (W, ...), as given.
+
+    The host has to know them, so they are given in its memory.
+    """
     receive_counts = torch.empty_like(send_counts)
     _together(dist.all_to_all_single, receive_counts, send_counts, group=world.group)
     _count(world, CONTROL, (world.size - 1) * send_counts[0].numel() * send_counts.element_size())

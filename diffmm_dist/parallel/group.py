@@ -1,4 +1,4 @@
-"""Several workers on this machine without Ray, for benchmarks: a process each, joined over a file."""
+"""Process groups: what carries their messages, and several workers here without Ray, for benchmarks, a process each."""
 
 import os
 from collections.abc import Callable, Iterator, Mapping
@@ -15,6 +15,11 @@ from diffmm_dist.interrupts import result_of
 from diffmm_dist.staging import scratch_folder
 
 _TIMEOUT = timedelta(minutes=30)
+
+
+def backend(*, gpus: bool) -> str:
+    """Return torch's name of what carries messages: by NCCL what lies on GPUs, by Gloo what lies in main memory."""
+    return "cpu:gloo,cuda:nccl" if gpus else "gloo"
 
 
 def run_group(size: int, function: Callable[..., Any], *arguments: Any) -> list[Any]:

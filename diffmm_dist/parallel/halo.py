@@ -132,7 +132,7 @@ def localize_each(
     inside = [(rows >= own.start) & (rows < own.stop) for rows in wanted]
     halo_ids = [torch.unique(rows[~within]) for rows, within in zip(wanted, inside, strict=True)]
     owners = [torch.bincount(ownership.owner_of(ids), minlength=world.size) for ids in halo_ids]
-    receive = torch.stack(owners, dim=1)
+    receive = torch.stack(owners, dim=1).cpu()
     send_counts: list[list[int]] = exchange_counts(receive, world).T.tolist()
     receive_counts: list[list[int]] = receive.T.tolist()
     asked = exchange_each(halo_ids, receive_counts, send_counts, world, purpose=f"{purpose}_plan")

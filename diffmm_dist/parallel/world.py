@@ -7,6 +7,8 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
+from diffmm_dist.errors import UserError
+
 
 @dataclass(frozen=True)
 class World:
@@ -37,12 +39,29 @@ class World:
 
     @classmethod
     def current(cls, device: str | torch.device = "cpu", *, timeout: timedelta | None = None) -> "World":
-        """Return this process's place in torch's process group, or the world of one where there is none."""
+        """Return this process's place in torch's process group, or the world of one where there is none.
+
+        Raises:
+            UserError: the group cannot carry what lies on the device, or what lies in main memory.
+        """
         if not dist.is_initialized():
             return cls.single(device)
+        _check_carried(torch.device(device))
         return cls(rank=dist.get_rank(), size=dist.get_world_size(), device=torch.device(device), timeout=timeout)
 
     @property
     def is_first(self) -> bool:
         """Whether this worker writes what is written once."""
         return self.rank == 0
+
+
+def _check_carried(device: torch.device) -> None:
+    """Raise a ``UserError`` if torch's process group cannot carry what workers on a device tell each other."""
+    config = dist.get_backend_config()
+    carried = {entry.split(":")[0] for entry in config.split(",")}
+    missing = sorted({"cpu", device.type} - carried)
+    if missing:
+        raise UserError(
+            f"torch's process group, {config}, carries nothing that lies on {' or '.join(missing)}; begin it with "
+            "torch.distributed.init_process_group('cpu:gloo,cuda:nccl') for GPUs, or 'gloo' without"
+        )

@@ -19,14 +19,16 @@ from diffmm_dist.training.selection import Evaluation, check_selection_split
 
 
 def choose_device(requested: str) -> torch.device:
-    """Return the device to compute on.
+    """Return the device to compute on: of several GPUs this process's, which Ray Train has made its present one.
 
     Raises:
         UserError: a GPU is asked for where there is none.
     """
     if requested == "cuda" and not torch.cuda.is_available():
         raise UserError("cluster.device=cuda but torch sees no GPU here; set it to auto or cpu")
-    return torch.device("cuda" if requested != "cpu" and torch.cuda.is_available() else "cpu")
+    if requested == "cpu" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", torch.cuda.current_device())
 
 
 def open_dataset(config: Config) -> Dataset:

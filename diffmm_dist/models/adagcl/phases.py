@@ -126,7 +126,7 @@ class AdaptivePhase(Phase):
         mean_ND, std_ND = model.pruning.encode(model.graph)
         latents = self._split(mean_ND.detach() + std_ND.detach() * draws.view_noise)
         view_V, kept_share = model.pruning.prune(model.graph, latents)
-        values = {"kept_share": mean_ND.new_tensor(kept_share / world.size), **self._contrast(batch, view_V)}
+        values = {"kept_share": (kept_share / world.size).to(mean_ND.dtype), **self._contrast(batch, view_V)}
 
         ranking = {
             "bpr": batch.bpr(model(), divisor=self._optimization.batch_size),

@@ -87,8 +87,8 @@ class PruningGenerator(nn.Module):
         return squared_norm(self.user_embedding, self.item_embedding, *replicas)
 
     @torch.no_grad()
-    def prune(self, graph: HeteroGraph, latents: Rows) -> tuple[Tensor, float]:
-        """Return the values of the first view, (V,), and the share of entries that it keeps.
+    def prune(self, graph: HeteroGraph, latents: Rows) -> tuple[Tensor, Tensor]:
+        """Return the values of the first view, (V,), and the share of entries that it keeps, float64 ().
 
         An entry stays where q = sigmoid(D(z_i * z_j)) >= 1/2; the values of A^ that stay are divided by the share that
         does. Nothing is left where none stays. Every worker calls it at the same time.
@@ -101,7 +101,6 @@ class PruningGenerator(nn.Module):
         users, items = latents
         items_L = relation.halo.extend(items)
         values = entry_values(relation).to(users.dtype)
-        parts = Entries.of(values, relation)
         kept = torch.empty(num_entries(relation), dtype=torch.bool, device=users.device)
         entries = Entries.of(kept, relation)
         for block, block_users, block_items in edge_blocks(relation, users.shape[1]):
@@ -109,10 +108,10 @@ class PruningGenerator(nn.Module):
         entries.to_items.copy_(entries.to_users)  # z_i * z_j is z_j * z_i
         entries.user_loops.copy_(self.decode(users, users) >= 0)
         entries.item_loops.copy_(self.decode(items, items) >= 0)
-        counts = torch.tensor([int(kept.sum()), sum(part.numel() for part in parts)], device=users.device)
-        num_kept, total = all_reduce_sum(counts, relation.shard.world).tolist()
+        counts = torch.stack([kept.sum(), torch.full((), kept.numel(), device=kept.device)])
+        num_kept, total = all_reduce_sum(counts, relation.shard.world).double()
         share = num_kept / total
-        return values.mul_(kept).div_(share or 1.0), share
+        return values.mul_(kept).div_(torch.where(share > 0, share, 1.0).to(values.dtype)), share
 
 
 def kl_of_standard_normal(mean: Tensor, std: Tensor, *, smallest_std: float) -> Tensor:

@@ -51,14 +51,15 @@ class DiffusionSettings:
     noise: Literal["exact", "hidden"] = "exact"
     loss_weights: LossWeights = "snr"
 
-    def schedule(self) -> DiffusionSchedule:
-        """Return the noise schedule."""
+    def schedule(self, device: torch.device) -> DiffusionSchedule:
+        """Return the noise schedule of rows on a device."""
         return DiffusionSchedule(
             self.num_timesteps,
             noise_scale=self.noise_scale,
             noise_min=self.noise_min,
             noise_max=self.noise_max,
             loss_weights=self.loss_weights,
+            device=device,
         )
 
 
@@ -182,7 +183,7 @@ class DenoisePhase(Phase):
         return self._batches.num_batches
 
     def step(self, index: int) -> dict[str, Tensor]:
-        """Train every denoiser on one batch of rows; with exact noise the host never waits for the device."""
+        """Train every denoiser on one batch of rows; the host never waits for the device."""
         total, rows = self._batches.size(index), self._batches[index]
         mesh = self._diffusion.shard.mesh
         self._adam.zero_grad(set_to_none=True)
@@ -266,15 +267,19 @@ class RebuildPhase(Phase):
         """Prepare the reverse chains."""
         self._context = context
         self._chains = {name: self._diffusion.chain(name) for name in self._diffusion.denoisers}
-        most_rows = max(self._diffusion.shard.groups.sizes)  # of any worker, so that all take as many steps
-        return -(-most_rows // REBUILT_ROWS)
+        shard = self._diffusion.shard
+        most_rows = max(shard.groups.sizes)  # of any worker, so that all take as many steps
+        num_steps = -(-most_rows // REBUILT_ROWS)
+        edges = (torch.arange(num_steps + 1, device=shard.ids.device) * REBUILT_ROWS).clamp_(max=shard.groups.own.size)
+        self._num_entries: list[int] = shard.rows.indptr[edges].diff().tolist()
+        return num_steps
 
     def step(self, index: int) -> dict[str, Tensor]:
         """Find the best columns of one batch of the rows of this worker's row of the mesh."""
         shard = self._diffusion.shard
         start, stop = (min(edge * REBUILT_ROWS, shard.groups.own.size) for edge in (index, index + 1))
         rows = torch.arange(start, stop, device=shard.ids.device)
-        selected = shard.rows.select(rows)
+        selected = shard.rows.select(rows, num_entries=self._num_entries[index])
         own = shard.own
         first, last = (min(max(edge, own.start), own.stop) for edge in (start, stop))  # the batch's own rows
         for number, (name, chain) in enumerate(self._chains.items()):
@@ -309,11 +314,12 @@ def best_entries(rows: CSR, values: Tensor, columns: Columns, k: int) -> tuple[T
     order = order[torch.argsort(values[order], descending=True, stable=True)]
     order = order[torch.argsort(rows.row_ids[order], stable=True)]
     ranks = torch.arange(order.numel(), device=order.device) - rows.indptr[rows.row_ids[order]]
-    order, ranks = order[ranks < k], ranks[ranks < k]
-    best = values.new_full((rows.num_rows, k), -torch.inf)
-    found = torch.zeros(rows.num_rows, k, dtype=torch.int64, device=order.device)
-    best[rows.row_ids[order], ranks], found[rows.row_ids[order], ranks] = values[order], places[order]
-    return best, found
+    # What is not among the best goes to one more column, which is left out: choosing would make a GPU's host wait.
+    of_entries = rows.row_ids[order], ranks.clamp_(max=k)
+    best = values.new_full((rows.num_rows, k + 1), -torch.inf)
+    found = torch.zeros(rows.num_rows, k + 1, dtype=torch.int64, device=order.device)
+    best[of_entries], found[of_entries] = values[order], places[order]
+    return best[:, :k], found[:, :k]
 
 
 def tag(term: str, name: str) -> str:

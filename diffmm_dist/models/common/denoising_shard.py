@@ -192,7 +192,7 @@ def _rows(matrix: CSR, start: int, axis: AllRows, groups: Ownership, columns: Co
         columns: the own ones.
     """
     world, held = columns.world, columns.ownership
-    if world.size == 1 and columns.by_id is None:
+    if columns.by_id is None and world.size == 1:  # looked at first: steps are to find it there
         return matrix
     pairs = torch.stack([matrix.row_ids + start, axis.rows[matrix.indices]], dim=1)
     pairs = send_to_owners(pairs, held.owner_of(pairs[:, 1].contiguous()), world, purpose=_PLAN)

@@ -167,7 +167,8 @@ class DiffKG(Recommender):
         )
         denoiser = new_denoiser(rows, diffusion)
         denoiser.initialize(RandomStream.of(self._seed, "init", "denoiser"))
-        self.denoising = Diffusion(diffusion, diffusion.schedule(), rows, {"": denoiser}, self.settings.rows)
+        schedule = diffusion.schedule(rows.ids.device)
+        self.denoising = Diffusion(diffusion, schedule, rows, {"": denoiser}, self.settings.rows)
         return denoiser
 
     @property

@@ -102,7 +102,7 @@ class DiffMM(EmbeddingTables):
             denoiser.initialize(stream.child("denoiser", name))
             self.denoisers[name] = denoiser
         denoisers = {name: self.denoiser(name) for name in self.modalities}
-        self.denoising = Diffusion(diffusion, diffusion.schedule(), rows, denoisers, "users")
+        self.denoising = Diffusion(diffusion, diffusion.schedule(rows.ids.device), rows, denoisers, "users")
         num_users, topk = data.shard.users.own.size, min(diffusion.rebuild_topk, data.shard.num_items)
         self.generated_items: Tensor
         self.generated_epoch: Tensor

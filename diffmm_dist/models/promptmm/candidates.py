@@ -13,7 +13,7 @@ from diffmm_dist.data.training import TrainingData
 from diffmm_dist.evaluation.evaluator import best_of_blocks, blocks_of_items
 from diffmm_dist.graph.propagate import Rows
 from diffmm_dist.models.common.ranking import FurtherItems
-from diffmm_dist.parallel.collectives import all_reduce_max
+from diffmm_dist.parallel.collectives import all_reduce_largest
 from diffmm_dist.parallel.random import RandomStream
 
 _USERS_RANKED = 1024  # at a time, at most
@@ -42,11 +42,13 @@ def released_negatives(data: TrainingData, count: int) -> FurtherItems:
     second nodes alone.
     """
     interactions, world = data.interactions, data.shard.world
+    ends_U, none = interactions.indptr[1:], interactions.indices.new_zeros(1)
+    # A row's last id is its largest; one of a user without interactions is never read, since no batch has it.
+    largest_U = torch.cat([none, interactions.indices])[ends_U]
 
     def draw(rows_b: Tensor, places_b: Tensor, stream: RandomStream) -> Tensor:
-        ids = interactions.select(rows_b).indices
-        largest = all_reduce_max(float(ids.max()) if ids.numel() else 0.0, world)
-        return stream.integers(_keys(places_b, count), int(largest) + 1)
+        of_batch = torch.cat([none, largest_U[rows_b]]).max()
+        return stream.integers(_keys(places_b, count), all_reduce_largest(of_batch, world) + 1)
 
     return draw
 

@@ -14,8 +14,8 @@ from diffmm_dist.models.promptmm.candidates import FromTeacher
 from diffmm_dist.models.promptmm.narrow import item_map
 from diffmm_dist.models.promptmm.objectives import StudentLosses, TeacherLosses, student_losses, teacher_losses
 from diffmm_dist.models.promptmm.student import Student, TwiceAdamW
-from diffmm_dist.models.promptmm.targets import Targets
-from diffmm_dist.models.promptmm.teacher import PromptTeacher, Views
+from diffmm_dist.models.promptmm.targets import ConstantTeacher, Targets
+from diffmm_dist.models.promptmm.teacher import PromptTeacher
 
 
 def num_batches(num_interactions: int, batch_size: int) -> int:
@@ -122,6 +122,8 @@ class DistillPhase(Phase):
         """Let the teacher make ready, and return how many batches there are."""
         self._targets.begin()
         self._student.begin()
+        if self._item_map is None:
+            self._item_map = self._map_of_items()
         if isinstance(self._candidates, FromTeacher):
             self._candidates.begin()
         return self._batches.begin(context)
@@ -140,16 +142,19 @@ class DistillPhase(Phase):
             self._settings,
             l2_weight=self._optimization.l2_weight,
             released=kind.released,
-            item_map=self._map_of(views),
+            item_map=self._item_map,
         )
         return _step(terms, self._adam, self._replicas, batch)
 
     @torch.no_grad()
-    def _map_of(self, views: Views) -> Tensor | None:
-        """Return the map of the teacher's item embeddings to the student's width, where both are to be compared."""
-        width = self._student.item_embedding.shape[1]
-        if not self._settings.embedding_weight or views.final[1].shape[1] == width:
+    def _map_of_items(self) -> Tensor | None:
+        """Return the map of the teacher's item embeddings to the student's width, where both are to be compared.
+
+        Where they differ the teacher is a constant one, or the settings refuse to compare them.
+        """
+        if not self._settings.embedding_weight or not isinstance(self._targets, ConstantTeacher):
             return None
-        if self._item_map is None:
-            self._item_map = item_map(views.final, width=width, world=self._student.shard.world)
-        return self._item_map
+        final, width = self._targets.final(), self._student.item_embedding.shape[1]
+        if final[1].shape[1] == width:
+            return None
+        return item_map(final, width=width, world=self._student.shard.world)

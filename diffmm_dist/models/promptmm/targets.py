@@ -25,7 +25,7 @@ class Targets(Protocol):
         """Return the views of a step, whose random stream is given."""
 
 
-class _Constant:
+class ConstantTeacher:
     """Views that ``begin`` fills once."""
 
     _views: Views | None = None
@@ -46,7 +46,7 @@ class _Constant:
         return self._views
 
 
-class FrozenTeacher(_Constant):
+class FrozenTeacher(ConstantTeacher):
     """Teacher and prompt held fixed: computed once, without dropout."""
 
     def __init__(self, teacher: PromptTeacher) -> None:
@@ -121,7 +121,7 @@ class NoisyTeacher:
         return Views(self._teacher.final(self._means, modal), modal)
 
 
-class GivenTeacher(_Constant):
+class GivenTeacher(ConstantTeacher):
     """The final embeddings of another run or bundle.
 
     Args:

@@ -196,6 +196,14 @@ def test_hidden_noise_has_the_mean_and_covariance_of_noise_on_the_items():
         torch.testing.assert_close(*covariances, rtol=0, atol=float(size) * 6 * (2 / num_users) ** 0.5 * 1.5)
 
 
+def test_hidden_noise_of_weights_without_a_covariance_is_nan_and_no_error():
+    """So that the run ends with its own sentence, and nobody waits to hear of it before."""
+    noisy = NoisyRows(schedule(), ROWS, torch.full_like(USERS, 4), USERS, Columns.whole(11), RandomStream.of(1))
+    assert bool(hidden_from_hidden_noise(denoiser(scale=torch.nan), noisy).isnan().all())
+    zeros = denoiser(scale=0.0)  # the covariance is zero, which has no factor either
+    assert bool(hidden_from_hidden_noise(zeros, noisy).isnan().any())
+
+
 def test_hidden_noise_has_the_gradient_of_noise_on_the_items():
     """Without dropout the expected loss is the same function of the weights, so its gradient is the same."""
     num_users = 60_000

@@ -118,6 +118,47 @@ def test_what_ray_may_try_again_is_raised(raised, monkeypatch):
         )
 
 
+@pytest.mark.parametrize(("use_gpu", "backend"), [(True, "cpu:gloo,cuda:nccl"), (False, "gloo")])
+@pytest.mark.parametrize("local", [True, False])
+def test_each_worker_has_a_gpu_to_itself_and_counts_go_over_gloo(use_gpu, backend, local, monkeypatch):
+    trainer = {}
+    monkeypatch.setattr(ray_job, "is_local", lambda: local)
+    monkeypatch.setattr("ray.train.torch.TorchTrainer", lambda function, **options: trainer.update(options))
+    config = small_config("data", "run", cluster={"num_workers": 4, "timeout_s": 70.2})
+    ray_job._trainer(config, RunFolder("run"), Request(4, 2, use_gpu), "meeting")
+    assert (trainer["torch_config"].backend, trainer["torch_config"].timeout_s) == (backend, 71)
+    each = {"CPU": 2, "GPU": 1} if use_gpu else {"CPU": 2}
+    scaling = trainer["scaling_config"]
+    assert (scaling.num_workers, scaling._resources_per_worker_not_none) == (4, each)
+
+
+def test_workers_that_meet_in_a_file_take_the_backend_of_the_run(monkeypatch):
+    from diffmm_dist.launch import ray_group
+
+    joined = []
+    monkeypatch.setattr(ray_group.ray, "get", lambda futures: None)
+
+    class Group:
+        def __len__(self):
+            return 2
+
+        def execute_single_async(self, number, function, *arguments):
+            joined.append((number, function, arguments))
+
+    config = ray_group.FileConfig(backend="cpu:gloo,cuda:nccl", timeout_s=60, folder="meeting")
+    config.backend_cls().on_start(Group(), config)
+    assert [(number, arguments[0], arguments[2:4]) for number, _, arguments in joined] == [
+        (0, "cpu:gloo,cuda:nccl", (0, 2)), (1, "cpu:gloo,cuda:nccl", (1, 2)),
+    ]  # fmt: skip
+    begun = {}
+    monkeypatch.setattr(
+        ray_group.dist, "init_process_group", lambda backend, **options: begun.update(options, b=backend)
+    )
+    _, function, arguments = joined[1]
+    function(*arguments)
+    assert (begun["b"], begun["rank"], begun["world_size"]) == ("cpu:gloo,cuda:nccl", 1, 2)
+
+
 @pytest.mark.parametrize("quiet", [False, True])
 def test_workers_are_as_quiet_as_the_command(quiet, monkeypatch):
     set_up_logging(quiet=quiet)

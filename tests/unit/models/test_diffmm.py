@@ -1,7 +1,6 @@
 import pytest
 import torch
 
-from diffmm_dist.diffusion import noise
 from diffmm_dist.diffusion.equations import p_sample_loop
 from diffmm_dist.errors import UserError
 from diffmm_dist.graph.equations import normalized_adjacency
@@ -16,7 +15,6 @@ from diffmm_dist.models.diffmm.phases import ContrastSettings, diffmm_phases, re
 from diffmm_dist.parallel.world import World
 from tests.support import reference
 from tests.support.builders import as_matrix, random_pairs, training_data
-from tests.support.host import HostReads
 
 WIDTHS = {"visual": 6, "textual": 9, "acoustic": 3}
 CONTRAST = ContrastSettings(0.1, 0.5, "main")
@@ -154,21 +152,6 @@ def test_denoise_trains_the_denoisers_alone_and_recommend_the_rest():
     assert changed(denoise) == denoisers
     assert changed(rebuild) == set()
     assert changed(recommend) == everything - denoisers
-
-
-@pytest.mark.parametrize("block", [1 << 24, 40])
-@pytest.mark.parametrize("settings", [{}, {"normalize_input": True}, {"input_dropout_prob": 0.0}])
-def test_no_denoising_step_makes_the_host_wait(settings, block, monkeypatch):
-    """Nothing that it does next depends on a value that is still being computed."""
-    monkeypatch.setattr(noise, "BLOCK_ELEMENTS", block)
-    denoise = diffmm_phases(build(2, **settings), OPTIMIZATION, CONTRAST)[0]
-    denoise.begin(PhaseContext(World.single(), 1, 0))
-    with HostReads() as reads:
-        denoise.step(0)
-    assert reads.found == []
-    with HostReads() as reads:
-        torch.arange(3)[torch.tensor([True, False, True])].repeat_interleave(torch.tensor([1, 2])).sum().item()
-    assert len(reads.found) == 3
 
 
 def test_rebuild_takes_the_top_items_of_the_denoised_rows():
