@@ -1,4 +1,4 @@
-"""A device of straw: what a GPU would make the host wait for, seen without one.
+"""A stand-in for a GPU: what one would make the host wait for, seen without one.
 
 Tensors of the device hold their values in main memory, but say that they are elsewhere, so that everything that crosses
 over, or whose shape or value the host must know before it goes on, comes to light: what a GPU refuses is refused, and
@@ -234,13 +234,13 @@ def _asked_by() -> tuple[str, list[str]]:
     return line, callers
 
 
-def first_steps(config: Config, world: World) -> tuple[dict[str, list[Read]], list[dict[str, float]]]:
+def first_steps(config: Config, world: World) -> tuple[dict[str, list[list[Read]]], list[dict[str, float]]]:
     """Take two steps of every phase of a model; every worker calls it at the same time.
 
     Returns:
-        What the host waited for in them, by phase, and all values that they returned.
+        What the host waited for in each of them, by phase, and all values that they returned.
     """
-    reads: dict[str, list[Read]] = {}
+    reads: dict[str, list[list[Read]]] = {}
     values: list[dict[str, float]] = []
     with HostReads() as host, matmul_precision(config.train.precision):
         data = load_training_data(config, open_dataset(config), world)
@@ -255,9 +255,12 @@ def first_steps(config: Config, world: World) -> tuple[dict[str, list[Read]], li
     return reads, values
 
 
-def _two_steps(phase: Phase, host: HostReads, world: World) -> tuple[list[Read], list[dict[str, float]]]:
+def _two_steps(phase: Phase, host: HostReads, world: World) -> tuple[list[list[Read]], list[dict[str, float]]]:
+    reads, values = [], []
     num_steps = phase.begin(PhaseContext(world, 7, epoch=1))  # in epoch 0 some phases have none
-    with host.watched() as reads:
-        steps = [phase.step(index) for index in range(min(num_steps, 2))]
-    values = [{name: float(value) for name, value in of_step.items()} for of_step in steps]
+    for index in range(min(num_steps, 2)):
+        with host.watched() as of_step:
+            found = phase.step(index)
+        reads.append(of_step)
+        values.append({name: float(value) for name, value in found.items()})
     return reads, [*values, phase.finish()]

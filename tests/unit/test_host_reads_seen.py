@@ -1,4 +1,4 @@
-"""The device of straw notices what it is there to notice (tests/support/host.py)."""
+"""The stand-in for a GPU notices what it is there to notice (tests/support/host.py)."""
 
 import pytest
 import torch
