@@ -71,7 +71,9 @@ def test_one_worker_sends_nothing_and_two_send_something(config):
     (alone,) = predict(config, dataset, data, 1)
     assert set(alone) <= {phase.name for phase in phases_of(config)}
     assert not any(by_purpose(alone).values())
-    assert measure(config, alone) == by_purpose(alone)
+    found = measure(config, alone)
+    assert found.sent == by_purpose(alone)
+    assert not any(found.exchanges.values())
     assert all(min(by_purpose(worker).values()) > 0 for worker in predict(config, dataset, data, 2))
 
 

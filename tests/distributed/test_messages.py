@@ -123,7 +123,7 @@ MODELS = {
 
 
 def check_traffic(world, *, config, predicted):
-    assert measure(config, predicted[0]) == by_purpose(predicted[world.rank])
+    assert measure(config, predicted[0]).sent == by_purpose(predicted[world.rank])
 
 
 @pytest.fixture(scope="module")

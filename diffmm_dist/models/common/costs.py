@@ -21,6 +21,10 @@ _EDGE_INTS = 4  # of an edge of the real graph: its two directions by target and
 _LOCAL_INTS = 1  # the item's local number, where there are others' items
 DGL_INTS = 6  # DGL's own forms of the same edges
 _NEGATIVES_INTS = 9  # of an interaction while negatives and the order of batches are drawn
+_PLANNED_INTS = (
+    14  # of an interaction whose batch is planned: as drawn, local numbers, distinct nodes, rows that are read
+)
+_EXCHANGED_INTS = 10  # likewise, where workers tell each other what they read
 _BATCH_INTS, _BATCH_ROWS = 24, 4  # of an interaction of a batch: ids and plans; embedding rows and their gradients
 _USER_INTS, _ITEM_INTS = 16, 12  # pointers, counts, scales and loops, per user and per item
 
@@ -135,7 +139,8 @@ def ranking_phase(share: Share, *, gradients: int, step: Parts, dim: int, batch:
     """
     own = -(-batch // share.num_workers)
     planned = max(batch, min(PLANNED_TOGETHER, share.num_interactions))
-    ids = -(-planned // share.num_workers) * _BATCH_INTS * INT
+    of_plan = _PLANNED_INTS + _EXCHANGED_INTS * (share.num_workers > 1)
+    ids = max(own * _BATCH_INTS, -(-planned // share.num_workers) * of_plan) * INT
     return largest(
         {"gradients": gradients, **step, "halo": halo_rows(share, dim), "batch": ids + own * _BATCH_ROWS * dim * FLOAT},
         {"negatives": share.interactions * _NEGATIVES_INTS * INT},

@@ -124,14 +124,9 @@ def memory(
         "denoiser": ADAM_KEEPS * denoiser if settings.reads_generated else denoiser,
         "denoised rows": 0 if denoising.item_shards == 1 else rows_of_group(of_rows, denoising),
     }
-    recommend = costs.ranking_phase(
-        share,
-        gradients=table + relations,
-        step=_ranking_step(share, denoising, contrast, hops, row, propagate_every),
-        dim=embedding_dim,
-        batch=denoising.batch_size * propagate_every,
-    )
-    phases = {"recommend": recommend}
+    step = _ranking_step(share, denoising, contrast, hops, row, propagate_every)
+    batch, gradients = denoising.batch_size * propagate_every, table + relations
+    phases = {"recommend": costs.ranking_phase(share, gradients=gradients, step=step, dim=embedding_dim, batch=batch)}
     if settings.reads_generated:
         building = {"generated graph": chosen * _CHOSEN_INTS * INT + views}
         phases = _denoiser_phases(of_rows, denoising, diffusion, columns, building, row) | phases

@@ -92,7 +92,7 @@ def test_no_phase_shrinks_as_the_data_grow(dataset, manifest, model, what):
     ],
 )
 def test_no_phase_shrinks_as_a_setting_grows(dataset, manifest, section, key, values):
-    grown = larger(manifest, 100, "num_users", "num_items", "interactions")
+    grown = larger(manifest, 400, "num_users", "num_items", "interactions")
     config = small_config(dataset, "run", model={"denoiser": {"products": "gram"}})
     values = [tuple(value) if isinstance(value, list) else value for value in values]
     configs = [changed(config, {f"{section}.{key}": value}) for value in values]

@@ -5,6 +5,7 @@ Symbols: B rows of a batch, C own items of a denoiser, h hidden, d embedding, M 
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from diffmm_dist.models.common import costs
 from diffmm_dist.models.common.costs import ADAM_KEEPS, FLOAT, INT, ModelMemory, Parts, Share
@@ -80,33 +81,31 @@ def memory(
         "generated graphs": graphs,
     }
     building = {"generated graphs": graphs + graph.users * topk(share, diffusion) * _PAIR_INTS * INT}
-    messages = denoisers if share.num_workers > denoising.item_shards else 0  # all gradients side by side
+    steps = _Steps(denoising.count, contrast, denoising.batch_size, propagate_every)
     return ModelMemory(
         kept=kept,
         phases={
-            "denoise": {
-                "gradients": denoisers + messages,
-                "items' signal": (num_modalities + 1) * columns * row,
-                **denoising_step(share, denoising, diffusion, columns, embedding_dim),
-            },
+            "denoise": _denoise(share, denoising, diffusion, columns, embedding_dim),
             "rebuild": costs.largest(rebuild_step(share, denoising, diffusion, columns), building),
             "recommend": {"messages": costs.layout_messages(share, graph, 1 + num_modalities, embedding_dim)}
-            | _recommend(
-                share,
-                denoising,
-                contrast,
-                features.matrix_projections,
-                num_layers,
-                embedding_dim,
-                table + projections,
-                propagate_every,
-            ),
+            | _recommend(share, steps, features.matrix_projections, num_layers, embedding_dim, table + projections),
         },
         embedding=_embedding(share, num_modalities, row) + min(num_layers, 1) * table,
         width=embedding_dim,
         trained=denoisers + table + projections,
         largest=max(largest_weight(columns, diffusion), max(share.users, share.items) * row),
     )
+
+
+def _denoise(share: Share, denoising: Denoising, diffusion: DiffusionSettings, columns: int, dim: int) -> Parts:
+    """Return what a denoising step holds."""
+    gradients = denoising.count * weight_bytes(columns, diffusion)
+    messages = gradients if share.num_workers > denoising.item_shards else 0  # all of them side by side
+    return {
+        "gradients": gradients + messages,
+        "items' signal": (denoising.count + 1) * columns * dim * FLOAT,
+        **denoising_step(share, denoising, diffusion, columns, dim),
+    }
 
 
 def _embedding(share: Share, num_modalities: int, row: int) -> int:
@@ -122,34 +121,40 @@ def _generated_graphs(share: Share, num_modalities: int, diffusion: DiffusionSet
     return int(num_modalities * (share.users * per_user + (share.items + share.halo) * 8) * INT)
 
 
+class _Steps(NamedTuple):
+    """What recommendation steps are.
+
+    Attributes:
+        modalities: M.
+        contrast: the contrastive loss.
+        batch_size: B.
+        num_batches: that a step covers.
+    """
+
+    modalities: int
+    contrast: ContrastSettings
+    batch_size: int
+    num_batches: int
+
+
 def _recommend(
-    share: Share,
-    denoising: Denoising,
-    contrast: ContrastSettings,
-    matrix_projections: int,
-    num_layers: int,
-    dim: int,
-    gradients: int,
-    propagate_every: int,
+    share: Share, steps: _Steps, matrix_projections: int, num_layers: int, dim: int, gradients: int
 ) -> Parts:
     """Return what a recommendation step holds where it holds most.
 
     That is at the end of the forward pass, where all intermediate rows still have their names; or at the last contrast,
     which finds the gradients of the others; or behind it, at the loss over the batch.
     """
-    count, row = denoising.count, dim * FLOAT
+    contrast, count, row = steps.contrast, steps.modalities, dim * FLOAT
     nodes = share.users + share.items
     projected = share.items * (count + matrix_projections) * row
     if contrast.contrastive_weight == 0:
         forward, later, similar = nodes * (5 + count) * row, nodes * (3 + count) * row, 0
     else:
         pairs = count if contrast.contrastive_anchor == "main" else count * (count - 1) // 2
-        left = 0 if contrast.negatives == "batch" else pairs * propagate_every
+        left = 0 if contrast.negatives == "batch" else pairs * steps.num_batches
         forward = nodes * ((3, 5, 7)[min(num_layers, 2)] + 3 * count) * row
-        later, similar = (
-            nodes * (3 + 2 * count + left) * row,
-            _similarities(share, denoising, contrast, propagate_every),
-        )
+        later, similar = nodes * (3 + 2 * count + left) * row, _similarities(share, steps)
     held = {"propagation": later + projected, "contrast": similar}
     return costs.largest(
         {"gradients": gradients, **costs.largest({"propagation": forward + projected}, held)},
@@ -158,18 +163,19 @@ def _recommend(
             gradients=gradients,
             step={"propagation": later + projected},
             dim=dim,
-            batch=denoising.batch_size * propagate_every,
+            batch=steps.batch_size * steps.num_batches,
         ),
     )
 
 
-def _similarities(share: Share, denoising: Denoising, contrast: ContrastSettings, propagate_every: int) -> int:
+def _similarities(share: Share, steps: _Steps) -> int:
     """Return the bytes of the similarities that are held at a time: of all terms, where they share messages."""
+    contrast = steps.contrast
     if contrast.contrastive_weight == 0:
         return 0
     nodes = max(share.users, share.items)
-    anchors = min(denoising.batch_size, max(share.num_users, share.num_items), contrast.max_nodes or share.num_users)
+    anchors = min(steps.batch_size, max(share.num_users, share.num_items), contrast.max_nodes or share.num_users)
     if contrast.negatives == "all":
         return costs.similarities(anchors, nodes)
-    terms = 2 * sum(num_targets(contrast, denoising.count)) * propagate_every
+    terms = 2 * sum(num_targets(contrast, steps.modalities)) * steps.num_batches
     return terms * costs.similarities(anchors, min(nodes, anchors))
