@@ -8,6 +8,8 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -17,6 +19,7 @@ from diffmm_dist.interrupts import result_of
 from diffmm_dist.parallel.group import changed_environment, new_processes
 from diffmm_dist.parallel.random import RandomStream
 from diffmm_dist.sparse import CSR
+from diffmm_dist.staging import scratch_folder
 
 # METIS reads memory that it has not written, and cuts by what it finds there. So glibc fills what it hands out, with
 # the complement of 255; what a thread has just given back it would hand out as it is, if it kept any.
@@ -82,20 +85,28 @@ def metis_parts(pairs: CSR, num_parts: int, links: Links | None = None) -> Metis
     """Cut as few edges as METIS can, with users, items, further nodes and edges balanced (Karypis and Kumar, 1998).
 
     It is cut in a process of its own: METIS hears no signal but SIGTERM, which it takes for an error of its own, so it
-    must be killed; and the same graph must give the same parts, so all memory must begin as zeros.
+    must be killed; and the same graph must give the same parts, so all memory must begin as zeros. Of a large graph it
+    writes parts into the folder where it is, so it works in one of its own.
 
     Raises:
         UserError: nothing here brings METIS, or it gives up.
     """
     tunables = ":".join(filter(None, [os.environ.get("GLIBC_TUNABLES"), _ZEROS]))
-    with changed_environment({"GLIBC_TUNABLES": tunables}), new_processes(1) as processes:
+    environment = changed_environment({"GLIBC_TUNABLES": tunables})
+    with environment, scratch_folder("diffmm-metis-") as folder, new_processes(1) as processes:
         try:
-            found, library = result_of(processes.submit(metis.assign, _graph(pairs, links), num_parts))
+            found, library = result_of(processes.submit(_assign_in, folder, _graph(pairs, links), num_parts))
         except BrokenProcessPool as error:
             raise UserError(metis.GAVE_UP) from error
     num_users, num_items = pairs.num_rows, pairs.num_columns
     users, items, further = torch.from_numpy(found).split([num_users, num_items, len(found) - num_users - num_items])
     return MetisParts(Parts(users, items, num_parts), further, library)
+
+
+def _assign_in(folder: str, graph: metis.Graph, num_parts: int) -> tuple[npt.NDArray[np.int64], str]:
+    """Go to a folder, and cut there."""
+    os.chdir(folder)
+    return metis.assign(graph, num_parts)
 
 
 def _graph(pairs: CSR, links: Links | None) -> metis.Graph:

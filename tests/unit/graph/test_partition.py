@@ -1,4 +1,6 @@
+import os
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -8,6 +10,7 @@ from diffmm_dist.graph import metis
 from diffmm_dist.graph.partition import (
     Links,
     Parts,
+    _assign_in,
     _graph,
     links_report,
     metis_parts,
@@ -133,6 +136,16 @@ def test_what_memory_held_before_does_not_change_what_metis_finds(monkeypatch):
         found.append(metis_parts(pairs, 7).parts)
     assert torch.equal(found[0].users, found[1].users)
     assert torch.equal(found[0].items, found[1].items)
+
+
+def test_metis_leaves_nothing_where_the_command_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # and back, when the test ends
+    monkeypatch.setattr(metis, "assign", lambda *_: Path("metis1.0").write_text("of a large graph"))
+    aside = tmp_path / "aside"
+    aside.mkdir()
+    _assign_in(str(aside), None, 2)
+    assert os.listdir(tmp_path) == ["aside"]
+    assert os.listdir(aside) == ["metis1.0"]
 
 
 def test_no_edges():
