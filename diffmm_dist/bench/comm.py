@@ -16,7 +16,8 @@ from diffmm_dist.data.training import TrainingData, shard_of
 from diffmm_dist.errors import UserError
 from diffmm_dist.models.base import Phase, PhaseContext
 from diffmm_dist.models.common.ranking import planned_together
-from diffmm_dist.models.common.work import Cuts, Traffic
+from diffmm_dist.models.common.work import Cuts, Traffic, Work
+from diffmm_dist.models.recipe import Needs
 from diffmm_dist.parallel.group import run_group
 from diffmm_dist.parallel.world import World
 from diffmm_dist.runs.config import Config
@@ -126,10 +127,16 @@ def _of_epoch(counts: Sequence[int], num_steps: int, step_size: int) -> int:
 
 def predict_exchanges(config: Config, dataset: Dataset, size: int) -> dict[str, float]:
     """Return the exchanges of an epoch of each phase that each of ``size`` workers takes part in."""
-    works_of = model_entry(config).measures.work
-    assert works_of is not None, "check_has_phases comes first"
-    works = works_of(config.model, needs_of(config, dataset.manifest, num_workers=size))
+    works = works_of(config, needs_of(config, dataset.manifest, num_workers=size))
     return {phase: work.exchanges for phase, work in works.items()}
+
+
+def works_of(config: Config, needs: Needs) -> Mapping[str, Work]:
+    """Return what the configured model says of one worker's work, by phase; ``check_has_phases`` comes first."""
+    work = model_entry(config).measures.work
+    assert work is not None, "check_has_phases comes first"
+    found: Mapping[str, Work] = work(config.model, needs)
+    return found
 
 
 def by_purpose(traffic: Traffic) -> dict[str, int]:

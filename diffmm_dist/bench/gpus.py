@@ -10,7 +10,7 @@ from operator import attrgetter
 import torch
 
 from diffmm_dist import storage
-from diffmm_dist.bench.comm import predict
+from diffmm_dist.bench.comm import predict, works_of
 from diffmm_dist.bench.machine import command
 from diffmm_dist.bench.phases import check_has_phases
 from diffmm_dist.config.section import changed
@@ -133,10 +133,8 @@ def epoch_work(
         read: edges to the rows that a batch reads (models/common/work.py); None counts all.
         times: how many times as large as the dataset the data are.
     """
-    works_of = model_entry(config).measures.work
-    assert works_of is not None, "check_has_phases comes first"
     needs = needs_of(config, dataset.manifest, num_workers=size, times=times)
-    works = works_of(config.model, replace(needs, read_edges=read))
+    works = works_of(config, replace(needs, read_edges=read))
     return {
         phase: Work(work.flops, work.memory_bytes, work.steps * sum(sent.get(phase, {}).values()), work.exchanges)
         for phase, work in works.items()

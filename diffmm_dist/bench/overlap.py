@@ -5,9 +5,9 @@ network of a given speed, one after the other; the time is slept, so that it tak
 """
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from statistics import median
+from functools import partial
 from typing import Any
 
 import torch.distributed as dist
@@ -15,8 +15,7 @@ import torch.distributed as dist
 from diffmm_dist import storage
 from diffmm_dist.bench.machine import command, machine
 from diffmm_dist.bench.phases import check_has_phases
-from diffmm_dist.bench.scaling import measure, slowest
-from diffmm_dist.monitoring.log import logger
+from diffmm_dist.bench.scaling import in_turns, measure, speedup
 from diffmm_dist.parallel.group import run_group
 from diffmm_dist.runs.config import Config
 
@@ -41,12 +40,11 @@ def bench_overlap(
         UserError: the model has no phases.
     """
     check_has_phases(config)
-    measured: dict[str, list[dict[str, Any]]] = {name: [] for name in VARIANTS}
-    for _ in range(repeats):
-        for name, overlapped in VARIANTS.items():
-            workers = run_group(num_workers, _measure, config, num_steps, network_mb_s * 1e6, overlapped)
-            measured[name].append(slowest(workers))
-            logger.info("%s: %s", name, measured[name][-1])
+    groups = {
+        name: partial(run_group, num_workers, _measure, config, num_steps, network_mb_s * 1e6, overlapped)
+        for name, overlapped in VARIANTS.items()
+    }
+    measured = in_turns(groups, repeats=repeats)
     storage.write_json(
         out,
         {
@@ -59,15 +57,6 @@ def bench_overlap(
             "speedup": speedup(*measured.values()),
         },
     )
-
-
-def speedup(apart: Sequence[dict[str, Any]], overlapped: Sequence[dict[str, Any]]) -> dict[str, dict[str, float]]:
-    """Return how many times as fast each phase is with overlap, pair by pair: median, least and most."""
-    found = {}
-    for phase in apart[0]["epoch_s"]:
-        ratios = [one["epoch_s"][phase] / other["epoch_s"][phase] for one, other in zip(apart, overlapped, strict=True)]
-        found[phase] = {"median": median(ratios), "min": min(ratios), "max": max(ratios)}
-    return found
 
 
 def _measure(config: Config, num_steps: int, bytes_per_s: float, overlapped: bool) -> dict[str, Any]:

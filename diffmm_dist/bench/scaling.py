@@ -1,9 +1,10 @@
 """How time falls with the number of workers: the steps of every phase, the sizes taking turns."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from functools import partial
 from statistics import median
-from typing import Any
+from typing import Any, TypeVar
 
 from diffmm_dist import storage
 from diffmm_dist.bench.machine import command, machine
@@ -19,6 +20,8 @@ from diffmm_dist.runs.config import Config
 from diffmm_dist.training.build import build_recipe, load_training_data, open_dataset
 from diffmm_dist.training.teacher import teacher_of
 from diffmm_dist.training.worker import prepare_process
+
+Key = TypeVar("Key", bound=Hashable)
 
 
 def bench_scaling(
@@ -42,12 +45,8 @@ def bench_scaling(
     """
     check_has_phases(config)
     configs = _weak(config, sizes, datasets) if datasets else dict.fromkeys(sizes, config)
-    measured: dict[int, list[dict[str, Any]]] = {size: [] for size in sizes}
-    for _ in range(repeats):
-        for size in sizes:
-            workers = run_group(size, measure, configs[size], num_steps)
-            measured[size].append(slowest(workers))
-            logger.info("%d workers: %s", size, measured[size][-1])
+    groups = {size: partial(run_group, size, measure, configs[size], num_steps) for size in sizes}
+    measured = in_turns(groups, repeats=repeats, name=lambda size: f"{size} workers")
     storage.write_json(
         out,
         {
@@ -60,6 +59,21 @@ def bench_scaling(
             "efficiency": {str(size): efficiency(measured, sizes[0], size, weak=bool(datasets)) for size in sizes[1:]},
         },
     )
+
+
+def in_turns(
+    groups: Mapping[Key, Callable[[], Sequence[Mapping[str, Any]]]],
+    *,
+    repeats: int,
+    name: Callable[[Key], str] = str,
+) -> dict[Key, list[dict[str, Any]]]:
+    """Let groups of workers measure one after the other, again and again; return what ``slowest`` says of each time."""
+    measured: dict[Key, list[dict[str, Any]]] = {key: [] for key in groups}
+    for _ in range(repeats):
+        for key, run in groups.items():
+            measured[key].append(slowest(run()))
+            logger.info("%s: %s", name(key), measured[key][-1])
+    return measured
 
 
 def _weak(config: Config, sizes: Sequence[int], datasets: Sequence[str]) -> dict[int, Config]:
@@ -140,12 +154,17 @@ def efficiency(
 
     Perfect is the same time for more workers with as much more to do, if ``weak``, and else less time for the same.
     """
+    return speedup(measured[base], measured[size], over=1 if weak else size / base)
+
+
+def speedup(
+    before: Sequence[Mapping[str, Any]], after: Sequence[Mapping[str, Any]], *, over: float = 1
+) -> dict[str, dict[str, float]]:
+    """Return how many times as fast each phase is, as a share of ``over``, pair by pair: median, least and most."""
     result = {}
-    work = 1 if weak else size / base
-    for phase in measured[base][0]["epoch_s"]:
+    for phase in before[0]["epoch_s"]:
         ratios = [
-            one["epoch_s"][phase] / (many["epoch_s"][phase] * work)
-            for one, many in zip(measured[base], measured[size], strict=True)
+            one["epoch_s"][phase] / (other["epoch_s"][phase] * over) for one, other in zip(before, after, strict=True)
         ]
         result[phase] = {"median": median(ratios), "min": min(ratios), "max": max(ratios)}
     return result
