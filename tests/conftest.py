@@ -1,3 +1,4 @@
+import os
 import sys
 
 import hypothesis
@@ -9,6 +10,12 @@ from diffmm_dist.monitoring.log import logger
 hypothesis.settings.register_profile("untimed", deadline=None)  # how fast something is, benchmarks say
 hypothesis.settings.load_profile("untimed")
 
+# For every Ray that a test starts. Workers are as important as other processes: by Ray's default the tests beside them
+# come first, and on a busy machine they get nothing. Ray Train looks at its workers more often, and has no process that
+# waits for nodes that are about to be reclaimed.
+os.environ.update({
+    "RAY_worker_niceness": "0", "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5", "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
+})  # fmt: skip
 
 # Files of the slow tests that take longest, by what their tests took together. They begin first, so that at the end no
 # process is left alone with a long one.

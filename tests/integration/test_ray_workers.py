@@ -15,7 +15,7 @@ import pytest
 
 from diffmm_dist.bench.processes import descendants
 from tests.support.builders import ROOT, metrics_of
-from tests.support.processes import QUICK, assert_same_result, checkpoints
+from tests.support.processes import assert_same_result, checkpoints
 from tests.support.sockets import listening
 
 pytest.importorskip("ray", reason="Ray is not installed")
@@ -28,12 +28,10 @@ TWO = ["cluster.num_workers=2", "cluster.threads_per_worker=1", f"cluster.max_fa
 class TwoWorkers:
     """A run of two workers on a Ray of its own, in a process that can be killed."""
 
-    def __init__(self, config, run, log, *overrides, env=None):
+    def __init__(self, config, run, log, *overrides):
         self.run, self._log, self._num_groups = run, log, 0
         command = [sys.executable, str(ROOT / "launch.py"), "train", "--config", config, f"run.path={run}", *TWO]
-        self.process = subprocess.Popen(
-            [*command, *overrides], stdout=log.open("w"), stderr=subprocess.STDOUT, env={**os.environ, **(env or {})}
-        )
+        self.process = subprocess.Popen([*command, *overrides], stdout=log.open("w"), stderr=subprocess.STDOUT)
 
     def __enter__(self):
         return self
@@ -96,7 +94,7 @@ def check_output(log):
 def two_workers(tmp_path_factory, short_config):
     """A run that nothing disturbed, where its processes listened meanwhile, its log, and how long its workers lived."""
     folder = tmp_path_factory.mktemp("whole")
-    with TwoWorkers(short_config, folder / "run", folder / "log", "--json", env=QUICK) as whole:
+    with TwoWorkers(short_config, folder / "run", folder / "log", "--json") as whole:
         assert whole.until(whole.workers), whole.log
         start = time.monotonic()
         assert whole.until(lambda: checkpoints(whole.run)), whole.log
@@ -115,7 +113,7 @@ def test_two_workers_killed_at_random_moments_end_with_the_same_bits(short_confi
     kills, num_finished = drawn.sample(KILLED, len(KILLED)), 0
     while True:
         run = tmp_path / f"run-{num_finished}"
-        with TwoWorkers(short_config, run, tmp_path / "log", "checkpoint.every_steps=7", env=QUICK) as training:
+        with TwoWorkers(short_config, run, tmp_path / "log", "checkpoint.every_steps=7") as training:
             if end_early(training, kills, drawn, patience_s=seconds / 4):
                 continue
             training.finish()

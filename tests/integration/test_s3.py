@@ -24,7 +24,7 @@ from tests.support.builders import (
     write_config,
 )
 from tests.support.forked import launched as launch
-from tests.support.processes import QUICK, assert_same_result, started, wait_until
+from tests.support.processes import assert_same_result, started, wait_until
 
 TENSORS = {"model/table": torch.arange(4000.0).view(1000, 4), "model/count": torch.tensor(7)}
 
@@ -205,7 +205,6 @@ def test_a_killed_run_on_s3_ends_as_one_on_a_disk(s3, place, environment, local_
                 "cluster.threads_per_worker=1", "cluster.lease_s=5"]  # fmt: skip
     if num_workers:
         settings.append(f"data.cache={cache}")
-        environment = environment | QUICK
     with started(
         "train", *settings, "checkpoint.every_steps=7", env=environment, cwd=tmp_path, stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,

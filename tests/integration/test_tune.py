@@ -28,7 +28,7 @@ def writers_of(folder, trial):
     return [(record["epoch"], record["writer"]) for record in map(json.loads, lines)]
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 def test_killed_in_the_middle_it_goes_on_and_repeats_nothing(tmp_path):
     dataset = synthetic_dataset(tmp_path / "d", users=200, items=100, interactions=4000)
     config = write_config(

@@ -13,12 +13,6 @@ from pathlib import Path
 
 from tests.support.builders import ROOT, metrics_of
 
-# Ray Train looks at its workers more often, and has no process that waits for nodes that are about to be reclaimed.
-# Workers are as important as other processes; by Ray's default the tests beside them would come first.
-QUICK = {
-    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5", "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0", "RAY_worker_niceness": "0",
-}  # fmt: skip
-
 
 def free_port():
     with socket.socket() as server:
@@ -41,7 +35,7 @@ def started(*arguments, env, **kwargs):
         process.communicate()
 
 
-def wait_until(condition, process, seconds=120):
+def wait_until(condition, process, seconds=240):
     deadline = time.monotonic() + seconds
     while not condition():
         assert process.poll() is None, process.communicate()

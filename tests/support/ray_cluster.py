@@ -14,7 +14,7 @@ from pathlib import Path
 
 from diffmm_dist.bench.processes import descendants
 from tests.support.builders import ROOT
-from tests.support.processes import QUICK, free_port
+from tests.support.processes import free_port
 from tests.support.ray_nodes import FOLDERS, HELD
 
 _HOST = "127.0.0.1"
@@ -45,7 +45,7 @@ class GrowingCluster:
         self._gcs = f"{_HOST}:{free_port()}"
         dashboard = free_port()
         self.address = f"http://{_HOST}:{dashboard}"
-        self.environment = (environment or {}) | QUICK | {
+        self.environment = (environment or {}) | {
             # A node that was killed is not waited for longer; one that only answers late has its ten seconds.
             "RAY_health_check_period_ms": "500",
             # Ray Train may ask for the room of a node that has just died; then it asks again for what there is.
