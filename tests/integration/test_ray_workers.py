@@ -53,7 +53,7 @@ class TwoWorkers:
         deadline = time.monotonic() + 400
         while self.process.poll() is None and not condition():
             assert time.monotonic() < deadline, self.log
-            time.sleep(0.005)
+            time.sleep(0.05)
         return self.process.poll() is None
 
     def until_new_workers_have_trained(self, seconds):

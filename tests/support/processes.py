@@ -40,7 +40,7 @@ def wait_until(condition, process, seconds=240):
     while not condition():
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < deadline
-        time.sleep(0.005)
+        time.sleep(0.01)
 
 
 def checkpoints(run, prefix="epoch-"):
