@@ -14,6 +14,7 @@ from diffmm_dist.bench.phases import begin_stages, check_has_phases, settle
 from diffmm_dist.data.dataset import Dataset
 from diffmm_dist.data.training import TrainingData, shard_of
 from diffmm_dist.errors import UserError
+from diffmm_dist.graph.layout import TABLES
 from diffmm_dist.models.base import Phase, PhaseContext
 from diffmm_dist.models.common.ranking import planned_together
 from diffmm_dist.models.common.work import Cuts, Traffic, Work
@@ -77,7 +78,7 @@ class Measured(NamedTuple):
     """What a worker sends.
 
     Attributes:
-        sent: bytes of the first step of each phase, by predicted purpose.
+        sent: bytes of the first step of each phase, by predicted purpose (``Traffic``).
         exchanges: messages and sums of an epoch of each phase, from its first two steps.
     """
 
@@ -101,12 +102,16 @@ def measure(config: Config, wanted: Traffic) -> Measured:
         if phase.name in wanted:
             num_steps = phase.begin(context)
             first, counts = _first_steps(phase, world, min(num_steps, 2))
+            world.exchanges.clear()
+            phase.settle()
+            phase.begin(context)  # as in later epochs, whose optimisers remember something
+            first[TABLES] = world.sent_bytes[TABLES]
             sent[phase.name] = {purpose: first.get(purpose, 0) for purpose in wanted[phase.name]}
-            exchanges[phase.name] = _of_epoch(counts, num_steps, step_size)
+            exchanges[phase.name] = _of_epoch(counts, num_steps, step_size) + world.exchanges[TABLES]
     return Measured(by_purpose({name: sent[name] for name in wanted}), exchanges)
 
 
-def _first_steps(phase: Phase, world: World, num_steps: int) -> tuple[Mapping[str, int], list[int]]:
+def _first_steps(phase: Phase, world: World, num_steps: int) -> tuple[dict[str, int], list[int]]:
     """Take steps; return the bytes that the first one sends, by purpose, and the exchanges of each."""
     counts: list[int] = []
     for step in range(num_steps):

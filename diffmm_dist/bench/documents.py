@@ -39,7 +39,7 @@ class ScalingBenchmark(TypedDict):
 
 
 class TrafficBenchmark(TypedDict):
-    """What `bench comm` writes; bytes per step, a table for each worker."""
+    """What `bench comm` writes; bytes (models/common/work.py, ``Traffic``), a table for each worker."""
 
     command: str
     machine: dict[str, Any]

@@ -16,7 +16,7 @@ from diffmm_dist.bench.phases import check_has_phases
 from diffmm_dist.config.section import changed
 from diffmm_dist.data.dataset import Dataset
 from diffmm_dist.data.training import TrainingData
-from diffmm_dist.models.common.work import Traffic, read_edges
+from diffmm_dist.models.common.work import Traffic, epoch_bytes, read_edges
 from diffmm_dist.parallel.world import World
 from diffmm_dist.runs.config import Config
 from diffmm_dist.training.build import load_training_data, model_entry, open_dataset
@@ -89,7 +89,7 @@ def bench_gpus(config: Config, sizes: Sequence[int], assumed: Assumptions, *, ou
             for phase, purposes in sent[0].items()
         }
         works = epoch_work(enlarged, dataset, size, most, read, times=times)
-        memory = estimate(enlarged, dataset.manifest, num_workers=size, program=0, times=times)
+        memory = estimate(enlarged, dataset.manifest, num_workers=size, program=0, times=times, on_gpu=True)
         prediction[str(size)] = {
             "work": {phase: asdict(work) for phase, work in works.items()},
             "seconds": {phase: work.seconds(assumed) for phase, work in works.items()},
@@ -129,13 +129,13 @@ def epoch_work(
         config: the run.
         dataset: its data.
         size: W.
-        sent: bytes that the worker which sends most sends in a step, by phase and purpose.
+        sent: bytes that the worker which sends most sends (``Traffic``).
         read: edges to the rows that a batch reads (models/common/work.py); None counts all.
         times: how many times as large as the dataset the data are.
     """
     needs = needs_of(config, dataset.manifest, num_workers=size, times=times)
     works = works_of(config, replace(needs, read_edges=read))
     return {
-        phase: Work(work.flops, work.memory_bytes, work.steps * sum(sent.get(phase, {}).values()), work.exchanges)
+        phase: Work(work.flops, work.memory_bytes, epoch_bytes(sent.get(phase, {}), work.steps), work.exchanges)
         for phase, work in works.items()
     }

@@ -23,6 +23,7 @@ from diffmm_dist.bench.documents import (
 )
 from diffmm_dist.bench.students import COLUMNS, row_of
 from diffmm_dist.errors import UserError
+from diffmm_dist.graph.layout import TABLES
 from diffmm_dist.runs.config import Config
 
 _LATE_EPOCHS = 20
@@ -200,7 +201,9 @@ def _traffic(document: TrafficBenchmark) -> list[str]:
         mib = [f"{mean(values):.2f} / {max(values):.2f}" for values in sent]
         agreement = "-" if size not in measured else "equal" if measured[size] == workers else "DIFFERENT"
         rows.append([size, *mib, agreement])
-    return table(["workers (mean / most)", *(f"{purpose}, MiB per step" for purpose in purposes), "measured"], rows)
+    per = {purpose: "epoch" if purpose == TABLES else "step" for purpose in purposes}
+    columns = [f"{purpose.replace('_', ' ')}, MiB per {of}" for purpose, of in per.items()]
+    return table(["workers (mean / most)", *columns, "measured"], rows)
 
 
 def _gpus(document: GpuPrediction) -> list[str]:

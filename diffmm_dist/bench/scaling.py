@@ -107,7 +107,6 @@ def measure(config: Config, num_steps: int) -> dict[str, Any]:
     sent = {}
     for phase in recipe.phases:
         settle(config, recipe.model)  # a few steps of the phases before leave it mostly empty
-        world.sent_bytes.clear()
         epoch_s[phase.name], steps = _epoch_seconds(phase, context, num_steps)
         sent[phase.name] = {purpose: num_bytes / steps for purpose, num_bytes in world.sent_bytes.items()}
     return {"epoch_s": epoch_s, "sent_bytes_per_step": sent, "peak_rss_gib": peak_rss_gib()}
@@ -119,6 +118,7 @@ def _epoch_seconds(phase: Phase, context: PhaseContext, num_steps: int) -> tuple
     total = phase.begin(context)
     any_worker(False, context.world)
     prepared = time.perf_counter() - start
+    context.world.sent_bytes.clear()
     seconds = []
     for index in range(min(num_steps + 1, total)):
         start = time.perf_counter()

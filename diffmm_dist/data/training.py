@@ -1,6 +1,6 @@
 """What a model is built from: one worker's slice of the training data."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -10,6 +10,7 @@ from torch import Tensor
 from diffmm_dist.data.dataset import Dataset
 from diffmm_dist.data.knowledge import Knowledge
 from diffmm_dist.data.schema import Split
+from diffmm_dist.host_rows import Table
 from diffmm_dist.parallel.collectives import CONTROL, all_reduce_sum_
 from diffmm_dist.parallel.ranges import Ownership
 from diffmm_dist.parallel.shard import AllRows, Shard
@@ -25,7 +26,7 @@ class TrainingData:
         shard: which users and items this worker owns.
         interactions: training interactions of the own users (own users x item ids).
         num_interactions: E, of all workers.
-        features: by modality, float32 (own items, width).
+        features: by modality, float32 (own items, width), on the device or in main memory.
         knowledge: the facts of the own items and further entities, of models that read them.
         name_of_user: what an own user, by local number, is called in the raw data, for messages.
     """
@@ -33,7 +34,7 @@ class TrainingData:
     shard: Shard
     interactions: CSR
     num_interactions: int
-    features: dict[str, Tensor]
+    features: Mapping[str, Table]
     knowledge: Knowledge | None = None
     name_of_user: Callable[[int], str] = str
 

@@ -49,15 +49,17 @@ def _estimate(config: Config, on_cluster: bool) -> Iterator[Finding]:
     used, _ = clipped(config, manifest)
     device = choose_device(config.cluster.device)
     workers = _fewest(config)
-    program = program_bytes(device)
+    program, on_gpu = program_bytes(device), device.type == "cuda"
     if on_cluster:
-        needs = estimate(used, manifest, num_workers=workers, program=program)
+        needs = estimate(used, manifest, num_workers=workers, program=program, on_gpu=on_gpu)
         yield Finding("estimate", "note", f"a worker is estimated to need {needs}; what the nodes have shows there")
         return
     here = _workers_of(device, workers)
     # It takes this much of every worker for taken already; here that is true of this process alone.
     available = max(0, available_on(device) - (here - 1) * program)
-    line = check_memory(used, manifest, num_workers=workers, workers_here=here, available=available, program=program)
+    line = check_memory(
+        used, manifest, num_workers=workers, workers_here=here, available=available, program=program, on_gpu=on_gpu
+    )
     yield Finding("estimate", "ok", line)
 
 

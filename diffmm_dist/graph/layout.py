@@ -17,7 +17,7 @@ from torch import Tensor
 
 from diffmm_dist.errors import UserError
 from diffmm_dist.graph.propagate import Rows, select
-from diffmm_dist.graph.targets import Places
+from diffmm_dist.graph.targets import Counts, Places
 from diffmm_dist.parallel.collectives import gather_each, gather_owned, gather_rows, start_exchange, worker_counts
 from diffmm_dist.parallel.halo import Halo, extended
 from diffmm_dist.parallel.ranges import Ownership
@@ -26,6 +26,7 @@ from diffmm_dist.parallel.world import World
 from diffmm_dist.sparse import CSR
 
 TRAFFIC = "layout"
+TABLES = "layout_tables"  # tables that stay in the layout for many steps
 _PLAN = "layout_plan"
 _PARTS = 3  # of what a worker reads in a step: users, own items, others' items
 
@@ -56,6 +57,7 @@ class Reading:
         at: places of those that arrive, in tables of users and of items; None for all.
         sizes: rows of these tables.
         halo: how items that are still missing then are reached; None where none is.
+        edges: how many edges of the real graph lead to ``rows``; None where they are not counted.
     """
 
     rows: Places
@@ -64,6 +66,7 @@ class Reading:
     at: Places
     sizes: tuple[int, int]
     halo: Halo | None = None
+    edges: Counts | None = None
 
     def place(self, read: Rows) -> Rows:
         """Return tables of own users and of local items that hold rows that arrived, and zeros elsewhere."""
@@ -100,6 +103,15 @@ class Layout(Protocol):
     def enter(self, users: Sequence[Tensor], items: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
         """Return tables of own users and of own items, each (N, D), as the layout has them; every worker calls it."""
 
+    def take(self, users: Tensor, items: Tensor) -> Rows:
+        """Return tables of own users and of own items, (N, D), as the layout has them, exactly, to be kept there.
+
+        There is no gradient. Every worker calls it at the same time.
+        """
+
+    def give_back(self, users: Tensor, items: Tensor) -> Rows:
+        """Return what ``take`` was given from what it returned, whatever has been done to it since."""
+
     @property
     def whole(self) -> Reading:
         """All own rows of users and of items."""
@@ -132,6 +144,12 @@ class RowLayout:
     def enter(self, users: Sequence[Tensor], items: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
         """Return the same tables."""
         return list(users), list(items)
+
+    def take(self, users: Tensor, items: Tensor) -> Rows:
+        """Return the same tables."""
+        return users, items
+
+    give_back = take
 
     @property
     def whole(self) -> Reading:
@@ -203,10 +221,24 @@ class ColumnLayout:
         return self.columns.own.size
 
     def enter(self, users: Sequence[Tensor], items: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
-        """Return the own columns of all rows, (A, C) each."""
+        """Return the own columns of all rows, (A, C) each; without any table nothing is sent."""
+        if not users and not items:
+            return [], []
         counts = [self.own.users.sizes] * len(users) + [self.own.items.sizes] * len(items)
         entered = _Transposed.apply(self, counts, True, *users, *items)  # type: ignore[no-untyped-call, unused-ignore]
         return list(entered[: len(users)]), list(entered[len(users) :])
+
+    def take(self, users: Tensor, items: Tensor) -> Rows:
+        """Return the own columns of all rows, (A, C) each."""
+        counts = [self.own.users.sizes, self.own.items.sizes]
+        all_users, all_items = self.to_columns([users.detach(), items.detach()], counts, kept=True)
+        return all_users, all_items
+
+    def give_back(self, users: Tensor, items: Tensor) -> Rows:
+        """Return all columns of the own rows, (N, D) each."""
+        counts = [self.own.users.sizes, self.own.items.sizes]
+        own_users, own_items = self.to_rows([users.detach(), items.detach()], counts, kept=True)
+        return own_users, own_items
 
     @property
     def whole(self) -> Reading:
@@ -260,33 +292,37 @@ class ColumnLayout:
         left = _Transposed.apply(self, counts, False, *tables)  # type: ignore[no-untyped-call, unused-ignore]
         return list(zip(left[::2], left[1::2], strict=True))
 
-    def to_columns(self, tables: Sequence[Tensor], counts: Sequence[list[int]]) -> list[Tensor]:
+    def to_columns(self, tables: Sequence[Tensor], counts: Sequence[list[int]], *, kept: bool = False) -> list[Tensor]:
         """Return the own columns of every worker's rows of each table, one worker's after the other's, (R, C).
 
         Args:
             tables: own rows (N, D).
             counts: of each table, rows of every worker.
+            kept: they are there to stay, and arrive as they are, however messages are rounded.
         """
         parts = [table.split(self.columns.sizes, dim=1) for table in tables]
         sent = [torch.cat([part[rank].reshape(-1) for part in parts]) for rank in range(len(self.columns.sizes))]
         mine = self.columns.own.size
         shapes = [[(of_table[rank], mine) for of_table in counts] for rank in range(len(sent))]
-        return [torch.cat(blocks) for blocks in self._exchanged(sent, shapes)]
+        return [torch.cat(blocks) for blocks in self._exchanged(sent, shapes, kept)]
 
-    def to_rows(self, tables: Sequence[Tensor], counts: Sequence[list[int]]) -> list[Tensor]:
+    def to_rows(self, tables: Sequence[Tensor], counts: Sequence[list[int]], *, kept: bool = False) -> list[Tensor]:
         """Return the own rows of each table with every worker's columns, (N, D): the inverse of ``to_columns``."""
         parts = [table.split(of_table) for table, of_table in zip(tables, counts, strict=True)]
         sizes, rank = self.columns.sizes, self.own.world.rank
         sent = [torch.cat([part[other].reshape(-1) for part in parts]) for other in range(len(sizes))]
         shapes = [[(of_table[rank], width) for of_table in counts] for width in sizes]
-        return [torch.cat(blocks, dim=1) for blocks in self._exchanged(sent, shapes)]
+        return [torch.cat(blocks, dim=1) for blocks in self._exchanged(sent, shapes, kept)]
 
-    def _exchanged(self, sent: Sequence[Tensor], shapes: Sequence[Sequence[tuple[int, int]]]) -> list[list[Tensor]]:
+    def _exchanged(
+        self, sent: Sequence[Tensor], shapes: Sequence[Sequence[tuple[int, int]]], kept: bool
+    ) -> list[list[Tensor]]:
         """Send each worker its values; return what came from each, for every table.
 
         Args:
             sent: values for each worker, flat.
             shapes: of what each worker sends of every table.
+            kept: see ``to_columns``.
         """
         sizes = [[rows * columns for rows, columns in of_worker] for of_worker in shapes]
         received = start_exchange(
@@ -294,8 +330,8 @@ class ColumnLayout:
             [values.numel() for values in sent],
             list(map(sum, sizes)),
             self.own.world,
-            purpose=TRAFFIC,
-            dtype=self.own.messages,
+            purpose=TABLES if kept else TRAFFIC,
+            dtype=None if kept else self.own.messages,
         )().split([size for of_worker in sizes for size in of_worker])
         blocks = [values.view(shape) for values, shape in zip(received, [s for w in shapes for s in w], strict=True)]
         num_tables = len(shapes[0])

@@ -70,9 +70,14 @@ class Edges:
         """Number of edges."""
         return self.by_target.num_entries
 
-    def onto(self, targets: Tensor) -> "Edges":
-        """Return the edges to some targets alone, int64, each once; they are numbered by their places."""
-        by_target, places = self.by_target.select_entries(targets)
+    def onto(self, targets: Tensor, *, num_edges: int | None = None) -> "Edges":
+        """Return the edges to some targets alone, int64, each once; they are numbered by their places.
+
+        Args:
+            targets: those.
+            num_edges: how many they are, if known: on a GPU, counting them makes the host wait.
+        """
+        by_target, places = self.by_target.select_entries(targets, num_entries=num_edges)
         return Edges.of(by_target, self.weights[places])
 
     def neighbor_sum(self, source_rows: Tensor, weights: Tensor | None = None) -> Tensor:

@@ -5,6 +5,7 @@ reads, whose items come from their owners, and those that lead to items that any
 owners. So there is a halo for each direction, of the rows that these edges touch.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -15,6 +16,7 @@ from diffmm_dist.parallel.halo import Halo
 from diffmm_dist.sparse import CSR
 
 Places = tuple[Tensor | None, Tensor | None]  # some rows of users and of items, int64, each once; None for all
+Counts = tuple[int, int]  # of edges that lead to some users, and to some items
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,24 +42,44 @@ class Targets:
     item_loop: Tensor
 
     @classmethod
-    def of(cls, relation: Relation, at: Places) -> "Targets | None":
-        """Return these rows of a relation, None where all of them are; every worker calls it at the same time."""
+    def of(cls, relation: Relation, at: Places, edges: Counts | None = None) -> "Targets | None":
+        """Return these rows of a relation, None where all of them are; every worker calls it at the same time.
+
+        Args:
+            relation: the relation.
+            at: the rows.
+            edges: what ``edges_to_each`` says of them; None counts, for which a GPU's host waits.
+        """
         users, items = at
         if users is None or items is None:
             return None
         halo = relation.messages
-        by_user, places = relation.to_users.by_target.select_entries(users)
+        to_users, to_items = (None, None) if edges is None else edges
+        by_user, places = relation.to_users.by_target.select_entries(users, num_entries=to_users)
         sources, by_user = _needed(halo, by_user)
         targets, local = _read(halo, items)
         return cls(
             (users, items),
             Edges.of(by_user, relation.to_users.weights[places]),
             sources,
-            relation.to_items.onto(local),
+            relation.to_items.onto(local, num_edges=to_items),
             targets,
             relation.user_loop.index_select(0, users),
             relation.item_loop.index_select(0, items),
         )
+
+
+def edges_to_each(relation: Relation, rows: Sequence[Places]) -> list[Counts | None]:
+    """Return how many edges lead to each of several selections of rows, for which a GPU's host waits once.
+
+    None stands for what is not known before other workers' items are: in a relation of several workers.
+    """
+    if relation.halo.world.size > 1:
+        return [None] * len(rows)
+    degrees = relation.to_users.by_target.row_counts, relation.to_items.by_target.row_counts
+    sums = [degree[of_side].sum() for both in rows for degree, of_side in zip(degrees, both, strict=True)]
+    counts: list[Counts] = list(map(tuple, torch.stack(sums).view(-1, 2).tolist()))
+    return [*counts]
 
 
 def _needed(halo: Halo, by_user: CSR) -> tuple[Halo, CSR]:

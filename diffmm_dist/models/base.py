@@ -69,6 +69,12 @@ class Phase(ABC):
             ``<phase>/<name>``.
         """
 
+    def settle(self) -> None:  # noqa: B027
+        """Put what the phase keeps elsewhere back into the model and the optimisers, to be saved; steps may follow.
+
+        Every worker calls it at the same time.
+        """
+
     def finish(self) -> dict[str, float]:
         """Conclude the epoch; return further values to record under the phase's name, the same on all workers."""
         return {}

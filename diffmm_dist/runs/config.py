@@ -48,6 +48,9 @@ class DataConfig(Section):
     """Record batches (of at most 65,536 rows and 4 MiB of features) fetched from stores while earlier ones are used."""
     cache: Folder | None = None
     """Local folder that keeps files read from stores, checked and named by checksum; null fetches them every time."""
+    features_on: Literal["device", "host"] = "device"
+    """Where the items' features lie while a GPU trains: on the `device`, or on its `host`, in pinned memory, from where
+    they come a block at a time, the next one while the present one is used: slower, for features that do not fit."""
     verify: bool = True
     """Compare every file with its checksum as it is read; false believes them."""
 

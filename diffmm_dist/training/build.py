@@ -4,12 +4,14 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from diffmm_dist.data.dataset import Dataset
 from diffmm_dist.data.knowledge import check_knowledge, shard_knowledge
 from diffmm_dist.data.stream import Reading
 from diffmm_dist.data.training import TrainingData, shard_interactions, shard_of
 from diffmm_dist.errors import UserError
+from diffmm_dist.host_rows import HostRows, Table
 from diffmm_dist.models.base import Optimization
 from diffmm_dist.models.recipe import Ingredients, ModelEntry, Recipe, TeacherTables
 from diffmm_dist.models.registry import FOLDERS, entry_of
@@ -90,10 +92,17 @@ def load_training_data(config: Config, dataset: Dataset, world: World) -> Traini
         shard=shard,
         interactions=shard_interactions(dataset, "train", shard),
         num_interactions=dataset.manifest.num_interactions("train"),
-        features={name: dataset.features(name, shard.items.own).to(world.device) for name in modalities},
+        features={name: _placed(dataset.features(name, shard.items.own), config, world) for name in modalities},
         knowledge=shard_knowledge(dataset, shard) if model_entry(config).reads_knowledge else None,
         name_of_user=lambda row: dataset.name_of("users", shard.users.own.start + row),
     )
+
+
+def _placed(features: Tensor, config: Config, world: World) -> Table:
+    """Return features where the run has them; what computes in main memory has them there anyway."""
+    if config.data.features_on == "host" and world.device.type != "cpu":
+        return HostRows.of(features, world.device)
+    return features.to(world.device)
 
 
 def reads_features(config: Config) -> bool:

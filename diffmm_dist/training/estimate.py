@@ -6,6 +6,7 @@ Models say what they need (costs.py in each one's folder); docs/benchmarks/memor
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from operator import attrgetter
 
 import torch
@@ -14,6 +15,7 @@ from diffmm_dist.config.section import changed
 from diffmm_dist.data.schema import Manifest
 from diffmm_dist.errors import UserError
 from diffmm_dist.evaluation import evaluator
+from diffmm_dist.host_rows import BUFFER_BYTES
 from diffmm_dist.models.common import costs
 from diffmm_dist.models.common.costs import FLOAT, INT, ModelMemory, Parts, Share
 from diffmm_dist.models.recipe import Needs
@@ -78,7 +80,13 @@ def program_bytes(device: torch.device) -> int:
 
 
 def estimate(
-    config: Config, manifest: Manifest, *, num_workers: int, program: int = _PROGRAM_BYTES, times: int = 1
+    config: Config,
+    manifest: Manifest,
+    *,
+    num_workers: int,
+    program: int = _PROGRAM_BYTES,
+    times: int = 1,
+    on_gpu: bool = False,
 ) -> Estimate:
     """Return what a worker needs.
 
@@ -88,9 +96,12 @@ def estimate(
         num_workers: W.
         program: what the process holds before it reads the data.
         times: how many times as large as the dataset the data are.
+        on_gpu: what its GPU must hold; features may lie in main memory then.
     """
     needs = needs_of(config, manifest, num_workers=num_workers, times=times)
     share, memory = needs.share, model_entry(config).memory(config.model, needs)
+    if on_gpu and config.data.features_on == "host":
+        memory = replace(memory, kept=_without_features(memory.kept))
     features = {name: size for name, size in memory.kept.items() if name == "features"}
     reading = {"interactions": (share.interactions + share.held_out) * _READ_INTS * INT}
     phases = {
@@ -104,6 +115,11 @@ def estimate(
     own = program + _LATER_BYTES + (_DGL_BYTES if _may_use_dgl(config) else 0)
     kept = {name: sum((parts if name == "read" else memory.kept).values()) for name, parts in phases.items()}
     return Estimate({name: _with_program(name, parts, own, kept[name]) for name, parts in phases.items()})
+
+
+def _without_features(kept: Parts) -> Parts:
+    """Return the parts with the buffers that features in main memory come through."""
+    return {name: min(size, BUFFER_BYTES) if name == "features" else size for name, size in kept.items()}
 
 
 def _added(kept: Parts, more: Parts) -> Parts:
@@ -169,7 +185,14 @@ def needs_of(config: Config, manifest: Manifest, *, num_workers: int, times: int
 
 
 def check_memory(
-    config: Config, manifest: Manifest, *, num_workers: int, workers_here: int, available: int, program: int
+    config: Config,
+    manifest: Manifest,
+    *,
+    num_workers: int,
+    workers_here: int,
+    available: int,
+    program: int,
+    on_gpu: bool = False,
 ) -> str:
     """Return a line for the log that compares the estimate with what there is.
 
@@ -180,18 +203,19 @@ def check_memory(
         workers_here: workers that share this machine.
         available: bytes that processes can still get here.
         program: what each worker holds already.
+        on_gpu: ``available`` is of a GPU.
 
     Raises:
         UserError: the workers of this machine cannot fit; it shows the largest phase, and what to lower.
     """
-    needs = estimate(config, manifest, num_workers=num_workers, program=program)
+    needs = estimate(config, manifest, num_workers=num_workers, program=program, on_gpu=on_gpu)
     room = available + workers_here * program  # the estimate counts what they have already
     said = f"a worker is estimated to need {needs}"
     if needs.total * workers_here <= room:
         return f"{said}; {workers_here} here, {room / GIB:.2f} GiB available"
     lower = [
         f"{setting} needs {saved / GIB:.2f} GiB of the {needs.total / GIB:.2f}"
-        for setting, saved in savings(config, manifest, num_workers=num_workers, program=program)
+        for setting, saved in savings(config, manifest, num_workers=num_workers, program=program, on_gpu=on_gpu)
     ]
     advice = f"lower what it takes ({'; '.join(lower)})" if lower else "the data alone take that"
     raise UserError(
@@ -200,16 +224,18 @@ def check_memory(
     )
 
 
-def savings(config: Config, manifest: Manifest, *, num_workers: int, program: int) -> list[tuple[str, int]]:
+def savings(
+    config: Config, manifest: Manifest, *, num_workers: int, program: int, on_gpu: bool = False
+) -> list[tuple[str, int]]:
     """Return the settings whose smallest value would save something worth it, those that save most first.
 
     Returns:
         ``section.key=value`` and the bytes that the peak would fall by.
     """
-    whole = estimate(config, manifest, num_workers=num_workers, program=program).total
-    saved = []
-    for setting, smaller in _smaller(config):
-        less = whole - estimate(smaller, manifest, num_workers=num_workers, program=program).total
+    total = partial(_total, manifest, num_workers=num_workers, program=program, on_gpu=on_gpu)
+    whole, saved = total(config), []
+    for setting, smaller in _smaller(config, on_gpu=on_gpu):
+        less = whole - total(smaller)
         if less >= _LEAST_SAVED * whole:
             saved.append((setting, less))
     return sorted(saved, key=lambda entry: -entry[1])
@@ -218,11 +244,17 @@ def savings(config: Config, manifest: Manifest, *, num_workers: int, program: in
 _LEAST_SAVED = 0.02
 
 
-def _smaller(config: Config) -> Iterator[tuple[str, Config]]:
+def _total(manifest: Manifest, config: Config, *, num_workers: int, program: int, on_gpu: bool) -> int:
+    return estimate(config, manifest, num_workers=num_workers, program=program, on_gpu=on_gpu).total
+
+
+def _smaller(config: Config, *, on_gpu: bool) -> Iterator[tuple[str, Config]]:
     """Yield each setting that sizes something, as text, and the configuration with its smallest value."""
     of_model = model_entry(config).smallest(config.model)
     smallest = {f"model.{key}": value for key, value in of_model.items()}
     smallest |= {"train.batch_size": 1, "eval.batch_size": 1, "eval.k": (1,)}
+    if on_gpu:
+        smallest["data.features_on"] = "host"
     for key, value in smallest.items():
         before = attrgetter(key)(config)
         if before != value:

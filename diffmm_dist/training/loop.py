@@ -229,6 +229,7 @@ def _save_inside_epoch(run: TrainingRun, phase: Phase) -> None:
     if stop or (run.save_every_steps and cursor.global_step % run.save_every_steps == 0):
         run.state.epoch_values.check_finite(phase, cursor, run.world)
         run.state.check_finite(phase)
+        phase.settle()
         _save(run)
     if stop:
         raise StoppedError(f"{run.state.stage_words}epoch {cursor.epoch}, phase '{phase.name}', step {cursor.step}")

@@ -138,6 +138,7 @@ def _check_memory(config: Config, dataset: Dataset, world: World) -> None:
         workers_here=_workers_here(),
         available=available_memory(world.device),
         program=program_bytes(world.device),
+        on_gpu=world.device.type == "cuda",
     )
     if world.is_first:
         logger.info("%s", line)

@@ -105,13 +105,14 @@ def test_prediction_equals_measurement(dataset, tmp_path, name):
     assert list(map(int, found["predicted_bytes"])) == [1, *measured, 8, 64]
     purposes = PURPOSES.get(config.model.name, ["propagation", "contrast", "denoiser"])
     if config.graph.layout == "columns":
-        purposes = ["layout", *purposes[1:]]
+        purposes = ["layout", "layout_tables", *purposes[1:]]
     assert found["predicted_bytes"]["1"] == [dict.fromkeys(purposes, 0)]
     for size, workers in found["measured_bytes"].items():
         assert workers == found["predicted_bytes"][size]
         assert all(worker[purpose] > 0 for worker in workers for purpose in purposes)
     table = markdown([str(out)]).splitlines()
-    columns = [f"{purpose}, MiB per step" for purpose in purposes]
+    per = {"layout_tables": "layout tables, MiB per epoch"}
+    columns = [per.get(purpose, f"{purpose}, MiB per step") for purpose in purposes]
     assert table[0] == f"| {' | '.join(['workers (mean / most)', *columns, 'measured'])} |"
     assert [line.split(" | ")[-1] for line in table[2:7]] == ["- |", "equal |", "equal |", "- |", "- |"]
 

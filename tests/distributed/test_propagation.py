@@ -106,6 +106,10 @@ def compare_layout(layout, shard, graph, matrix, read, name):
     (users,), (items,) = layout.enter(mine[:1], mine[1:])
     assert users.shape[1] == layout.width(WIDTH)
     once = propagate(graph, REAL, users, items)
+    kept = layout.take(*mine)
+    assert torch.equal(kept[0], users)
+    assert torch.equal(kept[1], items)
+    assert all(map(torch.equal, layout.give_back(*kept), mine))
     whole = reading = layout.whole
     if read is not None:
         nothing, _ = localize(torch.zeros(0, dtype=torch.int64), shard.items, shard.world, purpose="test")

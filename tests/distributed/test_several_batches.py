@@ -5,11 +5,10 @@ from functools import partial
 import pytest
 import torch
 
-from diffmm_dist.bench.phases import settle
 from diffmm_dist.models.base import PhaseContext
-from diffmm_dist.training.build import build_recipe, load_training_data, open_dataset
 from tests.contracts.toy.training import train_in_pieces
 from tests.support.builders import checkpoint_tensors, metrics_of, small_config, synthetic_dataset, train_alone
+from tests.support.phases import last_phase
 from tests.support.workers import SIZES, exchanges_of, on_workers
 
 EVERY = 3
@@ -31,11 +30,8 @@ def dataset(tmp_path_factory):
 
 def recommend_phase(config, world):
     """The model and its phase, at the beginning of an epoch."""
-    dataset = open_dataset(config)
-    recipe = build_recipe(config, load_training_data(config, dataset, world), device=world.device)
-    settle(config, recipe.model)
-    phase = recipe.phases[-1]
-    return recipe.model, phase, phase.begin(PhaseContext(world, 5, 0))
+    model, phase = last_phase(config, world)
+    return model, phase, phase.begin(PhaseContext(world, 5, 0))
 
 
 def loss_and_gradients(model, phase, index):

@@ -29,6 +29,7 @@ DEVICE = torch.device("meta")
 _PACKAGE = f"{Path(diffmm_dist.__file__).parent}/"
 _optimizer: Any = sys.modules["torch.optim.optimizer"]
 _aten = torch.ops.aten
+_SET_DATA: Any = vars(torch._C.TensorBase)["data"].__set__
 # Their result's shape or value is read, or they read what they are given to check it.
 _READING = {
     _aten._local_scalar_dense, _aten.is_nonzero, _aten.equal, _aten.allclose, _aten.nonzero, _aten.nonzero_numpy,
@@ -145,6 +146,8 @@ class _PythonValues(TorchFunctionMode):
         if function in (torch.tensor, torch.as_tensor) and kwargs.get("device") is not None:
             device = kwargs["device"]
             return function(*args, **{**kwargs, "device": None}).to(device)
+        if function == _SET_DATA and isinstance(args[0], OnDevice):
+            args[0].held = args[1].held
         if function is Tensor.tolist and isinstance(args[0], OnDevice):
             return args[0].cpu().tolist()
         if function is Tensor.new_tensor and isinstance(args[0], OnDevice):

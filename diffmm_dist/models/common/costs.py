@@ -152,16 +152,18 @@ def halo_rows(share: Share, dim: int) -> int:
     return 0 if share.num_workers == 1 else (6 * share.halo + 3 * share.items) * dim * FLOAT
 
 
-def layout_messages(share: Share, graph: Share, tables_of_items: int, dim: int) -> int:
+def layout_messages(share: Share, graph: Share, rows: int, dim: int) -> int:
     """Return the bytes of tables on their way between rows and columns: sent, received and put together.
+
+    ID tables go there and come back outside the steps, which need more than they do.
 
     Args:
         share: the data.
         graph: what of it is in the worker's graph: by rows there are no such messages.
-        tables_of_items: item tables that propagate, beside one of users.
+        rows: own rows of the tables that a step brings there, or of those that come back if these are more.
         dim: d.
     """
-    return 0 if graph == share else 3 * (share.users + share.items * tables_of_items) * dim * FLOAT
+    return 0 if graph == share else 3 * rows * dim * FLOAT
 
 
 def similarities(anchors: int, nodes: int) -> int:

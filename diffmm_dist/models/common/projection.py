@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from diffmm_dist.errors import UserError
+from diffmm_dist.host_rows import Table, product
 from diffmm_dist.models.common.initialization import fill_uniform, xavier_table
 from diffmm_dist.parallel.random import RandomStream
 
@@ -23,9 +24,9 @@ class MatrixProjection(nn.Module):
         super().__init__()
         self.weight = xavier_table(width, embedding_dim, stream)
 
-    def forward(self, features_IF: Tensor) -> Tensor:
+    def forward(self, features_IF: Table) -> Tensor:
         """Return (I, D)."""
-        return F.leaky_relu(features_IF @ self.weight, _NEGATIVE_SLOPE)
+        return F.leaky_relu(product(features_IF, self.weight), _NEGATIVE_SLOPE)
 
 
 class AffineProjection(nn.Linear):
@@ -36,6 +37,12 @@ class AffineProjection(nn.Linear):
         bound = 1 / math.sqrt(width)
         fill_uniform(self.weight, bound, stream.child("weight"))
         fill_uniform(self.bias, bound, stream.child("bias"))
+
+    def forward(self, features_IF: Table) -> Tensor:
+        """Return (I, D)."""
+        if isinstance(features_IF, Tensor):
+            return super().forward(features_IF)
+        return product(features_IF, self.weight.T) + self.bias
 
 
 PROJECTIONS: dict[str, type[MatrixProjection] | type[AffineProjection]] = {

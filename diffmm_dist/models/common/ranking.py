@@ -12,6 +12,7 @@ from diffmm_dist.data.sampling import NegativeSampler, check_negatives_exist
 from diffmm_dist.data.training import TrainingData
 from diffmm_dist.models.base import Optimization, Phase, PhaseContext
 from diffmm_dist.models.common.ranking_batch import TRAFFIC, DrawnBatch, PlannedBatches, RankingBatch
+from diffmm_dist.models.common.tables import EmbeddingTables
 from diffmm_dist.parallel.collectives import CONTROL, agree, all_reduce_sum_
 from diffmm_dist.parallel.random import RandomStream
 from diffmm_dist.parallel.replicas import sum_gradients
@@ -233,6 +234,7 @@ class RankingPhase(Phase):
         losses: from a batch to this worker's shares of its weighted terms, the means over its micro-batches; ``loss``,
             the one to minimise, is the sum.
         optimization: interactions per step and learning rate.
+        in_layout: the model, if its ID tables stay in its layout while the phase lasts.
         extra: values to record at the end of the epoch.
 
     Raises:
@@ -250,11 +252,13 @@ class RankingPhase(Phase):
         losses: Callable[[RankingBatch], dict[str, Tensor]],
         optimization: Optimization,
         *,
+        in_layout: EmbeddingTables | None = None,
         extra: Callable[[], dict[str, float]] = dict,
     ) -> None:
         self._batches = RankingBatches(data, optimization.batch_size, optimization.propagate_every)
         self.num_examples = self._batches.num_examples
         self._losses = losses
+        self._in_layout = in_layout
         self._extra = extra
         self._replicas = list(replicas)
         self._world = data.shard.world
@@ -263,15 +267,27 @@ class RankingPhase(Phase):
 
     def begin(self, context: PhaseContext) -> int:
         """Draw the epoch's negatives and batches."""
+        self._enter()
         return self._batches.begin(context)
+
+    def _enter(self) -> None:
+        if self._in_layout is not None:
+            self._in_layout.enter_layout(self._adam)
+
+    def settle(self) -> None:
+        """Have the ID tables as own rows."""
+        if self._in_layout is not None:
+            self._in_layout.leave_layout(self._adam)
 
     def step(self, index: int) -> dict[str, Tensor]:
         """Take one Adam step."""
+        self._enter()  # again, where they were saved since
         terms = self._losses(self._batches[index])
         total = torch.stack(list(terms.values())).sum()
         take_step(total, self._adam, self._replicas, self._world)
         return {name: term.detach() for name, term in terms.items()} | {"loss": total.detach()}
 
     def finish(self) -> dict[str, float]:
-        """Return the extra values."""
+        """Have the ID tables as own rows, and return the extra values."""
+        self.settle()
         return self._extra()

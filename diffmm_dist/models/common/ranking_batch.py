@@ -5,15 +5,18 @@ they plan several batches at a time, with the messages of one.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import islice
 
 import torch
 from torch import Tensor
 
+from diffmm_dist.graph.hetero import REAL, HeteroGraph
 from diffmm_dist.graph.layout import Layout, Reads, StepReading
 from diffmm_dist.graph.propagate import Rows
+from diffmm_dist.graph.relation import Relation
+from diffmm_dist.graph.targets import edges_to_each
 from diffmm_dist.losses.contrastive import BatchNodes, sampled_each
 from diffmm_dist.losses.ranking import bpr_loss
 from diffmm_dist.parallel.collectives import worker_counts_each
@@ -123,9 +126,9 @@ class RankingBatch:
         of_any = torch.unique(torch.cat([own, self.item_halo.send_rows]))
         return Reads(torch.unique(self.user_rows), of_any, self.item_halo)
 
-    def reading(self, layout: Layout) -> StepReading:
-        """Return how they get here; every worker asks at the same time."""
-        return self.together.readings(layout)[self.place]
+    def reading(self, layout: Layout, graph: HeteroGraph) -> StepReading:
+        """Return how they get here from the layout's graph; every worker asks at the same time."""
+        return self.together.readings(layout, graph.relations[REAL])[self.place]
 
     @property
     def nodes(self) -> list[Sides]:
@@ -172,10 +175,16 @@ class PlannedBatches:
             place=place,
         )
 
-    def readings(self, layout: Layout) -> list[StepReading]:
-        """Return how what each batch reads gets here."""
+    def readings(self, layout: Layout, real: Relation) -> list[StepReading]:
+        """Return how what each batch reads gets here, and how many edges of the layout's real relation lead to it."""
         if self._readings is None or self._readings[0] is not layout:
-            self._readings = layout, layout.readings([self[place].reads for place in range(len(self))])
+            steps = layout.readings([self[place].reads for place in range(len(self))])
+            edges = edges_to_each(real, [step.local.rows for step in steps])
+            counted = [
+                StepReading(replace(step.local, edges=count), replace(step.own, edges=count))
+                for step, count in zip(steps, edges, strict=True)
+            ]
+            self._readings = layout, counted
         return self._readings[1]
 
     @cached_property

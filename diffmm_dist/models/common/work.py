@@ -16,9 +16,10 @@ import torch
 from torch import Tensor
 
 from diffmm_dist.data.training import TrainingData
+from diffmm_dist.graph.layout import TABLES
 from diffmm_dist.losses import contrastive
 from diffmm_dist.models.base import PhaseContext
-from diffmm_dist.models.common.costs import FLOAT, Share
+from diffmm_dist.models.common.costs import ADAM_KEEPS, FLOAT, Share
 from diffmm_dist.models.common.ranking import RankingBatches, planned_together
 from diffmm_dist.models.common.ranking_batch import RankingBatch
 from diffmm_dist.parallel.collectives import ring_bytes
@@ -29,7 +30,6 @@ from diffmm_dist.parallel.world import World
 ADAM_ACCESSES = 7  # of each weight in a step: value, gradient and moments read, all but the gradient written
 EXCHANGES_PER_PRODUCT = 4  # out and back, forward and backward
 TARGET_EXCHANGES = 2  # of a step: owners and readers tell each other which halo rows the last product needs
-LAYOUT_EXCHANGES = 4  # of a step whose tables propagate by columns: both ways, forward and backward
 _BATCH_EXCHANGES = 2  # of a step: its items' rows and their gradients, where they do not come with the layout's
 _PLAN_EXCHANGES = 2  # of batches that are planned together: of how many items they are, and of which
 _NODES_EXCHANGES = 2  # likewise, where their nodes are contrasted: counts of others' items, and numbers of nodes
@@ -37,7 +37,8 @@ _READING_EXCHANGES = 2  # likewise, where tables propagate by columns: how many 
 _GATHERS = 4  # of each edge of a product: both directions, forward and backward
 _EDGE_BYTES = 12  # of an edge besides the row that it gathers: its place and its weight
 
-Traffic = Mapping[str, Mapping[str, int]]  # bytes of a step, by phase and purpose
+# Bytes of a step, by phase and purpose; what is sent once in an epoch has the purpose ``TABLES`` (graph/layout.py).
+Traffic = Mapping[str, Mapping[str, int]]
 
 
 @dataclass(frozen=True)
@@ -155,6 +156,16 @@ def ranking_exchanges(
     return steps * _BATCH_EXCHANGES * (not by_columns) + -(-steps // planned_together(step_size)) * plans
 
 
+def layout_exchanges(steps: int, *, entering: bool) -> int:
+    """Return the exchanges of an epoch of steps whose tables propagate by columns.
+
+    Args:
+        steps: of the epoch.
+        entering: tables besides those of IDs, which are there, are brought to columns in every step.
+    """
+    return steps * 2 * (1 + entering) + 2 * ADAM_KEEPS  # each with its gradients; of tables there and back
+
+
 def contrast_exchanges(terms: int, *, in_batch: bool) -> int:
     """Return the exchanges of so many contrastive terms: anchors, sums of a block and gradients of each, or of all."""
     return 3 * (min(terms, 1) if in_batch else terms)
@@ -267,7 +278,7 @@ def layout_traffic(
     Args:
         cuts: the data and how they are cut.
         dim: d.
-        item_tables: tables of items that enter, beside one of users.
+        item_tables: tables of items that enter, besides those of IDs, which are there.
         read: pairs of tables of which the rows of the first step are read.
         read_by_owners: likewise, each row by its owner alone.
         whole: pairs of tables of which all rows are.
@@ -281,15 +292,32 @@ def layout_traffic(
     own_rows = [sum(both) for both in zip(of_users, of_items, strict=True)]
     further = [_others_items(cuts, shard) for shard in shards]
     all_rows = [len(shard.user_ids) + len(shard.own_item_ids) for shard in shards]
-    entering = [len(shard.user_ids) + item_tables * len(shard.own_item_ids) for shard in shards]
+    entering = [item_tables * len(shard.own_item_ids) for shard in shards]
     own = [
         entered + (read + read_by_owners) * few + read * more + whole * every
         for entered, few, more, every in zip(entering, own_rows, further, all_rows, strict=True)
     ]
-    return [
-        (rows * (dim - columns) + (sum(own) - rows) * columns) * cuts.value_bytes
-        for rows, columns in zip(own, Ownership.even(dim, size=size).sizes, strict=True)
-    ]
+    return [numbers * cuts.value_bytes for numbers in _there_and_back(own, dim)]
+
+
+def table_traffic(cuts: Cuts, dim: int) -> list[int]:
+    """Return the bytes that each worker sends in an epoch to have the ID tables by columns meanwhile.
+
+    Their values and moments go there and come back as they are.
+    """
+    own = [len(shard.user_ids) + len(shard.own_item_ids) for shard in cuts.shards]
+    return [numbers * ADAM_KEEPS * FLOAT for numbers in _there_and_back(own, dim)]
+
+
+def _there_and_back(own: Sequence[int], dim: int) -> list[int]:
+    """Return the numbers that each worker sends for so many rows of each to go to columns and to come back."""
+    columns = Ownership.even(dim, size=len(own)).sizes
+    return [rows * (dim - mine) + (sum(own) - rows) * mine for rows, mine in zip(own, columns, strict=True)]
+
+
+def epoch_bytes(of_step: Mapping[str, int], steps: int) -> int:
+    """Return the bytes of an epoch of steps, from those of a phase in ``Traffic``."""
+    return sum(num_bytes * (1 if purpose == TABLES else steps) for purpose, num_bytes in of_step.items())
 
 
 def _others_items(cuts: Cuts, shard: Shard) -> int:

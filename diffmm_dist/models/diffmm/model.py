@@ -15,7 +15,7 @@ from diffmm_dist.data.training import TrainingData
 from diffmm_dist.diffusion.denoiser import Denoiser
 from diffmm_dist.errors import UserError
 from diffmm_dist.graph.hetero import REAL, HeteroGraph, Kernel
-from diffmm_dist.graph.layout import Layout, RowLayout, StepReading
+from diffmm_dist.graph.layout import Layout, StepReading
 from diffmm_dist.graph.propagate import Rows, propagate, propagate_tables, propagate_to_users, select, sum_of_layers
 from diffmm_dist.graph.relation import Relation
 from diffmm_dist.graph.targets import Targets
@@ -69,7 +69,7 @@ class DiffMM(EmbeddingTables):
         num_item_shards: int = 1,
         layout: Layout | None = None,
     ) -> None:
-        super().__init__(data.shard, seed=seed, embedding_dim=embedding_dim)
+        super().__init__(data.shard, seed=seed, embedding_dim=embedding_dim, layout=layout)
         self.modalities = tuple(data.features)
         self.data = data
         self.diffusion = diffusion
@@ -79,7 +79,6 @@ class DiffMM(EmbeddingTables):
         )
         self._seed = seed
         self.graph = graph
-        self.layout = layout or RowLayout(shard)
         self._num_layers = num_layers
         self._residual_weight = residual_weight
         self._modal_graph_weight = modal_graph_weight
@@ -94,7 +93,6 @@ class DiffMM(EmbeddingTables):
         self.projections = nn.ModuleDict()
         self.denoisers = nn.ModuleDict()
         for name, features in data.features.items():
-            self.register_buffer(f"features_{name}", features, persistent=False)
             self.projections[name] = PROJECTIONS[kinds[name]](
                 features.shape[1], embedding_dim, stream.child("projection", name)
             )
@@ -125,7 +123,7 @@ class DiffMM(EmbeddingTables):
 
     def projected(self, modality: str) -> Tensor:
         """Return G^m, the projected features of own items (I, d)."""
-        rows: Tensor = self.projections[modality](self.get_buffer(f"features_{modality}"))
+        rows: Tensor = self.projections[modality](self.data.features[modality])
         return rows
 
     def denoiser(self, modality: str) -> Denoiser:
@@ -155,7 +153,7 @@ class DiffMM(EmbeddingTables):
         Z^m = A^_m [E_u; E_i] and the view's first layer A^_m [E_u; e^m] share what users send to items.
         """
         own_modal_items = [normalize_rows(self.projected(name)) for name in self.modalities]
-        (users,), (items, *entered) = self.layout.enter([self.user_embedding], [self.item_embedding, *own_modal_items])
+        users, items, entered = self.entered(own_modal_items)
         ids, modal_items = (users, items), dict(zip(self.modalities, entered, strict=True))
         kappa = self.modality_weights()
         modal_mean = weighted_sum(kappa, list(modal_items.values()))
@@ -174,7 +172,7 @@ class DiffMM(EmbeddingTables):
         whole = self.layout.whole
         of_final = whole if reading is None else reading.local
         of_views = whole if reading is None or whole_views else reading.own
-        targets = Targets.of(self.graph.relations[REAL], of_final.rows)
+        targets = Targets.of(self.graph.relations[REAL], of_final.rows, of_final.edges)
         layers = sum_of_layers(self.graph, first, num_layers=self._num_layers, targets=targets)
         # Not all modalities at once, their columns side by side: putting them there takes longer than one product saves
         # (docs/benchmarks/propagate.md).

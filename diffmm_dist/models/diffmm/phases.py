@@ -48,7 +48,7 @@ def diffmm_phases(model: DiffMM, optimization: Optimization, contrast: ContrastS
     return [
         DenoisePhase(model.denoising, signals, optimization, weights=(1, model.diffusion.signal_weight)),
         GeneratedGraphs(model),
-        RankingPhase(model.data, tables, replicas, losses, optimization, extra=modality_weights),
+        RankingPhase(model.data, tables, replicas, losses, optimization, in_layout=model, extra=modality_weights),
     ]
 
 
@@ -84,7 +84,9 @@ def recommend_losses(
     """Return this worker's shares of the weighted terms of the recommendation loss (README.md, "recommend")."""
     in_batch = contrast.negatives == "batch"
     final, views = model(
-        reading=batch.reading(model.layout), with_views=contrast.contrastive_weight > 0, whole_views=not in_batch
+        reading=batch.reading(model.layout, model.graph),
+        with_views=contrast.contrastive_weight > 0,
+        whole_views=not in_batch,
     )
     losses = {
         "bpr": batch.bpr_of_local(final, divisor=optimization.batch_size),

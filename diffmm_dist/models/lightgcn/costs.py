@@ -11,11 +11,11 @@ from diffmm_dist.models.common.costs import ADAM_KEEPS, FLOAT, ModelMemory, Shar
 from diffmm_dist.models.common.work import (
     ADAM_ACCESSES,
     EXCHANGES_PER_PRODUCT,
-    LAYOUT_EXCHANGES,
     TARGET_EXCHANGES,
     Cuts,
     Traffic,
     Work,
+    layout_exchanges,
     layout_traffic,
     products_of_few,
     propagated_bytes,
@@ -23,6 +23,7 @@ from diffmm_dist.models.common.work import (
     real_rows_sent,
     real_target_rows_sent,
     sent_bytes,
+    table_traffic,
 )
 
 _STEP_ACCESSES = 8  # of each row of the tables in a step: their norm, its gradient, the batch's gradients, their sum
@@ -43,7 +44,6 @@ def memory(
         dgl: whether DGL may propagate.
     """
     table = (share.users + share.items) * embedding_dim * FLOAT
-    messages = costs.layout_messages(share, graph, 1, embedding_dim)
     step_tables = 2 if num_layers == 0 else 3  # the layers' sum, its gradient, and one in between
     return ModelMemory(
         kept={
@@ -55,7 +55,7 @@ def memory(
             "recommend": costs.ranking_phase(
                 share,
                 gradients=table,
-                step={"propagation": step_tables * table, "messages": messages},
+                step={"propagation": step_tables * table},
                 dim=embedding_dim,
                 batch=step_size,
             )
@@ -92,8 +92,11 @@ def work(
     last = min(num_layers, 1)
     products = num_layers - last + products_of_few(last, share, read_edges)
     moved = propagated_bytes(share.num_interactions * products, embedding_dim, num_workers=size, by_columns=by_columns)
-    of_products = LAYOUT_EXCHANGES if by_columns else num_layers * EXCHANGES_PER_PRODUCT + TARGET_EXCHANGES
-    exchanges = steps * of_products + ranking_exchanges(steps, step_size, by_columns=by_columns)
+    exchanges = ranking_exchanges(steps, step_size, by_columns=by_columns)
+    if by_columns:
+        exchanges += layout_exchanges(steps, entering=False)
+    else:
+        exchanges += steps * (num_layers * EXCHANGES_PER_PRODUCT + TARGET_EXCHANGES)
     moved += nodes * embedding_dim * accesses * FLOAT
     return {"recommend": Work(steps, 0.0, steps * moved, exchanges if size > 1 else 0)}
 
@@ -107,8 +110,11 @@ def traffic(cuts: Cuts, *, embedding_dim: int, num_layers: int) -> list[Traffic]
         num_layers: L.
     """
     if cuts.by_columns:
+        left = layout_traffic(cuts, embedding_dim, item_tables=0, read=1)
+        tables = table_traffic(cuts, embedding_dim)
         return [
-            {"recommend": {layout.TRAFFIC: sent}} for sent in layout_traffic(cuts, embedding_dim, item_tables=1, read=1)
+            {"recommend": {layout.TRAFFIC: of_step, layout.TABLES: of_epoch}}
+            for of_step, of_epoch in zip(left, tables, strict=True)
         ]
     last = min(num_layers, 1)
     return [

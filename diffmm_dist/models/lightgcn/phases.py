@@ -13,8 +13,8 @@ def lightgcn_phases(model: LightGCN, data: TrainingData, optimization: Optimizat
     """Return the one phase: BPR and L2 of the ID tables over the interactions."""
 
     def losses(batch: RankingBatch) -> dict[str, Tensor]:
-        final = model(reading=batch.reading(model.layout).local)
+        final = model(reading=batch.reading(model.layout, model.graph).local)
         bpr = batch.bpr_of_local(final, divisor=optimization.batch_size)
         return {"bpr": bpr, "l2": optimization.l2_weight * model.squared_norm()}
 
-    return [RankingPhase(data, list(model.parameters()), [], losses, optimization)]
+    return [RankingPhase(data, list(model.parameters()), [], losses, optimization, in_layout=model)]

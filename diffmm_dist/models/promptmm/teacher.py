@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from diffmm_dist.data.training import TrainingData
 from diffmm_dist.graph.hetero import REAL, HeteroGraph
 from diffmm_dist.graph.propagate import Rows, users_from_items
+from diffmm_dist.host_rows import Table, transposed_product
 from diffmm_dist.models.common.initialization import fill_uniform
 from diffmm_dist.models.common.projection import AffineProjection
 from diffmm_dist.models.common.tables import EmbeddingTables
@@ -103,9 +104,9 @@ class PromptTeacher(EmbeddingTables):
         self.graph = graph
         self.settings = settings
         self.modalities = tuple(data.features)
+        self._features = data.features
         self.projections = nn.ModuleDict()
         for name, features in data.features.items():
-            self.register_buffer(f"features_{name}", features, persistent=False)
             self.projections[name] = FeatureProjection(
                 features.shape[1], embedding_dim, stream.child("projection", name)
             )
@@ -138,9 +139,9 @@ class PromptTeacher(EmbeddingTables):
         assert isinstance(projection, FeatureProjection)
         return projection
 
-    def features(self, modality: str) -> Tensor:
+    def features(self, modality: str) -> Table:
         """Return X^m of own items, (I, F)."""
-        return self.get_buffer(f"features_{modality}")
+        return self._features[modality]
 
     def prepare(self) -> None:
         """Make the tokens: the mean over the modalities of their features' principal components."""
@@ -161,7 +162,9 @@ class PromptTeacher(EmbeddingTables):
         extended = _with_ones(self.item_tokens)
         self._moments, self._roots = {}, {}
         for name in self.modalities:
-            moments_PF = all_reduce_sum(extended.T @ self.features(name), self.shard.world, purpose=TRAFFIC)
+            moments_PF = all_reduce_sum(
+                transposed_product(extended, self.features(name)), self.shard.world, purpose=TRAFFIC
+            )
             self._moments[name] = moments_PF
             self._roots[name] = torch.linalg.qr(moments_PF.double().T, mode="r").R.to(moments_PF.dtype)
 

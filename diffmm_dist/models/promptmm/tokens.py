@@ -8,15 +8,15 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from diffmm_dist.host_rows import Table, blocks_of
 from diffmm_dist.parallel.collectives import all_reduce_sum_, broadcast_rows
 from diffmm_dist.parallel.world import World
 
-_BLOCK_ELEMENTS = 1 << 22  # of features that are held in float64 at a time: 32 MiB
 TRAFFIC = "tokens"
 
 
 @torch.no_grad()
-def principal_components(features_IF: Tensor, *, num_components: int, num_items: int, world: World) -> Tensor:
+def principal_components(features_IF: Table, *, num_components: int, num_items: int, world: World) -> Tensor:
     """Return the coordinates of own items on the principal axes of all items' features, centred, not whitened: (I, D).
 
     The axes are the leading eigenvectors of the covariance, F x F, which is summed over blocks of items and over the
@@ -30,7 +30,7 @@ def principal_components(features_IF: Tensor, *, num_components: int, num_items:
         world: the workers.
     """
     width = features_IF.shape[1]
-    mean_F = features_IF.new_zeros(width, dtype=torch.float64)
+    mean_F = torch.zeros(width, dtype=torch.float64, device=world.device)
     for block_bF in _blocks(features_IF):
         mean_F += block_bF.sum(dim=0)
     mean_F = all_reduce_sum_(mean_F, world, purpose=TRAFFIC) / max(num_items, 1)
@@ -40,13 +40,12 @@ def principal_components(features_IF: Tensor, *, num_components: int, num_items:
         covariance_FF.addmm_(centred_bF.T, centred_bF)
     axes_FD = _axes(all_reduce_sum_(covariance_FF, world, purpose=TRAFFIC), num_components, world)
     components = [((block_bF - mean_F) @ axes_FD).to(features_IF.dtype) for block_bF in _blocks(features_IF)]
-    return torch.cat([features_IF.new_zeros(0, num_components), *components])
+    return torch.cat([mean_F.new_zeros(0, num_components, dtype=features_IF.dtype), *components])
 
 
-def _blocks(features_IF: Tensor) -> Iterator[Tensor]:
-    step = max(1, _BLOCK_ELEMENTS // max(features_IF.shape[1], 1))
-    for start in range(0, features_IF.shape[0], step):
-        yield features_IF[start : start + step].double()
+def _blocks(features_IF: Table) -> Iterator[Tensor]:
+    """Yield blocks in float64."""
+    return (block_bF.double() for block_bF in blocks_of(features_IF))
 
 
 def _axes(covariance_FF: Tensor, num_components: int, world: World) -> Tensor:

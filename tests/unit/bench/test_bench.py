@@ -184,10 +184,13 @@ def test_what_lightgcn_computes_moves_and_sends(tmp_path):
     )  # the last: one plan for all batches
     assert four["recommend"].sent_bytes == steps * 500
     by_columns = changed(config, {"graph.layout": "columns"})
-    (work,) = epoch_work(by_columns, dataset, 4, {"recommend": {"layout": 500}}, read).values()
-    # All edges, of two columns; a plan and both ways instead of an exchange for each half of every product.
+    sent = {"recommend": {"layout": 500, "layout_tables": 70}}
+    (work,) = epoch_work(by_columns, dataset, 4, sent, read).values()
+    assert work.sent_bytes == steps * 500 + 70
+    # All edges, of two columns; a plan, and what is read and its gradients instead of an exchange for each half of
+    # every product. Tables and both moments go there and come back once.
     assert work.memory_bytes == pytest.approx(steps * (gathered * (2 * 4 + 12) + passes / 4))
-    assert work.exchanges == steps * 4 + 4
+    assert work.exchanges == steps * 2 + 4 + 2 * 3
 
 
 def test_work_takes_what_its_parts_take_one_after_the_other():

@@ -4,11 +4,11 @@ import pytest
 import torch
 from torch.optim import AdamW
 
+from diffmm_dist import host_rows
 from diffmm_dist.errors import UserError
 from diffmm_dist.graph.hetero import REAL, HeteroGraph
 from diffmm_dist.graph.relation import Relation
 from diffmm_dist.models.base import Optimization, PhaseContext
-from diffmm_dist.models.promptmm import tokens
 from diffmm_dist.models.promptmm.candidates import FromTeacher
 from diffmm_dist.models.promptmm.model import PromptMM
 from diffmm_dist.models.promptmm.narrow import item_map, narrowed, narrowing
@@ -64,7 +64,7 @@ def test_tokens_are_the_principal_components_whatever_the_blocks(monkeypatch):
     _, values, axes = torch.linalg.svd(centred, full_matrices=False)
     torch.testing.assert_close(whole.abs(), (centred @ axes[:4].T).abs(), rtol=1e-3, atol=1e-3)
     torch.testing.assert_close(whole.norm(dim=0), values[:4], rtol=1e-4, atol=1e-4)
-    monkeypatch.setattr(tokens, "_BLOCK_ELEMENTS", 21)
+    monkeypatch.setattr(host_rows, "_BLOCK_ELEMENTS", 21)
     torch.testing.assert_close(components(features, 4), whole, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(components(-features, 4).abs(), whole.abs(), rtol=1e-4, atol=1e-4)
 

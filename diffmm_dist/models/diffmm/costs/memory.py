@@ -82,12 +82,14 @@ def memory(
     }
     building = {"generated graphs": graphs + graph.users * topk(share, diffusion) * _PAIR_INTS * INT}
     steps = _Steps(denoising.count, contrast, denoising.batch_size, propagate_every)
+    whole_views = num_modalities if contrast.contrastive_weight > 0 and contrast.negatives == "all" else 0
+    travelling = max(num_modalities * share.items, whole_views * (share.users + share.items))
     return ModelMemory(
         kept=kept,
         phases={
             "denoise": _denoise(share, denoising, diffusion, columns, embedding_dim),
             "rebuild": costs.largest(rebuild_step(share, denoising, diffusion, columns), building),
-            "recommend": {"messages": costs.layout_messages(share, graph, 1 + num_modalities, embedding_dim)}
+            "recommend": {"messages": costs.layout_messages(share, graph, travelling, embedding_dim)}
             | _recommend(share, steps, features.matrix_projections, num_layers, embedding_dim, table + projections),
         },
         embedding=_embedding(share, num_modalities, row) + min(num_layers, 1) * table,

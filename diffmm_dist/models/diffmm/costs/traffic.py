@@ -21,6 +21,7 @@ from diffmm_dist.models.common.work import (
     real_rows_sent,
     real_target_rows_sent,
     sent_bytes,
+    table_traffic,
 )
 from diffmm_dist.models.diffmm.costs.work import num_targets, products_of_batch, propagation_products
 from diffmm_dist.models.diffmm.model import DiffMM
@@ -48,15 +49,18 @@ def traffic(
         num_layers: L.
         item_shards: over how many workers each denoiser is spread.
     """
+    propagation: dict[str, list[int]]
     if cuts.by_columns:
-        purpose, propagation = layout.TRAFFIC, _layout(cuts, contrast, embedding_dim)
+        tables = table_traffic(cuts, embedding_dim)
+        propagation = {layout.TRAFFIC: _layout(cuts, contrast, embedding_dim), layout.TABLES: tables}
     else:
-        purpose, propagation = relation.TRAFFIC, _propagation(cuts, diffusion, contrast, num_layers, embedding_dim)
+        propagation = {relation.TRAFFIC: _propagation(cuts, diffusion, contrast, num_layers, embedding_dim)}
     contrasts = _contrast(cuts, contrast, embedding_dim)
     denoisers = _denoiser(cuts, diffusion, embedding_dim, item_shards)
     return [
         {
-            "recommend": {purpose: propagation[rank], contrastive.TRAFFIC: contrasts[rank]},
+            "recommend": {purpose: sent[rank] for purpose, sent in propagation.items()}
+            | {contrastive.TRAFFIC: contrasts[rank]},
             "denoise": {DENOISER: denoisers[rank]},
         }
         for rank in range(len(cuts.shards))
@@ -104,11 +108,11 @@ def _propagation(
 
 
 def _layout(cuts: Cuts, contrast: ContrastSettings, dim: int) -> list[int]:
-    """Return the bytes of all tables on their way to columns and back."""
+    """Return the bytes of the items' features on their way to columns, and of what is read on its way back."""
     modalities = len(cuts.data.features)
     views = modalities if contrast.contrastive_weight > 0 else 0
     by_owners, whole = (views, 0) if contrast.negatives == "batch" else (0, views)
-    return layout_traffic(cuts, dim, item_tables=1 + modalities, read=2, read_by_owners=by_owners, whole=whole)
+    return layout_traffic(cuts, dim, item_tables=modalities, read=2, read_by_owners=by_owners, whole=whole)
 
 
 def _contrast(cuts: Cuts, contrast: ContrastSettings, dim: int) -> list[int]:

@@ -11,11 +11,11 @@ from diffmm_dist.models.common.denoising import DiffusionSettings
 from diffmm_dist.models.common.denoising_costs import Denoising, denoise_work, rebuild_work
 from diffmm_dist.models.common.work import (
     EXCHANGES_PER_PRODUCT,
-    LAYOUT_EXCHANGES,
     TARGET_EXCHANGES,
     Work,
     contrast_exchanges,
     contrast_flop,
+    layout_exchanges,
     num_anchors,
     products_of_few,
     propagated_bytes,
@@ -89,11 +89,18 @@ def _recommend(
     anchors = num_anchors(batch, contrast.max_nodes)
     compared = 2 * anchors / size if contrast.negatives == "batch" else nodes
     flops = propagate_every * sum(targets) * contrast_flop(anchors, compared, dim)
-    of_products = LAYOUT_EXCHANGES if by_columns else (real + generated) * EXCHANGES_PER_PRODUCT + TARGET_EXCHANGES
+    if by_columns:
+        of_products: float = layout_exchanges(steps, entering=True)
+    else:
+        of_products = steps * ((real + generated) * EXCHANGES_PER_PRODUCT + TARGET_EXCHANGES)
     terms = 2 * len(targets) * propagate_every
     of_contrast = contrast_exchanges(terms, in_batch=contrast.negatives == "batch")
-    exchanges = steps * (of_products + of_contrast + _REPLICAS_EXCHANGES) + ranking_exchanges(
-        steps, batch * propagate_every, contrasted=bool(targets), sampled=anchors < batch, by_columns=by_columns
+    exchanges = (
+        of_products
+        + steps * (of_contrast + _REPLICAS_EXCHANGES)
+        + ranking_exchanges(
+            steps, batch * propagate_every, contrasted=bool(targets), sampled=anchors < batch, by_columns=by_columns
+        )
     )
     moved = propagated_bytes(edges, dim, num_workers=size, by_columns=by_columns) + nodes * dim * _ROW_ACCESSES * FLOAT
     return Work(steps, steps * flops, steps * moved, exchanges if size > 1 else 0)
